@@ -38,7 +38,9 @@ def import_torchvision() -> None:
             library = torch.library.Library("torchvision", "FRAGMENT")
             library.define(_SCHEMAS[missing[1]])
             _declared.append(library)
-    raise RuntimeError("torchvision still misses operators that were declared; reinstall torch and torchvision as a pair")
+    raise RuntimeError(
+        "torchvision still misses operators that were declared; reinstall torch and torchvision as a pair"
+    )
 
 
 import_torchvision()

@@ -1,0 +1,88 @@
+"""An adapter attached to a network: its adapted layers by weight name."""
+
+from collections.abc import Iterator, Mapping
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from intarsia.adapters.adapter import AdaptedLinear, Adapter
+from intarsia.task_vector import TaskVector
+
+
+class Attachment:
+    """The trainable side of a network while a module is learned; use as a context manager to take it off again.
+
+    Args:
+        model: the network; its target layers are replaced in place, their weights are shared and never written.
+        targets: canonical weight name -> path of the ``nn.Linear`` inside ``model``.
+        adapter: the parametrisation.
+        generator: source of the random start.
+
+    Example:
+        >>> with Attachment(model, targets, LoRA(16), generator) as adapter:
+        ...     optimizer = torch.optim.AdamW(adapter.parameters())
+    """
+
+    def __init__(
+        self, model: nn.Module, targets: Mapping[str, str], adapter: Adapter, generator: torch.Generator
+    ) -> None:
+        self.adapter = adapter
+        self.layers: dict[str, AdaptedLinear] = {}
+        self._model = model
+        self._paths = dict(targets)
+        for name, path in self._paths.items():
+            linear = model.get_submodule(path)
+            if not isinstance(linear, nn.Linear):
+                raise TypeError(f"{name}: {path} is a {type(linear).__name__}, expected nn.Linear")
+            self.layers[name] = AdaptedLinear(name, linear, adapter, generator)
+            _replace(model, path, self.layers[name])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Put the plain layers back; the layers' parts stay readable."""
+        for name, path in self._paths.items():
+            _replace(self._model, path, self.layers[name].linear)
+
+    def compose(self, total: Mapping[str, Tensor] | None, tasks: int) -> None:
+        """Train inside theta0 + (total + tau) / tasks from now on (IEL); ``(None, 1)`` is a module alone (ITA)."""
+        for name, layer in self.layers.items():
+            layer.compose(None if total is None else total[name], tasks)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Every trainable tensor."""
+        for layer in self.layers.values():
+            yield from layer.parts.values()
+
+    def vector(self) -> TaskVector:
+        """The task vector as it stands, dense and detached."""
+        return TaskVector({name: layer.delta().detach() for name, layer in self.layers.items()})
+
+    def state(self) -> dict[str, Tensor]:
+        """``<weight name>.<part>`` -> tensor on the CPU: what a module keeps of its vector."""
+        return {
+            f"{name}.{part}": value.detach().cpu().clone()
+            for name, layer in self.layers.items()
+            for part, value in layer.parts.items()
+        }
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of ``state``.
+
+        Raises:
+            KeyError: a part is missing.
+        """
+        for name, layer in self.layers.items():
+            for part, value in layer.parts.items():
+                value.copy_(state[f"{name}.{part}"])
+
+
+def _replace(model: nn.Module, path: str, layer: nn.Module) -> None:
+    parent, _, leaf = path.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, layer)

@@ -1,0 +1,37 @@
+"""Full fine-tuning: tau is a free matrix."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from intarsia.adapters.adapter import AdaptedLinear, Parts
+
+
+@dataclass(frozen=True)
+class Full:
+    """A free dense update of every tuned weight."""
+
+    kind: ClassVar[str] = "full"
+
+    def initial(self, name: str, theta0: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Zeros (O, I)."""
+        return {"tau": torch.zeros_like(theta0)}
+
+    def delta(self, parts: Parts, theta0: Tensor) -> Tensor:
+        """The matrix itself."""
+        return parts["tau"]
+
+    def base(self, theta0: Tensor, shift: Tensor) -> Tensor:
+        """A dense (O, I) weight."""
+        return theta0 + shift
+
+    def forward(self, x: Tensor, layer: AdaptedLinear) -> Tensor:
+        """(W + scale tau) x + b."""
+        return F.linear(x, torch.add(layer.base, layer.parts["tau"], alpha=layer.scale), layer.linear.bias)
+
+    def proximal(self, parts: Parts, theta0: Tensor, curvature: Tensor, pull: Tensor) -> dict[str, Tensor]:
+        """(tau + d) / (1 + c), elementwise."""
+        return {"tau": (parts["tau"] + pull) / (1 + curvature)}

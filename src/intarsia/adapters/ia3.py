@@ -1,0 +1,41 @@
+"""(IA)^3: tau = W0 * (l - 1) by rows, one factor for each output (Liu et al., arXiv 2205.05638)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from intarsia.adapters.adapter import AdaptedLinear, Parts
+
+
+@dataclass(frozen=True)
+class IA3:
+    """A learned factor for every output of every tuned weight; l = 1 at the start."""
+
+    kind: ClassVar[str] = "ia3"
+
+    def initial(self, name: str, theta0: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Ones (O,)."""
+        return {"l": theta0.new_ones(theta0.shape[0])}
+
+    def delta(self, parts: Parts, theta0: Tensor) -> Tensor:
+        """W0 * (l - 1)."""
+        return theta0 * (parts["l"] - 1).unsqueeze(1)
+
+    def base(self, theta0: Tensor, shift: Tensor) -> Tensor:
+        """Row factors (O,): a shift made of (IA)^3 updates is W0 * s by rows, and s is read back from it."""
+        rows = (theta0 * theta0).sum(1)
+        return 1 + (theta0 * shift).sum(1) / torch.where(rows > 0, rows, torch.ones_like(rows))
+
+    def forward(self, x: Tensor, layer: AdaptedLinear) -> Tensor:
+        """(W0 x) * (base + scale (l - 1)) + b: one product, whatever was composed before."""
+        factor = layer.base + layer.scale * (layer.parts["l"] - 1)
+        y = F.linear(x, layer.linear.weight) * factor
+        return y if layer.linear.bias is None else y + layer.linear.bias
+
+    def proximal(self, parts: Parts, theta0: Tensor, curvature: Tensor, pull: Tensor) -> dict[str, Tensor]:
+        """M = l - 1 row by row: (1 + sum_j c W0^2) m = m_old + sum_j d W0."""
+        stiffness = 1 + (curvature * theta0 * theta0).sum(1)
+        return {"l": 1 + (parts["l"] - 1 + (pull * theta0).sum(1)) / stiffness}

@@ -1,0 +1,68 @@
+"""LoRA: tau = B A, a low-rank update (Hu et al., arXiv 2106.09685).
+
+A is (r, I), Kaiming-uniform; B is (O, r), zero at the start; the scale is 1 and there is no dropout. A fused ``qkv``
+holds three weights in one and gets three times the rank.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from intarsia.adapters.adapter import AdaptedLinear, Parts
+from intarsia.errors import InputError
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Low-rank updates.
+
+    Args:
+        rank: r of every weight; 3 r on a fused qkv. At most min(O, I) is used.
+
+    Raises:
+        InputError: the rank is below 1.
+    """
+
+    rank: int = 16
+    kind: ClassVar[str] = "lora"
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise InputError(f"LoRA rank {self.rank}: expected 1 or more; 16 is the paper's")
+
+    def initial(self, name: str, theta0: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """A (r, I) Kaiming-uniform with a = sqrt(5), drawn on the CPU; B (O, r) zero."""
+        out_features, in_features = theta0.shape
+        wanted = 3 * self.rank if name.removesuffix(".weight").endswith("qkv") else self.rank
+        rank = min(wanted, out_features, in_features)
+        bound = 1 / math.sqrt(in_features)
+        a = (torch.rand(rank, in_features, generator=generator) * 2 - 1) * bound
+        return {"A": a.to(theta0), "B": theta0.new_zeros(out_features, rank)}
+
+    def delta(self, parts: Parts, theta0: Tensor) -> Tensor:
+        """B A."""
+        return parts["B"] @ parts["A"]
+
+    def base(self, theta0: Tensor, shift: Tensor) -> Tensor:
+        """A dense (O, I) weight: earlier low-rank updates are merged, so their number costs nothing."""
+        return theta0 + shift
+
+    def forward(self, x: Tensor, layer: AdaptedLinear) -> Tensor:
+        """W x + b + scale B (A x): never a dense update."""
+        low = F.linear(x, layer.parts["A"])
+        return F.linear(x, layer.base, layer.linear.bias) + F.linear(low, layer.parts["B"] * layer.scale)
+
+    def proximal(self, parts: Parts, theta0: Tensor, curvature: Tensor, pull: Tensor) -> dict[str, Tensor]:
+        """With A fixed each row of B is a system of its own: (I + A diag(c_i) A^T) b_i = b_i,old + A d_i."""
+        a, b = parts["A"], parts["B"]
+        rank = len(a)
+        products = (a[:, None] * a).reshape(rank * rank, -1)  # (r r, I)
+        gram = (curvature @ products.T).reshape(-1, rank, rank)
+        gram.diagonal(dim1=-2, dim2=-1).add_(1.0)
+        right = b + pull @ a.T
+        factor = torch.linalg.cholesky(gram)
+        return {"B": torch.cholesky_solve(right.unsqueeze(-1), factor).squeeze(-1)}

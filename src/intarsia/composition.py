@@ -1,0 +1,237 @@
+"""Composition: theta_P = theta0 + sum_t w_t tau_t (METHOD.md section 6), merged once into an ordinary network.
+
+A composed model costs at inference what theta0 costs. Terms are always added in the pool's order, so that a composition
+does not depend on the order in which it was asked for.
+"""
+
+import copy
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from intarsia.adapters import Adapter
+from intarsia.backbone import Backbone
+from intarsia.errors import InputError
+from intarsia.heads import Head
+from intarsia.images import Preprocessing, decode
+from intarsia.module import Module
+
+PREDICT_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to compose.
+
+    Args:
+        weights: task -> coefficient of its task vector.
+        tasks: the tasks whose classes the model answers with, in the pool's order.
+        name: how to call it (``mean``, ``unlearn cars``, ...).
+    """
+
+    weights: Mapping[str, float]
+    tasks: tuple[str, ...]
+    name: str
+
+    def first(self, tasks: Sequence[str]) -> "Recipe":
+        """The same rule when only ``tasks`` had been learned: coefficients rescaled to their old sum."""
+        kept = {t: w for t, w in self.weights.items() if t in tasks}
+        before, now = sum(self.weights.values()), sum(kept.values())
+        factor = before / now if now else 0.0
+        return Recipe({t: w * factor for t, w in kept.items()}, tuple(t for t in self.tasks if t in tasks), self.name)
+
+
+def mean(tasks: Sequence[str]) -> Recipe:
+    """w_t = 1/T."""
+    return Recipe({t: 1 / len(tasks) for t in tasks}, tuple(tasks), "mean")
+
+
+def weighted(tasks: Sequence[str], weights: Mapping[str, float]) -> Recipe:
+    """Coefficients of the user's choice, which sum to 1; classes of all tasks named.
+
+    Raises:
+        InputError: a task is unknown, a weight is negative or not finite, or the weights do not sum to 1.
+    """
+    _known(tasks, weights)
+    for task, w in weights.items():
+        if not 0 <= w < math.inf:
+            raise InputError(f"weight {w} of task {task!r}: expected 0 or more (negation is `unlearn --mode negate`)")
+    total = sum(weights.values())
+    if not math.isclose(total, 1, abs_tol=1e-6):
+        raise InputError(f"weights sum to {total:g}, expected 1: divide each by {total:g}, or name the missing task")
+    label = ", ".join(f"{t}={w:g}" for t, w in weights.items())
+    return Recipe(dict(weights), tuple(t for t in tasks if t in weights), f"weighted {label}")
+
+
+def specialize(tasks: Sequence[str], chosen: Sequence[str], *, all_classes: bool = False) -> Recipe:
+    """Uniform over ``chosen``; answers with their classes only, or with all (``all_classes``).
+
+    Raises:
+        InputError: no task, an unknown one, or one named twice.
+    """
+    _known(tasks, chosen)
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise InputError(f"specialize to {list(chosen)}: expected one or more tasks, each named once")
+    kept = tuple(t for t in tasks if t in chosen)
+    return Recipe({t: 1 / len(kept) for t in kept}, tuple(tasks) if all_classes else kept, f"only {', '.join(kept)}")
+
+
+def unlearn(tasks: Sequence[str], task: str, *, mode: str = "drop", scale: float | None = None) -> Recipe:
+    """``drop``: the mean of the others, classes of ``task`` gone. ``negate``: theta_P - scale tau_t, all heads kept.
+
+    Args:
+        tasks: all tasks of the pool.
+        task: the one to unlearn.
+        mode: ``drop`` or ``negate``.
+        scale: lambda of ``negate``; 1/T if None, which just takes the task's share of the mean away.
+
+    Raises:
+        InputError: the task is unknown, it is the only one (drop), the mode is unknown, or a scale comes with ``drop``.
+    """
+    _known(tasks, [task])
+    if mode == "drop":
+        if scale is not None:
+            raise InputError(f"scale {scale} with mode drop: only negate has a scale")
+        others = tuple(t for t in tasks if t != task)
+        if not others:
+            raise InputError(f"{task!r} is the pool's only task: nothing is left without it")
+        return Recipe({t: 1 / len(others) for t in others}, others, f"unlearn {task} (drop)")
+    if mode != "negate":
+        raise InputError(f"unknown mode {mode!r}: expected drop or negate")
+    scale = 1 / len(tasks) if scale is None else scale
+    if not math.isfinite(scale):
+        raise InputError(f"scale {scale}: expected a finite number")
+    weights = {t: 1 / len(tasks) - (scale if t == task else 0.0) for t in tasks}
+    return Recipe(weights, tuple(tasks), f"unlearn {task} (negate, scale {scale:g})")
+
+
+class ComposedModel(nn.Module):
+    """An ordinary network with merged weights and the heads of its tasks.
+
+    Args:
+        network: images (B, C, H, W) -> features (B, D), merged.
+        head: of all classes.
+        classes: task -> class names, in the head's order.
+        preprocessing: how images are prepared.
+        recipe: how it came about, as JSON.
+        before: the same composition when only the first i tasks had been learned; for the accuracy matrix.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        head: Head,
+        classes: Mapping[str, Sequence[str]],
+        preprocessing: Preprocessing,
+        recipe: Mapping[str, Any],
+        before: Callable[[int], "ComposedModel"] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        self.head = nn.Linear(head.weight.shape[1], len(head)).requires_grad_(False)
+        self.head.weight.copy_(head.weight)
+        self.head.bias.copy_(head.bias)
+        self.classes = {task: tuple(names) for task, names in classes.items()}
+        self.preprocessing = preprocessing
+        self.recipe = dict(recipe)
+        self.before = before
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of all classes, in the order of the logits."""
+        return tuple(name for names in self.classes.values() for name in names)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, C) of normalised images (B, channels, size, size)."""
+        return self.head(self.network(images))
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits (N, C), on the CPU, of uint8 images (N, channels, R, R) as a stream holds them."""
+        device = self.head.weight.device
+        batches = images.split(PREDICT_BATCH)
+        return torch.cat([self(self.preprocessing.normalize(b.to(device))).cpu() for b in batches])
+
+    def predict(self, paths: Sequence[str | Path]) -> list[str]:
+        """Class names of image files.
+
+        Raises:
+            InputError: a file is missing or not an image.
+        """
+        return [self.labels[int(i)] for i in self.probabilities(paths).argmax(1)]
+
+    def probabilities(self, paths: Sequence[str | Path]) -> Tensor:
+        """Softmax (N, C) of image files."""
+        if not paths:
+            raise InputError("no image named: expected one or more files")
+        images = torch.stack([decode(path, self.preprocessing) for path in paths])
+        return torch.softmax(self.logits(images), 1)
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``model.safetensors`` (``network.*``, ``head.*``) and ``model.json`` into a new or empty folder.
+
+        Raises:
+            InputError: the folder exists and is not empty.
+        """
+        folder = Path(folder)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"{folder} exists and is not an empty folder: name another, nothing was written")
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
+        card = {
+            "format": 1,
+            "recipe": self.recipe,
+            "classes": self.classes,
+            "preprocessing": self.preprocessing.record(),
+        }
+        (folder / "model.json").write_text(json.dumps(card, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path, backbone: Backbone | None = None) -> "ComposedModel":
+        """The inverse of ``save``; theta0's architecture comes from ``backbone`` or from the recipe's name of it."""
+        folder = Path(folder)
+        if not (folder / "model.json").is_file():
+            raise InputError(f"{folder} is not a composed model: expected model.json and model.safetensors in it")
+        card = json.loads((folder / "model.json").read_text())
+        backbone = backbone or Backbone.load(card["recipe"]["backbone"])
+        state = load_file(folder / "model.safetensors")
+        head = Head(state["head.weight"], state["head.bias"])
+        preprocessing = Preprocessing.from_record(card["preprocessing"])
+        model = cls(copy.deepcopy(backbone.model), head, card["classes"], preprocessing, card["recipe"])
+        model.load_state_dict(state)
+        return model
+
+
+def merge(backbone: Backbone, adapter: Adapter, modules: Sequence[Module], weights: Mapping[str, float]) -> nn.Module:
+    """A copy of theta0's network with sum_t w_t tau_t added to its tuned weights, one weight at a time.
+
+    Args:
+        backbone: theta0; it is not changed.
+        adapter: what the modules' parts mean.
+        modules: in the pool's order.
+        weights: task -> coefficient; a task left out counts 0 and costs nothing.
+    """
+    network = copy.deepcopy(backbone.model)
+    chosen = [(m, weights[m.card.task]) for m in modules if weights.get(m.card.task, 0.0)]
+    for name, path in backbone.targets.items():
+        layer = network.get_submodule(path)
+        assert isinstance(layer, nn.Linear)
+        theta0 = layer.weight.detach()
+        total = torch.zeros_like(theta0)
+        for module, w in chosen:
+            total.add_(module.delta(name, adapter, theta0), alpha=w)
+        theta0.add_(total)
+    return network
+
+
+def _known(tasks: Sequence[str], asked: Sequence[str] | Mapping[str, float]) -> None:
+    for task in asked:
+        if task not in tasks:
+            raise InputError(f"unknown task {task!r}: the pool has {', '.join(tasks)}")

@@ -1,0 +1,96 @@
+"""Settings: frozen dataclasses that are the command line's flags and the record beside each result."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from intarsia.adapters import IA3, Adapter, Full, LoRA
+from intarsia.errors import InputError
+from intarsia.fisher import Estimator
+from intarsia.regularizers import IEL, ITA, Step
+
+AdapterKind = Literal["lora", "full", "ia3"]
+Method = Literal["ita", "iel"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How one module is learned; the numbers of METHOD.md section 3."""
+
+    epochs: int = 5
+    """Passes over a task's images."""
+    batch_size: int = 64
+    """Images a step."""
+    lr: float = 3e-4
+    """AdamW's learning rate, cosine by epoch."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay."""
+    augment: bool = True
+    """Vary the training images (the stream says how)."""
+    step: Step = "proximal"
+    """The regularizer's step: implicit (proximal), explicit beside the optimizer (decoupled), in the loss (coupled)."""
+    unit_fisher: bool = False
+    """Divide the Fisher by its mean over the tuned weights, so that one strength travels between backbones."""
+    lambda_h: float = 0.025
+    """Pull of the head's Fisher towards its reference head."""
+    lambda_0: float = 0.001
+    """Plain pull of the head towards its reference head."""
+    head_start: Literal["reference", "random"] = "reference"
+    """Where the head's fine-tuning begins."""
+    pretune_epochs: int = 3
+    """Passes over the features when a new head is pre-tuned."""
+    pretune_lr: float = 0.01
+    """SGD's learning rate for pre-tuning and alignment."""
+    components: int = 5
+    """Gaussians a class in the class statistics."""
+    fisher: Estimator = "rademacher"
+    """Fisher estimator."""
+    probes: int = 1
+    """Draws a batch of the random Fisher estimators."""
+    fisher_over: Literal["earlier", "others"] = "earlier"
+    """Tasks whose Fisher and heads a module knows: those before it, or all others (every task is prepared first)."""
+    seed: int = 0
+    """Seed of everything random."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "probes", "components"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name.replace('_', '-')} {getattr(self, name)}: expected 1 or more")
+        for name in ("lr", "weight_decay", "lambda_h", "lambda_0", "pretune_lr", "pretune_epochs"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(f"{name.replace('_', '-')} {getattr(self, name)}: expected a finite number, 0 or more")
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+def build_adapter(kind: str, rank: int = 16) -> Adapter:
+    """The adapter called ``kind``; ``rank`` is LoRA's."""
+    match kind:
+        case "lora":
+            return LoRA(rank)
+        case "full":
+            return Full()
+        case "ia3":
+            return IA3()
+    raise InputError(f"unknown adapter {kind!r}: expected lora, full or ia3")
+
+
+def adapter_record(adapter: Adapter) -> dict[str, Any]:
+    """As JSON; ``build_adapter(**record)`` is the inverse."""
+    return {"kind": adapter.kind, **({"rank": adapter.rank} if isinstance(adapter, LoRA) else {})}
+
+
+def regularizer_record(regularizer: ITA | IEL) -> dict[str, Any]:
+    """As JSON; ``build_regularizer(**record)`` is the inverse."""
+    return {"method": regularizer.kind, "strength": regularizer.strength}
+
+
+def build_regularizer(method: str, strength: float) -> ITA | IEL:
+    """ITA(alpha=strength) or IEL(beta=strength)."""
+    match method:
+        case "ita":
+            return ITA(strength)
+        case "iel":
+            return IEL(strength)
+    raise InputError(f"unknown method {method!r}: expected ita or iel")

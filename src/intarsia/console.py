@@ -1,0 +1,81 @@
+"""What a person sees: progress bars on standard error, tables on standard output."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+OUT = Console(highlight=False, soft_wrap=True)
+ERR = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class LearningBars:
+    """Two bars: tasks of the stream, and the current phase of the current task.
+
+    Args:
+        bars: where they are drawn.
+        tasks: number of tasks to learn.
+    """
+
+    def __init__(self, bars: Progress, tasks: int) -> None:
+        self._bars = bars
+        self._stream = bars.add_task("tasks", total=tasks)
+        self._phase: TaskID = bars.add_task("...", total=None)
+        self._seen: list[str] = []
+
+    def __call__(self, task: str, phase: str, done: int, total: int) -> None:
+        """Draw; a finished training moves the bar of the stream."""
+        if task not in self._seen:
+            self._seen.append(task)
+        self._bars.update(self._phase, description=f"{task}: {phase}", completed=done, total=total)
+        if phase == "training":
+            self._bars.update(self._stream, completed=self._seen.index(task) + (done == total))
+
+
+@contextmanager
+def bars() -> Iterator[Progress]:
+    """Progress bars while the block runs; drawn only where standard error is a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=ERR, transient=True, disable=not ERR.is_terminal) as progress:
+        yield progress
+
+
+@contextmanager
+def bar(description: str) -> Iterator["_Bar"]:
+    """One bar; the value is a function of (done, total)."""
+    with bars() as progress:
+        yield _Bar(progress, progress.add_task(description, total=None))
+
+
+class _Bar:
+    def __init__(self, bars: Progress, task: TaskID) -> None:
+        self._bars = bars
+        self._task = task
+
+    def __call__(self, done: int, total: int) -> None:
+        self._bars.update(self._task, completed=done, total=total)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], note: str = "") -> None:
+    """Print a table; the first column is text, the others are numbers (floats with one decimal, None as a dash)."""
+    grid = Table(title=title, title_justify="left", caption=note or None, caption_justify="left")
+    for i, column in enumerate(columns):
+        grid.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        grid.add_row(*(_cell(value) for value in row))
+    OUT.print(grid)
+
+
+def facts(values: Mapping[str, object]) -> None:
+    """Print name: value lines."""
+    width = max(len(name) for name in values)
+    for name, value in values.items():
+        OUT.print(f"{name:<{width}}  {_cell(value)}", markup=False)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,182 @@
+"""The theory on a real pool (METHOD.md section 2): Jensen's gap of a composed model, measured and predicted.
+
+Theorem 1 and Eq. 5, 13, 14: for sum w = 1 the second-order proxy at theta0 obeys
+
+    l(theta_P) + Omega = sum_t w_t l(theta_t),    Omega = 1/2 (sum_t w_t |tau_t|_H^2 - |sum_t w_t tau_t|_H^2)
+
+The mean Fisher F stands in for the Hessian H. The loss is cross-entropy over all classes of the pool, on images of all
+of its tasks, with the aligned reference heads: only the tuned weights differ between the models compared.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from intarsia import composition
+from intarsia.composition import merge
+from intarsia.errors import InputError
+from intarsia.evaluation import matching_tasks
+from intarsia.heads import Head
+from intarsia.pool import Pool
+from intarsia.stream import TaskStream
+from intarsia.task_vector import TaskVector
+
+Progress = Callable[[int, int], None]
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What ``diagnose`` measures; losses in nats an image.
+
+    Args:
+        tasks: the modules, in order.
+        theta0_loss: l(theta0).
+        composed_loss: l(theta_P).
+        module_losses: l(theta_t) of every module alone.
+        mean_module_loss: sum_t w_t l(theta_t).
+        true_gap: mean_module_loss - composed_loss; positive where composing helps.
+        predicted_gap: Omega_F.
+        gradient_norm: |g| at theta0 over the tuned weights; the theory wants it small.
+        vector_norms: |tau_t| of every module.
+        cosines: cosine between task vectors, tasks x tasks.
+        cosine_to_composed: cosine of every task vector with theta_P - theta0.
+        images: number of images the losses are means of.
+    """
+
+    tasks: tuple[str, ...]
+    theta0_loss: float
+    composed_loss: float
+    module_losses: tuple[float, ...]
+    mean_module_loss: float
+    true_gap: float
+    predicted_gap: float
+    gradient_norm: float
+    vector_norms: tuple[float, ...]
+    cosines: tuple[tuple[float, ...], ...]
+    cosine_to_composed: tuple[float, ...]
+    images: int
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+def gap(vectors: Sequence[Mapping[str, Tensor]], weights: Sequence[float], metric: Mapping[str, Tensor]) -> float:
+    """Omega = 1/2 (sum_t w_t |tau_t|^2 - |sum_t w_t tau_t|^2) in a diagonal metric (Eq. 13).
+
+    Raises:
+        ValueError: the weights do not sum to 1: the identity does not hold.
+    """
+    if abs(sum(weights) - 1) > 1e-6:
+        raise ValueError(f"weights sum to {sum(weights):g}: Theorem 1 needs 1")
+    spread = 0.0
+    for name, diagonal in metric.items():
+        taus = torch.stack([v[name].double() for v in vectors])
+        w = torch.tensor(list(weights), dtype=torch.float64).view(-1, *[1] * (taus.ndim - 1))
+        mean = (w * taus).sum(0)
+        # sum w |tau - mean|^2 is the same number, and does not cancel
+        spread += float((w * (taus - mean).square() * diagonal.double()).sum())
+    return 0.5 * spread
+
+
+def diagnose(
+    pool: Pool,
+    stream: TaskStream,
+    *,
+    weights: Mapping[str, float] | None = None,
+    per_task: int = 200,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Diagnosis:
+    """Measure the theorem on a pool.
+
+    Args:
+        pool: with at least one module.
+        stream: holds the pool's tasks; their training images are used.
+        weights: coefficients that sum to 1; uniform if None.
+        per_task: training images drawn from each task.
+        seed: of that draw.
+        progress: called with (networks measured, networks in all).
+
+    Raises:
+        InputError: the pool is empty, or the stream does not fit it.
+    """
+    reference, running = pool.reference(), pool.fisher()
+    if reference is None or running is None:
+        raise InputError(f"{pool.path} holds no module yet: learn a task first")
+    recipe = composition.mean(pool.tasks) if weights is None else composition.weighted(pool.tasks, weights)
+    w, names = recipe.weights, recipe.tasks
+    images, labels = _draw(pool, stream, names, per_task, seed)
+    modules = {t: pool.module(t) for t in names}
+    head = reference.to(pool.backbone.device)
+    networks: list[Mapping[str, float]] = [{}, w, *({t: 1.0} for t in names)]
+    losses: list[float] = []
+    for i, coefficients in enumerate(networks):
+        network = merge(pool.backbone, pool.adapter, list(modules.values()), coefficients)
+        losses.append(_loss(network, head, images, labels, pool))
+        if progress is not None:
+            progress(i + 1, len(networks))
+    vectors = [pool.vector(t) for t in names]
+    composed = sum((w[t] * v for t, v in zip(names[1:], vectors[1:], strict=True)), w[names[0]] * vectors[0])
+    mean_loss = sum(w[t] * x for t, x in zip(names, losses[2:], strict=True))
+    return Diagnosis(
+        tasks=names,
+        theta0_loss=losses[0],
+        composed_loss=losses[1],
+        module_losses=tuple(losses[2:]),
+        mean_module_loss=mean_loss,
+        true_gap=mean_loss - losses[1],
+        predicted_gap=gap(vectors, [w[t] for t in names], running.mean(0.0)),
+        gradient_norm=_gradient_norm(pool, head, images, labels),
+        vector_norms=tuple(float(v.norm()) for v in vectors),
+        cosines=tuple(tuple(float(v.cosine(u)) for u in vectors) for v in vectors),
+        cosine_to_composed=tuple(float(v.cosine(composed)) for v in vectors),
+        images=len(labels),
+    )
+
+
+def _draw(pool: Pool, stream: TaskStream, names: Sequence[str], per_task: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Training images of the named tasks, and their labels among all classes of the pool."""
+    generator = torch.Generator().manual_seed(seed)
+    offsets, first = {}, 0
+    for task, classes in pool.classes.items():
+        offsets[task], first = first, first + len(classes)
+    images, labels = [], []
+    for task in matching_tasks({t: pool.classes[t] for t in names}, stream):
+        index = torch.randperm(len(task.train), generator=generator)[:per_task]
+        images.append(task.train.tensor(pool.backbone.preprocessing)[index])
+        labels.append(task.train.labels[index] + offsets[task.name])
+    return torch.cat(images), torch.cat(labels)
+
+
+@torch.no_grad()
+def _loss(network: nn.Module, head: Head, images: Tensor, labels: Tensor, pool: Pool) -> float:
+    normalize, device = pool.backbone.preprocessing.normalize, pool.backbone.device
+    total = 0.0
+    for x, y in zip(images.split(BATCH), labels.split(BATCH), strict=True):
+        logits = head(network.to(device)(normalize(x.to(device))))
+        total += float(F.cross_entropy(logits, y.to(device), reduction="sum"))
+    return total / len(labels)
+
+
+def _gradient_norm(pool: Pool, head: Head, images: Tensor, labels: Tensor) -> float:
+    """|g| of the mean loss by the tuned weights at theta0."""
+    backbone = pool.backbone
+    weights = [backbone.model.get_submodule(path).get_parameter("weight") for path in backbone.targets.values()]
+    sums: list[Tensor] = [torch.zeros_like(w) for w in weights]
+    try:
+        for w in weights:
+            w.requires_grad_(True)
+        for x, y in zip(images.split(BATCH), labels.split(BATCH), strict=True):
+            logits = head(backbone.model(backbone.preprocessing.normalize(x.to(backbone.device))))
+            loss = F.cross_entropy(logits, y.to(backbone.device), reduction="sum") / len(labels)
+            torch._foreach_add_(sums, list(torch.autograd.grad(loss, weights)))
+    finally:
+        for w in weights:
+            w.requires_grad_(False)
+    return float(TaskVector({str(i): g for i, g in enumerate(sums)}).norm())

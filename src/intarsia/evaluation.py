@@ -1,0 +1,163 @@
+"""Measures of a composed model on a stream (METHOD.md section 7); all accuracies in percent.
+
+a[i][j] is the accuracy on task j after learning task i, classes of all tasks up to i competing.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from intarsia.composition import ComposedModel
+from intarsia.errors import InputError
+from intarsia.pool import Pool
+from intarsia.stream import Task, TaskStream
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What ``evaluate`` measures.
+
+    Args:
+        tasks: in order.
+        accuracy_matrix: row i: a[i][0..i]; the last row alone where the model has no history.
+        final_accuracy: FA, over all test images of all tasks.
+        final_forgetting: FF, mean over all tasks but the last of max_i a[i][j] - a[T][j]; None without a history.
+        average_incremental_accuracy: mean over i of the accuracy on the classes seen so far; None without a history.
+        task_il_accuracy: arg max within the image's own task.
+        images: number of test images.
+    """
+
+    tasks: tuple[str, ...]
+    accuracy_matrix: tuple[tuple[float, ...], ...]
+    final_accuracy: float
+    final_forgetting: float | None
+    average_incremental_accuracy: float | None
+    task_il_accuracy: float
+    images: int
+
+    @property
+    def per_task(self) -> dict[str, float]:
+        """Task -> its accuracy in the final model."""
+        return dict(zip(self.tasks, self.accuracy_matrix[-1], strict=True))
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+def evaluate(
+    model: ComposedModel, stream: TaskStream, *, history: bool = True, progress: Progress | None = None
+) -> Evaluation:
+    """Measure a model on the test images of its tasks.
+
+    Args:
+        model: composed from a pool, or loaded.
+        stream: holds a task of the same name and classes for every task of the model.
+        history: also compose the models after each task, for the matrix, forgetting and the incremental average.
+        progress: called with (models evaluated, models in all).
+
+    Raises:
+        InputError: the stream lacks a task of the model, or gives it other classes.
+    """
+    tasks = matching_tasks(model.classes, stream)
+    rows: list[tuple[float, ...]] = []
+    overall: list[float] = []
+    task_il = 0.0
+    start = 1 if history and model.before is not None else len(tasks)
+    for i in range(start, len(tasks) + 1):
+        current = model if i == len(tasks) or model.before is None else model.before(i)
+        hits, own_hits, counts = _score(current, tasks[:i])
+        rows.append(tuple(100 * h / n for h, n in zip(hits, counts, strict=True)))
+        overall.append(100 * sum(hits) / sum(counts))
+        task_il = 100 * sum(own_hits) / sum(counts)
+        if progress is not None:
+            progress(i - start + 1, len(tasks) - start + 1)
+    whole = start == 1
+    return Evaluation(
+        tasks=tuple(t.name for t in tasks),
+        accuracy_matrix=tuple(rows),
+        final_accuracy=overall[-1],
+        final_forgetting=forgetting(rows) if whole else None,
+        average_incremental_accuracy=sum(overall) / len(overall) if whole else None,
+        task_il_accuracy=task_il,
+        images=sum(len(t.test) for t in tasks),
+    )
+
+
+def recorded_stream(pool: Pool) -> TaskStream:
+    """The stream a pool was learned from, loaded again as its cards say; tasks added from elsewhere included.
+
+    Raises:
+        InputError: the stream was made in Python, or is not where it was.
+    """
+    tasks: list[Task] = []
+    loaded: dict[str, TaskStream] = {}
+    for name in pool.tasks:
+        how = pool.card(name).stream.get("load")
+        if how is None:
+            raise InputError(
+                f"task {name!r} was learned from arrays in memory: give its stream, the pool cannot load it"
+            )
+        key = repr(how)
+        loaded[key] = loaded.get(key) or TaskStream.load(**how)
+        tasks.append(loaded[key][name])
+    names = dict.fromkeys(stream.name for stream in loaded.values())
+    return TaskStream(" + ".join(names), tuple(tasks))
+
+
+def forgetting(matrix: Sequence[Sequence[float]]) -> float:
+    """FF of a whole accuracy matrix; 0 for a single task."""
+    last = matrix[-1]
+    drops = [max(row[j] for row in matrix[j:]) - last[j] for j in range(len(last) - 1)]
+    return sum(drops) / len(drops) if drops else 0.0
+
+
+def matching_tasks(classes: Mapping[str, Sequence[str]], stream: TaskStream) -> list[Task]:
+    """The stream's tasks of the given names and classes (task -> class names), in the given order.
+
+    Raises:
+        InputError: one is missing or has other classes.
+    """
+    by_name = {task.name: task for task in stream}
+    for name, known in classes.items():
+        if name not in by_name:
+            raise InputError(f"task {name!r} is not in stream {stream.name}, which has {', '.join(by_name)}")
+        if by_name[name].classes != tuple(known):
+            raise InputError(
+                f"task {name!r} was learned with classes {', '.join(known)}; in stream {stream.name} it has "
+                f"{', '.join(by_name[name].classes)}: name the stream it was learned from"
+            )
+    return [by_name[name] for name in classes]
+
+
+def _score(model: ComposedModel, tasks: Sequence[Task]) -> tuple[list[int], list[int], list[int]]:
+    """Per task: hits among all classes, hits among its own, number of images."""
+    hits, own_hits, counts = [], [], []
+    first = 0
+    for task in tasks:
+        logits: Tensor = model.logits(task.test.tensor(model.preprocessing))
+        own = slice(first, first + len(task.classes))
+        hits.append(int((logits.argmax(1) == task.test.labels + first).sum()))
+        own_hits.append(int((logits[:, own].argmax(1) == task.test.labels).sum()))
+        counts.append(len(logits))
+        first = own.stop
+    return hits, own_hits, counts
+
+
+def target_and_control(model: ComposedModel, stream: TaskStream, target: str) -> tuple[float | None, float | None]:
+    """(FA_tgt, FA_ctrl): accuracy on the target task and on all other tasks of the model; None where it has none."""
+    tasks = matching_tasks(model.classes, stream)
+    with torch.no_grad():
+        hits, _, counts = _score(model, tasks)
+    is_target = [t.name == target for t in tasks]
+
+    def accuracy(wanted: bool) -> float | None:
+        images = sum(n for n, t in zip(counts, is_target, strict=True) if t is wanted)
+        return 100 * sum(h for h, t in zip(hits, is_target, strict=True) if t is wanted) / images if images else None
+
+    return accuracy(True), accuracy(False)

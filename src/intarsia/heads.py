@@ -1,0 +1,152 @@
+"""Linear heads: one a task, their pre-tuning and their alignment (METHOD.md section 3, step 3).
+
+Pre-tuning gives the new classes a head at theta0; alignment then calibrates all heads seen so far to each other, on
+features drawn from the class statistics. The aligned copies are the *reference heads*: with them theta0 has a
+meaningful loss on the task. Convention: features (N, D), logits (N, C).
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from intarsia.statistics import ClassStatistics
+
+TEMPERATURE = 0.1
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear classifier: weight (C, D) and bias (C,)."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Logits (N, C) of features (N, D)."""
+        return F.linear(features, self.weight, self.bias)
+
+    def __len__(self) -> int:
+        return len(self.weight)
+
+    def __getitem__(self, rows: slice) -> "Head":
+        """The head of some classes."""
+        return Head(self.weight[rows].clone(), self.bias[rows].clone())
+
+    def to(self, device: torch.device) -> "Head":
+        """A copy on another device."""
+        return Head(self.weight.to(device), self.bias.to(device))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a module keeps."""
+        return {"weight": self.weight, "bias": self.bias}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Head":
+        """The inverse of ``tensors``."""
+        return cls(tensors["weight"], tensors["bias"])
+
+    @classmethod
+    def join(cls, heads: Sequence["Head"]) -> "Head":
+        """The heads of several tasks as one over all their classes."""
+        return cls(torch.cat([h.weight for h in heads]), torch.cat([h.bias for h in heads]))
+
+    @classmethod
+    def random(cls, classes: int, width: int, generator: torch.Generator) -> "Head":
+        """Uniform in +-1/sqrt(D), bias zero."""
+        weight = (torch.rand(classes, width, generator=generator) * 2 - 1) / math.sqrt(width)
+        return cls(weight, torch.zeros(classes))
+
+
+def pretune(
+    head: Head, features: Tensor, labels: Tensor, *, epochs: int, lr: float, batch_size: int, generator: torch.Generator
+) -> Head:
+    """Train a head on the features of its own task: cross-entropy over the new classes only, plain SGD.
+
+    Args:
+        head: the start, (C, D).
+        features: (N, D) at theta0, in memory: no image is seen again.
+        labels: (N,) in 0 .. C - 1.
+        epochs: passes over the features; the last, smaller batch is used too.
+        lr: learning rate.
+        batch_size: features a step.
+        generator: of the order of the features.
+    """
+    return _sgd(head, features, labels, F.cross_entropy, epochs, lr, batch_size, 0.0, generator)
+
+
+def align(
+    head: Head,
+    statistics: ClassStatistics,
+    *,
+    epochs: int,
+    per_class: int,
+    lr: float,
+    batch_size: int,
+    generator: torch.Generator,
+) -> Head:
+    """Calibrate the heads of all classes seen to each other, on features drawn from their statistics.
+
+    Cross-entropy over all classes, logits divided by 0.1 |logits|, SGD with cosine (METHOD.md section 3). The loss does
+    not see the heads' common scale; ``calibrate`` sets it afterwards.
+
+    Args:
+        head: all classes seen (C, D), the new ones pre-tuned.
+        statistics: of the same classes, in the same order.
+        epochs: passes; the paper's are 10 + 5 t at task t.
+        per_class: features drawn for each class.
+        lr: learning rate.
+        batch_size: features a step.
+        generator: of the draws and their order.
+    """
+    features, labels = statistics.sample(per_class, generator)
+    aligned = _sgd(head, features, labels, _normalised_cross_entropy, epochs, lr, batch_size, 0.9, generator)
+    return calibrate(aligned, features, labels)
+
+
+def calibrate(head: Head, features: Tensor, labels: Tensor, steps: int = 40) -> Head:
+    """The head times the one factor that makes its cross-entropy on (features, labels) smallest.
+
+    Golden-section search over the logarithm of the factor; the arg max does not change.
+    """
+    logits = head(features)
+    low, high = math.log(1e-3), math.log(1e3)
+    ratio = (math.sqrt(5) - 1) / 2
+    for _ in range(steps):
+        left, right = high - ratio * (high - low), low + ratio * (high - low)
+        losses = [float(F.cross_entropy(logits * math.exp(x), labels)) for x in (left, right)]
+        low, high = (low, right) if losses[0] <= losses[1] else (left, high)
+    factor = math.exp((low + high) / 2)
+    return Head(head.weight * factor, head.bias * factor)
+
+
+def _normalised_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    norm = logits.norm(dim=1, keepdim=True).clamp_min(1e-7)
+    return F.cross_entropy(logits / (TEMPERATURE * norm), labels)
+
+
+def _sgd(
+    head: Head,
+    features: Tensor,
+    labels: Tensor,
+    loss: Loss,
+    epochs: int,
+    lr: float,
+    batch_size: int,
+    momentum: float,
+    generator: torch.Generator,
+) -> Head:
+    weight, bias = head.weight.clone().requires_grad_(), head.bias.clone().requires_grad_()
+    optimizer = torch.optim.SGD([weight, bias], lr=lr, momentum=momentum)
+    for epoch in range(epochs):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+        for index in torch.randperm(len(features), generator=generator).split(batch_size):
+            optimizer.zero_grad()
+            loss(F.linear(features[index], weight, bias), labels[index]).backward()
+            optimizer.step()
+    return Head(weight.detach(), bias.detach())

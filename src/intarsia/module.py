@@ -1,0 +1,76 @@
+"""A module: all that is kept of one learned task."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from intarsia.adapters import Adapter
+from intarsia.heads import Head
+from intarsia.statistics import ClassStatistics
+
+
+@dataclass(frozen=True)
+class Influence:
+    """The other tasks a module was influenced by, by what of them it saw."""
+
+    fisher: tuple[str, ...] = ()
+    """Tasks whose Fisher regularized it."""
+    statistics: tuple[str, ...] = ()
+    """Tasks whose class statistics its reference head was aligned with."""
+    vectors: tuple[str, ...] = ()
+    """Tasks whose task vectors it was trained through (IEL)."""
+
+    def of(self, task: str) -> list[str]:
+        """In which of these ways ``task`` took part."""
+        return [way for way, tasks in asdict(self).items() if task in tasks]
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a module is: the JSON beside its tensors."""
+
+    task: str
+    classes: tuple[str, ...]
+    images: int
+    settings: Mapping[str, Any]
+    stream: Mapping[str, Any]
+    versions: Mapping[str, str]
+    influenced_by: Influence = field(default_factory=Influence)
+    measures: Mapping[str, Any] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Card":
+        """The inverse of ``record``."""
+        influence = {way: tuple(tasks) for way, tasks in record["influenced_by"].items()}
+        return cls(**{**record, "classes": tuple(record["classes"]), "influenced_by": Influence(**influence)})
+
+
+@dataclass(frozen=True)
+class Module:
+    """Task vector, head, reference head, class statistics and card of one task.
+
+    Args:
+        card: what it is.
+        vector: ``<weight name>.<part>`` -> tensor, the adapter's parts.
+        head: the fine-tuned head of its classes.
+        reference: the reference head it started from.
+        statistics: of its classes at theta0.
+    """
+
+    card: Card
+    vector: Mapping[str, Tensor]
+    head: Head
+    reference: Head
+    statistics: ClassStatistics
+
+    def delta(self, name: str, adapter: Adapter, theta0: Tensor) -> Tensor:
+        """Tau (O, I) of one weight, dense."""
+        prefix = f"{name}."
+        parts = {k.removeprefix(prefix): v.to(theta0) for k, v in self.vector.items() if k.startswith(prefix)}
+        return adapter.delta(parts, theta0)

@@ -1,0 +1,366 @@
+"""A pool: the modules learned so far, on disk, and the models made of them.
+
+    pool.json                  format, backbone, adapter, settings, order of the modules, hash of every file
+    fisher.safetensors         running sum of the tasks' Fishers, and the number of images
+    reference.safetensors      the reference heads of all classes as last aligned
+    modules/<task>/            vector, head, statistics (.safetensors) and card.json
+    log.jsonl                  when and how long each task took: not part of what the pool is
+
+Everything is safetensors and JSON, never pickle. A task's files are written into a folder beside and renamed into
+place; ``pool.json`` is replaced last, so a module is in the pool whole or not at all.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from intarsia import composition
+from intarsia.adapters import Adapter
+from intarsia.backbone import Backbone
+from intarsia.composition import ComposedModel, Recipe, merge
+from intarsia.config import adapter_record, build_adapter
+from intarsia.errors import InputError
+from intarsia.fisher import Fisher
+from intarsia.heads import Head
+from intarsia.module import Card, Module
+from intarsia.statistics import ClassStatistics
+from intarsia.task_vector import TaskVector
+
+FORMAT = 1
+INDEX = "pool.json"
+
+
+@dataclass(frozen=True)
+class Index:
+    """What ``pool.json`` says."""
+
+    backbone: Mapping[str, Any]
+    adapter: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    tasks: tuple[str, ...] = ()
+    files: Mapping[str, str] | None = None
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "format": FORMAT,
+            "backbone": self.backbone,
+            "adapter": self.adapter,
+            "settings": self.settings,
+            "tasks": self.tasks,
+            "files": self.files or {},
+        }
+
+
+class Pool:
+    """Modules on one backbone with one kind of adapter.
+
+    Make one with ``create`` or ``open``.
+
+    Example:
+        >>> pool = Pool.open("runs/sketches")
+        >>> labels = pool.mean().predict(["cat.png"])
+    """
+
+    def __init__(self, path: Path, index: Index, backbone: Backbone | None = None) -> None:
+        self.path = path
+        self.index = index
+        self._backbone = backbone
+        if backbone is not None:
+            _check_backbone(path, index, backbone)
+
+    def __repr__(self) -> str:
+        return f"Pool({str(self.path)!r}, {len(self.tasks)} tasks on {self.index.backbone['name']})"
+
+    @classmethod
+    def create(cls, path: str | Path, backbone: Backbone, adapter: Adapter, settings: Mapping[str, Any]) -> "Pool":
+        """An empty pool in a new or empty folder; nothing is written before the first module.
+
+        Raises:
+            InputError: the folder is in use.
+        """
+        path = Path(path)
+        if (path / INDEX).exists():
+            raise InputError(f"{path} already holds a pool: add to it with --add, or name another folder with --out")
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise InputError(f"{path} exists and is not a pool: name a new or empty folder with --out")
+        about = {
+            "name": backbone.name,
+            "hash": backbone.hash,
+            "targets": list(backbone.patterns),
+            "preprocessing": backbone.preprocessing.record(),
+        }
+        return cls(path, Index(about, adapter_record(adapter), dict(settings)), backbone)
+
+    @classmethod
+    def open(cls, path: str | Path, backbone: Backbone | None = None) -> "Pool":
+        """Open a pool; nothing but ``pool.json`` is read until it is needed.
+
+        Args:
+            path: the folder.
+            backbone: theta0; loaded by the name in the pool when first needed if None.
+
+        Raises:
+            InputError: no pool is there, its format is newer, or ``backbone`` is not the one it was learned on.
+        """
+        path = Path(path)
+        if not (path / INDEX).is_file():
+            raise InputError(f"{path} is not a pool: expected a {INDEX} in it; `intarsia learn --out {path}` makes one")
+        try:
+            record = json.loads((path / INDEX).read_text())
+            found = record.pop("format")
+            if found != FORMAT:
+                raise InputError(f"{path}: pool format {found}, this version reads format {FORMAT}: update intarsia")
+            index = Index(**{**record, "tasks": tuple(record["tasks"])})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{path / INDEX} is damaged ({type(error).__name__}: {error})") from error
+        return cls(path, index, backbone)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks in the order they were learned."""
+        return self.index.tasks
+
+    @property
+    def classes(self) -> dict[str, tuple[str, ...]]:
+        """Task -> its class names."""
+        return {task: self.card(task).classes for task in self.tasks}
+
+    @cached_property
+    def adapter(self) -> Adapter:
+        """What the modules' parts mean."""
+        return build_adapter(**self.index.adapter)
+
+    @property
+    def backbone(self) -> Backbone:
+        """theta0, checked against the hash in the pool."""
+        if self._backbone is None:
+            about = self.index.backbone
+            self._backbone = Backbone.load(about["name"], targets=about["targets"])
+            _check_backbone(self.path, self.index, self._backbone)
+        return self._backbone
+
+    # Reading modules
+
+    def card(self, task: str) -> Card:
+        """The card of a task.
+
+        Raises:
+            InputError: the pool has no such task.
+        """
+        return Card.from_record(json.loads(self._file(task, "card.json").read_text()))
+
+    def module(self, task: str) -> Module:
+        """The whole module of a task.
+
+        Raises:
+            InputError: the pool has no such task.
+        """
+        head = load_file(self._file(task, "head.safetensors"))
+        return Module(
+            card=self.card(task),
+            vector=load_file(self._file(task, "vector.safetensors")),
+            head=Head(head["weight"], head["bias"]),
+            reference=Head(head["reference.weight"], head["reference.bias"]),
+            statistics=ClassStatistics.from_tensors(load_file(self._file(task, "statistics.safetensors"))),
+        )
+
+    def vector(self, task: str) -> TaskVector:
+        """Tau of a task, dense."""
+        module = self.module(task)
+        return TaskVector({n: module.delta(n, self.adapter, w) for n, w in self.backbone.tuned.items()})
+
+    def total(self) -> TaskVector | None:
+        """S: the sum of all task vectors, added in the order they were learned; None for an empty pool."""
+        total: TaskVector | None = None
+        for task in self.tasks:
+            total = self.vector(task) if total is None else total + self.vector(task)
+        return total
+
+    def fisher(self, task: str | None = None) -> Fisher | None:
+        """The running Fisher of all tasks, or the Fisher of one where it was kept (None where it was not)."""
+        path = self.path / "fisher.safetensors" if task is None else self._file(task, "fisher.safetensors")
+        if not path.is_file():
+            return None
+        with safe_open(path, "pt") as file:
+            count = int(file.metadata()["count"])
+            return Fisher({name: file.get_tensor(name) for name in file.keys()}, count)  # noqa: SIM118
+
+    def reference(self) -> Head | None:
+        """The reference heads of all classes as last aligned; None for an empty pool."""
+        path = self.path / "reference.safetensors"
+        return Head.from_tensors(load_file(path)) if path.is_file() else None
+
+    def statistics(self) -> ClassStatistics | None:
+        """The class statistics of all tasks after one another; None for an empty pool."""
+        parts = [load_file(self._file(task, "statistics.safetensors")) for task in self.tasks]
+        return ClassStatistics.join([ClassStatistics.from_tensors(p) for p in parts]) if parts else None
+
+    # Writing
+
+    def add(self, module: Module, fisher: Fisher, reference: Head, *, own_fisher: Fisher | None = None) -> None:
+        """Add a module: it is in the pool whole when this returns, and not at all if it raises.
+
+        Args:
+            module: the new one.
+            fisher: running sum with this task's.
+            reference: reference heads of all classes, this task's included.
+            own_fisher: this task's alone, to keep it.
+
+        Raises:
+            InputError: a task of that name, or one of its classes, is in the pool already.
+        """
+        card = module.card
+        self.check_new(card.task, card.classes)
+        folder, fresh = self.path / "modules" / card.task, self.path / "modules" / f".{card.task}.new"
+        for leftover in (fresh, folder):  # of a run that died before pool.json named it
+            shutil.rmtree(leftover, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        save_file(_contiguous(module.vector), fresh / "vector.safetensors")
+        heads = {**module.head.tensors(), **{f"reference.{k}": v for k, v in module.reference.tensors().items()}}
+        save_file(_contiguous(heads), fresh / "head.safetensors")
+        save_file(_contiguous(module.statistics.tensors()), fresh / "statistics.safetensors")
+        if own_fisher is not None:
+            _save_fisher(own_fisher, fresh / "fisher.safetensors")
+        (fresh / "card.json").write_text(json.dumps(card.record(), indent=1) + "\n")
+        files = {p.relative_to(self.path).as_posix(): p for p in [folder / f.name for f in sorted(fresh.iterdir())]}
+        fresh.rename(folder)
+        for target in (self.path / "fisher.safetensors", self.path / "reference.safetensors"):
+            beside = target.with_suffix(".new")
+            if target.stem == "fisher":
+                _save_fisher(fisher, beside)
+            else:
+                save_file(_contiguous(reference.tensors()), beside)
+            os.replace(beside, target)
+            files[target.name] = target
+        hashes = {**(self.index.files or {}), **{name: _hash(path) for name, path in files.items()}}
+        old = self.index
+        self.index = Index(old.backbone, old.adapter, old.settings, (*self.tasks, card.task), hashes)
+        fresh_index = self.path / f"{INDEX}.new"
+        fresh_index.write_text(json.dumps(self.index.record(), indent=1) + "\n")
+        os.replace(fresh_index, self.path / INDEX)
+
+    def check_new(self, task: str, classes: Sequence[str]) -> None:
+        """Refuse a task the pool has, or a class one of its tasks has.
+
+        Raises:
+            InputError: naming it.
+        """
+        if task in self.tasks:
+            raise InputError(f"task {task!r} is in the pool already; name the new tasks of the stream with --only")
+        for other, names in self.classes.items():
+            for name in classes:
+                if name in names:
+                    raise InputError(f"class {name!r} of task {task!r} is in the pool already, in task {other!r}")
+
+    def log(self, entry: Mapping[str, Any]) -> None:
+        """Append a line to ``log.jsonl``."""
+        with (self.path / "log.jsonl").open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    # Models
+
+    def compose(self, recipe: Recipe) -> ComposedModel:
+        """The model of a recipe; its ``before(i)`` is the same rule over the first i tasks."""
+        modules = [self.module(t) for t in self.tasks if t in recipe.tasks or recipe.weights.get(t)]
+        heads = [m.head for m in modules if m.card.task in recipe.tasks]
+        return self._model(recipe, modules, Head.join(heads))
+
+    def frozen(self, tasks: Sequence[str] | None = None) -> ComposedModel:
+        """theta0 itself with the aligned reference heads: what one gets without any fine-tuning."""
+        chosen = tuple(t for t in self.tasks if tasks is None or t in tasks)
+        reference = self.reference()
+        if reference is None:
+            raise InputError(f"{self.path} holds no module yet: learn a task first")
+        sizes = [len(self.card(t).classes) for t in self.tasks]
+        weight, bias = reference.weight.split(sizes), reference.bias.split(sizes)
+        heads = [Head(weight[i], bias[i]) for i, t in enumerate(self.tasks) if t in chosen]
+        return self._model(Recipe({}, chosen, "frozen"), [], Head.join(heads))
+
+    def mean(self) -> ComposedModel:
+        """Uniform weights over all tasks."""
+        return self.compose(composition.mean(self._some()))
+
+    def weighted(self, weights: Mapping[str, float]) -> ComposedModel:
+        """Coefficients of the user's choice, which sum to 1; see ``composition.weighted``."""
+        return self.compose(composition.weighted(self._some(), weights))
+
+    def specialize(self, tasks: Sequence[str], *, all_classes: bool = False) -> ComposedModel:
+        """Uniform over some tasks, their classes only; see ``composition.specialize``."""
+        return self.compose(composition.specialize(self._some(), tasks, all_classes=all_classes))
+
+    def unlearn(self, task: str, *, mode: str = "drop", scale: float | None = None) -> ComposedModel:
+        """All but one task; see ``composition.unlearn``. ``influenced_by(task)`` says what it still took part in."""
+        return self.compose(composition.unlearn(self._some(), task, mode=mode, scale=scale))
+
+    def influenced_by(self, task: str) -> dict[str, list[str]]:
+        """Other tasks whose modules saw something of ``task`` -> what: its fisher, statistics, vectors."""
+        ways = {t: self.card(t).influenced_by.of(task) for t in self.tasks if t != task}
+        return {t: w for t, w in ways.items() if w}
+
+    def _model(self, recipe: Recipe, modules: Sequence[Module], head: Head) -> ComposedModel:
+        backbone = self.backbone
+        network = merge(backbone, self.adapter, modules, recipe.weights)
+        classes = {t: self.card(t).classes for t in recipe.tasks}
+        record = {
+            "name": recipe.name,
+            "weights": dict(recipe.weights),
+            "backbone": backbone.name,
+            "backbone_hash": backbone.hash,
+            "adapter": dict(self.index.adapter),
+        }
+
+        def before(count: int) -> ComposedModel:
+            return self.compose(recipe.first(recipe.tasks[:count]))
+
+        history = before if recipe.name != "frozen" and min(recipe.weights.values(), default=0) > 0 else None
+        return ComposedModel(network, head, classes, backbone.preprocessing, record, history).to(backbone.device)
+
+    def _some(self) -> tuple[str, ...]:
+        if not self.tasks:
+            raise InputError(f"{self.path} holds no module yet: learn a task first")
+        return self.tasks
+
+    def _file(self, task: str, name: str) -> Path:
+        if task not in self.tasks:
+            raise InputError(f"unknown task {task!r}: the pool has {', '.join(self.tasks) or 'none yet'}")
+        return self.path / "modules" / task / name
+
+
+def _check_backbone(path: Path, index: Index, backbone: Backbone) -> None:
+    about = index.backbone
+    if about["hash"] != backbone.hash:
+        raise InputError(
+            f"pool {path} was learned on backbone {about['name']} ({about['hash'][:12]}), "
+            f"not on {backbone.name} ({backbone.hash[:12]}): open it with the backbone it was learned on"
+        )
+    if list(about["targets"]) != list(backbone.patterns):
+        raise InputError(
+            f"pool {path} tunes {list(about['targets'])}, the backbone given names {list(backbone.patterns)}: "
+            "load it with the pool's targets"
+        )
+
+
+def _save_fisher(fisher: Fisher, path: Path) -> None:
+    save_file(_contiguous(fisher.sums), path, metadata={"count": str(fisher.count)})
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v.detach().to("cpu").to(torch.float32).contiguous() for k, v in tensors.items()}
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

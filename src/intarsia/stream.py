@@ -1,0 +1,391 @@
+"""Images -> tasks: where images come from, which are to train and which to test, and which classes make a task.
+
+A `TaskStream` is a sequence of `Task`s with disjoint classes, made of a built-in data set, a folder or arrays.
+
+Convention: labels are positions in the task's own `classes`; images are uint8 `(N, C, R, R)`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from intarsia import builtin
+from intarsia.errors import InputError
+from intarsia.folder import SIDES, ImageFolder, Side
+from intarsia.images import Augmentation, Preprocessing, decode_all, fit
+from intarsia.splits import Order, Split, check_tasks, grouped, hold_out, listed, read_split
+
+Advance = Callable[[int], None]
+
+
+class ImageSet:
+    """Labelled images: `labels` int64 (N,), and for files their `paths`. Decoded when first asked for, then kept."""
+
+    def __init__(
+        self,
+        labels: Tensor,
+        source: Callable[[Preprocessing, Advance], Tensor],
+        paths: tuple[Path, ...] | None = None,
+    ) -> None:
+        self.labels = labels
+        self.paths = paths
+        self._source = source
+        self._decoded: dict[tuple[int, int, int, str], Tensor] = {}
+
+    @classmethod
+    def of_files(cls, paths: Sequence[Path], labels: Tensor) -> "ImageSet":
+        """Images that lie in files."""
+        return cls(labels, partial(decode_all, tuple(paths)), tuple(paths))
+
+    @classmethod
+    def of_arrays(cls, images: Tensor, labels: Tensor) -> "ImageSet":
+        """Images in memory: uint8 (N, C, H, W)."""
+
+        def source(preprocessing: Preprocessing, advance: Advance) -> Tensor:
+            advance(len(images))
+            return fit(images, preprocessing)
+
+        return cls(labels, source)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def tensor(self, preprocessing: Preprocessing, advance: Advance = lambda count: None) -> Tensor:
+        """The images as a backbone keeps them, uint8 (N, C, resize, resize); decoded once per preprocessing.
+
+        Args:
+            preprocessing: Of the backbone.
+            advance: Called with numbers of images that are ready, N in all.
+
+        Raises:
+            InputError: A file cannot be read; the message names it.
+        """
+        # Not the whole preprocessing: mean and std come later and change no kept pixel.
+        key = (preprocessing.size, preprocessing.resize, preprocessing.channels, preprocessing.interpolation)
+        if key in self._decoded:
+            advance(len(self))
+        else:
+            self._decoded[key] = self._source(preprocessing, advance)
+        return self._decoded[key]
+
+    def select(self, index: Tensor) -> "ImageSet":
+        """Some of the images, by position; files are decoded by this set, once for all selections of it."""
+
+        def source(preprocessing: Preprocessing, advance: Advance) -> Tensor:
+            chosen = self.tensor(preprocessing)[index]
+            advance(len(index))
+            return chosen
+
+        paths = None if self.paths is None else tuple(self.paths[position] for position in index.tolist())
+        return ImageSet(self.labels[index], source, paths)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A name, the classes it teaches, and their images."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: ImageSet
+    test: ImageSet
+
+
+@dataclass(frozen=True, eq=False)
+class TaskStream(Sequence[Task]):
+    """Tasks with disjoint classes, in the order in which they are learned.
+
+    Example:
+        >>> [task.name for task in TaskStream.load("sketches")][:3]
+        ['animals', 'vehicles', 'food']
+    """
+
+    name: str
+    tasks: tuple[Task, ...]
+    augmentation: Augmentation = "none"
+    """How training images are to be changed at random (`intarsia.images.augment`)."""
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    """How the stream was made: the part of `record` that the tasks themselves do not tell."""
+
+    def __post_init__(self) -> None:
+        check_tasks([(task.name, task.classes) for task in self.tasks])
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    @overload
+    def __getitem__(self, which: int | str) -> Task: ...
+    @overload
+    def __getitem__(self, which: slice) -> tuple[Task, ...]: ...
+    def __getitem__(self, which: int | str | slice) -> Task | tuple[Task, ...]:
+        """A task by its position or its name."""
+        if not isinstance(which, str):
+            return self.tasks[which]
+        for task in self.tasks:
+            if task.name == which:
+                return task
+        raise InputError(f"There is no task {which!r}: the tasks of {self.name!r} are {listed(t.name for t in self)}.")
+
+    def __contains__(self, which: object) -> bool:
+        return any(which in (task, task.name) for task in self.tasks)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes of all tasks, in order."""
+        return tuple(kind for task in self.tasks for kind in task.classes)
+
+    def record(self) -> dict[str, Any]:
+        """How the stream was made and what it holds; fit for JSON.
+
+        `TaskStream.load(**record["load"])` makes it again where it was loaded and not changed since.
+        """
+        tasks = [
+            {"name": task.name, "classes": list(task.classes), "train": len(task.train), "test": len(task.test)}
+            for task in self.tasks
+        ]
+        return {"name": self.name, **self.origin, "augmentation": self.augmentation, "tasks": tasks}
+
+    @classmethod
+    def load(
+        cls,
+        spec: str = "chalk",
+        *,
+        tasks: int | None = None,
+        split: str | Path | Split | None = None,
+        order: Order = "natural",
+        seed: int = 0,
+        test_fraction: float | None = None,
+        max_per_class: int | None = None,
+    ) -> "TaskStream":
+        """Load a stream.
+
+        Args:
+            spec: `sketches` or `chalk`, built in; or `folder:<dir>` with `<dir>/train/<class>/*` and
+                `<dir>/test/<class>/*`, or with `<dir>/<class>/*` and a test fraction.
+            tasks: Cut the classes into so many tasks of equal size, the first ones larger by one where that does not
+                divide. Without it and without `split`: the ten themes of the built-in data sets, one task of all
+                classes for a folder.
+            split: The tasks by name: a mapping task -> classes, or a JSON file with one. Other classes are not used.
+            order: Classes by name (built in: by theme), or in an order drawn with the seed. Named tasks stay whole.
+            seed: Of that order and of the test images of a test fraction.
+            test_fraction: For a folder without `train` and `test`: the part of each class that is held out to test.
+            max_per_class: Use the first so many training images, and test images, of each class.
+
+        Raises:
+            InputError: A source, task or class that there is not or that there is twice; too few images; a file that
+                is not an image by its name. Whether it is one by its bytes, `decode` tells.
+        """
+        if max_per_class is not None and max_per_class < 2:
+            raise InputError(f"max_per_class is {max_per_class}: expected at least 2.")
+        split = read_split(Path(split)) if isinstance(split, str | Path) else split
+        source = _open(spec, test_fraction, seed)
+        groups = grouped(source.name, source.classes, source.themes, tasks=tasks, split=split, order=order, seed=seed)
+        named = None if split is None else {task: list(kinds) for task, kinds in split.items()}
+        load = {"spec": spec, "tasks": tasks, "split": named, "order": order, "seed": seed}
+        load |= {"test_fraction": test_fraction, "max_per_class": max_per_class}
+        return _stream(source, groups, {"load": load}, max_per_class)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        train: tuple[Tensor | np.ndarray, Tensor | np.ndarray],
+        test: tuple[Tensor | np.ndarray, Tensor | np.ndarray],
+        classes: Sequence[str],
+        *,
+        tasks: int | None = None,
+        split: Split | None = None,
+        order: Order = "natural",
+        seed: int = 0,
+        name: str = "arrays",
+        augmentation: Augmentation = "none",
+    ) -> "TaskStream":
+        """Make a stream of images in memory.
+
+        Args:
+            train: Images uint8 (N, H, W) or (N, C, H, W), and their labels (N,), positions in `classes`.
+            test: The same to test.
+            classes: The name of each label.
+            tasks: As for `load`; without it and `split` one task.
+            split: As for `load`.
+            order: As for `load`.
+            seed: As for `load`.
+            name: Of the stream.
+            augmentation: Of training images.
+        """
+        parts: dict[Side, _Labelled] = {
+            "train": _checked(*train, classes, "training"),
+            "test": _checked(*test, classes, "test"),
+        }
+        source = _of_arrays(name, tuple(classes), None, augmentation, parts)
+        groups = grouped(name, source.classes, tasks=tasks, split=split, order=order, seed=seed)
+        return _stream(source, groups, {"load": None}, None)
+
+    def decode(self, preprocessing: Preprocessing, progress: Callable[[int, int], None] | None = None) -> None:
+        """Decode all images now, so that a broken file is found before anything is written.
+
+        Args:
+            preprocessing: Of the backbone.
+            progress: Called with the number of images decoded so far and the number of all.
+        """
+        sets = [images for task in self.tasks for images in (task.train, task.test)]
+        total, done = sum(map(len, sets)), 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            if progress:
+                progress(done, total)
+
+        for images in sets:
+            images.tensor(preprocessing, advance)
+
+    def subset(self, which: Iterable[int | str]) -> "TaskStream":
+        """The stream of some tasks, by name or position, in the given order.
+
+        Raises:
+            InputError: There is no such task, or it is asked for twice, or none is.
+        """
+        chosen = []
+        for each in which:
+            try:
+                chosen.append(self[each])
+            except IndexError as error:
+                raise InputError(f"There is no task {each}: {self.name!r} has {len(self)} tasks, from 0.") from error
+        return self._changed(chosen, subset=[task.name for task in chosen])
+
+    def validation(self, fraction: float, seed: int) -> "TaskStream":
+        """The stream with its test images replaced by a part of the training images, for choosing hyper-parameters.
+
+        Args:
+            fraction: Part of each class's training images that is held out; the rest is left to train.
+            seed: Of which ones.
+
+        Raises:
+            InputError: The fraction is not between 0 and 1, or a class has fewer than three training images.
+        """
+        made = []
+        for task in self.tasks:
+            kept, held = [], []
+            for label, kind in enumerate(task.classes):
+                index = (task.train.labels == label).nonzero().squeeze(1)
+                train, test = hold_out(len(index), fraction, f"validation/{seed}/{kind}", kind)
+                kept.append(index[train])
+                held.append(index[test])
+            parts = (task.train.select(torch.cat(index).sort().values) for index in (kept, held))
+            made.append(Task(task.name, task.classes, *parts))
+        return self._changed(made, validation={"fraction": fraction, "seed": seed})
+
+    def _changed(self, tasks: Sequence[Task], **change: Any) -> "TaskStream":
+        changes = [*self.origin.get("changes", []), change]
+        return replace(self, tasks=tuple(tasks), origin={**self.origin, "changes": changes})
+
+
+_Labelled = tuple[Tensor, Tensor]
+"""Images uint8 (N, C, H, W) and their labels (N,)."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What there is before tasks are made of it."""
+
+    name: str
+    classes: tuple[str, ...]
+    themes: Split | None
+    """Tasks which the source itself suggests."""
+    augmentation: Augmentation
+    gather: Callable[[Side, Sequence[str], int | None], ImageSet]
+    """The images of some classes, at most so many of each; labels are positions among those classes."""
+
+
+def _stream(source: _Source, groups: Split, origin: Mapping[str, Any], limit: int | None) -> TaskStream:
+    tasks = []
+    for name, kinds in groups.items():
+        train, test = (source.gather(side, kinds, limit) for side in SIDES)
+        _check_counts(source.name, kinds, train, "train", least=2)
+        _check_counts(source.name, kinds, test, "test", least=1)
+        tasks.append(Task(name, tuple(kinds), train, test))
+    return TaskStream(source.name, tuple(tasks), source.augmentation, origin)
+
+
+def _check_counts(name: str, kinds: Sequence[str], images: ImageSet, side: Side, least: int) -> None:
+    for kind, count in zip(kinds, torch.bincount(images.labels, minlength=len(kinds)).tolist(), strict=True):
+        if count < least:
+            found = f"{count} image" + "s" * (count != 1)
+            raise InputError(
+                f"Class {kind!r} of {name!r} has {found} to {side}: expected at least {least}. "
+                "Add some or leave the class out."
+            )
+
+
+def _open(spec: str, test_fraction: float | None, seed: int) -> _Source:
+    kind, colon, directory = spec.partition(":")
+    if kind == "folder" and directory:
+        return _of_folder(ImageFolder.open(Path(directory).expanduser(), test_fraction, seed))
+    if colon or kind not in builtin.names:
+        known = ", ".join([*builtin.names, "folder:<dir>"])
+        raise InputError(f"There is no stream {spec!r}: expected one of {known}.")
+    if test_fraction is not None:
+        raise InputError(f"A test fraction of {test_fraction} is given, but {spec!r} has test images. Leave it out.")
+    drawings, count = builtin.load_builtin(kind), builtin.TRAIN_PER_CLASS
+    parts: dict[Side, _Labelled] = {
+        "train": _flat(drawings.images[:, :count]),
+        "test": _flat(drawings.images[:, count:]),
+    }
+    return _of_arrays(kind, drawings.classes, drawings.themes, "sketch", parts)
+
+
+def _flat(images: Tensor) -> _Labelled:
+    """(classes, drawings, H, W) to (N, 1, H, W) and its labels."""
+    return images.flatten(0, 1).unsqueeze(1), torch.arange(len(images)).repeat_interleave(images.shape[1])
+
+
+def _of_folder(folder: ImageFolder) -> _Source:
+    def gather(side: Side, kinds: Sequence[str], limit: int | None) -> ImageSet:
+        chosen = [folder.files(side, kind)[:limit] for kind in kinds]
+        return ImageSet.of_files([file for files in chosen for file in files], _labels(map(len, chosen)))
+
+    return _Source(folder.name, folder.classes, None, "photo", gather)
+
+
+def _of_arrays(
+    name: str,
+    classes: tuple[str, ...],
+    themes: Split | None,
+    augmentation: Augmentation,
+    parts: Mapping[Side, _Labelled],
+) -> _Source:
+    def gather(side: Side, kinds: Sequence[str], limit: int | None) -> ImageSet:
+        images, labels = parts[side]
+        chosen = [(labels == classes.index(kind)).nonzero().squeeze(1)[:limit] for kind in kinds]
+        return ImageSet.of_arrays(images[torch.cat(chosen)], _labels(map(len, chosen)))
+
+    return _Source(name, classes, themes, augmentation, gather)
+
+
+def _labels(counts: Iterable[int]) -> Tensor:
+    """0 as often as the first count says, then 1, and so on."""
+    repeats = torch.tensor(list(counts))
+    return torch.arange(len(repeats)).repeat_interleave(repeats)
+
+
+def _checked(images: Tensor | np.ndarray, labels: Tensor | np.ndarray, classes: Sequence[str], what: str) -> _Labelled:
+    """Arrays of a Python user as uint8 (N, C, H, W) and int64 (N,)."""
+    images, labels = torch.as_tensor(images), torch.as_tensor(labels)
+    images = images.unsqueeze(1) if images.ndim == 3 else images
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+        found = f"{tuple(images.shape)} of type {images.dtype}"
+        raise InputError(f"The {what} images are {found}: expected uint8 (N, H, W) or (N, C, H, W) with C 1 or 3.")
+    if labels.is_floating_point() or labels.shape != images.shape[:1]:
+        found = f"{tuple(labels.shape)} of type {labels.dtype}"
+        raise InputError(f"The {what} labels are {found}: expected {len(images)} integers, one an image.")
+    if len(labels) and not (labels.min() >= 0 and labels.max() < len(classes)):
+        found = f"from {labels.min()} to {labels.max()}"
+        raise InputError(
+            f"The {what} labels run {found}: expected 0 to {len(classes) - 1}, positions among the classes."
+        )
+    return images, labels.long()
