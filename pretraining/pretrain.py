@@ -92,7 +92,7 @@ class TeacherConfig:
 class StudentConfig:
     """How the transformer is trained."""
 
-    epochs: int = 42
+    epochs: int = 30
     batch_size: int = 128
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
@@ -101,6 +101,8 @@ class StudentConfig:
     label_weight: float = 0.2
     token_weight: float = 1.0
     feature_weight: float = 1.0
+    plain: float = 0.35
+    """Share of the drawings that are at most mirrored."""
     mixed: float = 0.4
     """Share of a batch that is mixed up with other drawings."""
     clip: float = 1.0
@@ -174,9 +176,8 @@ def normalize(images: Tensor, config: Config) -> Tensor:
     return ((images[:, None].float() / 255 - config.mean) / config.std).contiguous(memory_format=torch.channels_last)
 
 
-def deform(images: Tensor, how: Deformation, generator: torch.Generator) -> Tensor:
-    """Deform each drawing on its own: an affine map and a smooth displacement; uint8 in, uint8-ranged float out."""
-    n = len(images)
+def deformed_grid(n: int, how: Deformation, generator: torch.Generator) -> Tensor:
+    """Draw where each pixel of ``n`` deformed drawings comes from ``[n, 28, 28, 2]``: affine and a smooth shift."""
 
     def uniform(extent: float) -> Tensor:
         return (torch.rand(n, generator=generator) * 2 - 1) * extent
@@ -191,32 +192,67 @@ def deform(images: Tensor, how: Deformation, generator: torch.Generator) -> Tens
     ]
     grid = F.affine_grid(torch.stack(rows, dim=1), [n, 1, 28, 28], align_corners=False)
     knots = torch.randn(n, 2, 4, 4, generator=generator) * how.elastic
-    grid = grid + F.interpolate(knots, size=(28, 28), mode="bicubic", align_corners=True).movedim(1, -1)
+    return grid + F.interpolate(knots, size=(28, 28), mode="bicubic", align_corners=True).movedim(1, -1)
+
+
+def plain_grid(n: int, how: Deformation, generator: torch.Generator) -> Tensor:
+    """Draw the grid of ``n`` drawings that are at most mirrored."""
+    maps = torch.eye(2, 3).repeat(n, 1, 1)
+    maps[:, 0, 0] -= 2 * (torch.rand(n, generator=generator) < how.mirror).float()
+    return F.affine_grid(maps, [n, 1, 28, 28], align_corners=False)
+
+
+def soft(images: Tensor, grid: Tensor) -> Tensor:
+    """Read uint8 images bilinearly: what the teacher sees, a little softer than the drawings."""
     return F.grid_sample(images[:, None].float(), grid, align_corners=False)[:, 0]
 
 
-def mix(images: Tensor, labels: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Mix a share of a batch with other drawings of it.
+def sharp(images: Tensor, grid: Tensor) -> Tensor:
+    """Read uint8 images with cubics and restore the contrast that this costs: what the student sees.
 
-    Returns:
-        The images, the other labels, and the weight ``[n]`` of each image's own label.
+    The two constants bring the histogram of resampled drawings back to that of the drawings.
     """
-    n = len(images)
-    partner = torch.randperm(n, generator=generator)
-    weight = torch.rand(n, generator=generator)
-    weight = torch.where(torch.rand(n, generator=generator) < share, weight, torch.ones(n))
-    w = weight[:, None, None, None]
-    return w * images + (1 - w) * images[partner], labels[partner], weight
+    resampled = F.grid_sample(images[:, None].float(), grid, mode="bicubic", align_corners=False)[:, 0]
+    return (1.3 * resampled - 8).clamp(0, 255)
 
 
-def batches(
-    drawings: Drawings, size: int, config: Config, generator: torch.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield an epoch of deformed, normalized batches in random order, all of one size."""
+def epoch_of(drawings: Drawings, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield uint8 images and labels of an epoch in random order, in batches all of one size."""
     order = torch.randperm(len(drawings.train), generator=generator)
     for chosen in order[: len(order) // size * size].split(size):
-        images = deform(drawings.train[chosen], config.deformation, generator)
-        yield normalize(images, config), drawings.train_labels[chosen]
+        yield drawings.train[chosen], drawings.train_labels[chosen]
+
+
+def two_views(images: Tensor, config: Config, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return the student's and the teacher's normalized view of the same deformed drawings.
+
+    A share is not deformed: the student sees its very pixels, the teacher reads them between the pixels, as softly as
+    all it was trained on.
+    """
+    n = len(images)
+    plain = torch.rand(n, generator=generator) < config.student.plain
+    grid = deformed_grid(n, config.deformation, generator)
+    grid = torch.where(plain[:, None, None, None], plain_grid(n, config.deformation, generator), grid)
+    own = torch.where(plain[:, None, None], soft(images, grid), sharp(images, grid))
+    between = torch.where(plain[:, None, None, None], 1.06 * grid + 0.4 / 14, grid)
+    return normalize(own, config), normalize(soft(images, between), config)
+
+
+def mix(labels: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw for a share of a batch which other drawing of it to mix in.
+
+    Returns:
+        The places of the other drawings ``[n]``, and the weight ``[n]`` of each drawing itself, mostly 1.
+    """
+    n = len(labels)
+    partner = torch.randperm(n, generator=generator)
+    weight = torch.rand(n, generator=generator)
+    return partner, torch.where(torch.rand(n, generator=generator) < share, weight, torch.ones(n))
+
+
+def mixed(images: Tensor, partner: Tensor, weight: Tensor) -> Tensor:
+    """Mix ``[n, 1, 28, 28]`` with its partners."""
+    return weight[:, None, None, None] * images + (1 - weight)[:, None, None, None] * images[partner]
 
 
 # -------------------------------------------------------------------------------------------------------------- models
@@ -381,7 +417,8 @@ def train_teacher(drawings: Drawings, config: Config) -> None:
     for epoch in range(how.epochs):
         begin, total, count = time.perf_counter(), 0.0, 0
         model.train()
-        for images, labels in batches(drawings, how.batch_size, config, generator):
+        for drawn, labels in epoch_of(drawings, how.batch_size, generator):
+            images = normalize(soft(drawn, deformed_grid(len(drawn), config.deformation, generator)), config)
             with bf16():
                 scores = model(images)[2]
             loss = F.cross_entropy(scores.float(), labels)
@@ -451,13 +488,14 @@ def train_student(drawings: Drawings, config: Config) -> None:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(steps, how.warmup))
     for epoch in range(how.epochs):
         begin, totals = time.perf_counter(), Counter[str]()
-        for images, labels in batches(drawings, how.batch_size, config, generator):
-            mixed, others, weight = mix(images, labels, how.mixed, generator)
+        for drawn, labels in epoch_of(drawings, how.batch_size, generator):
+            own_view, teacher_view = two_views(drawn, config, generator)
+            partner, weight = mix(labels, how.mixed, generator)
             with bf16():
                 with torch.no_grad():
-                    target = teacher(mixed)
-                guess = call(mixed)
-            terms = distillation(guess, target, (labels, others, weight), how)
+                    target = teacher(mixed(teacher_view, partner, weight))
+                guess = call(mixed(own_view, partner, weight))
+            terms = distillation(guess, target, (labels, labels[partner], weight), how)
             optimizer.zero_grad()
             sum(terms.values(), torch.zeros(())).backward()
             nn.utils.clip_grad_norm_(model.parameters(), how.clip)

@@ -1,7 +1,6 @@
 """Files of every mode become the right pixels; broken ones are named; augmentation stays within its bounds."""
 
 import io
-import os
 import struct
 import zlib
 from pathlib import Path
@@ -234,14 +233,6 @@ def test_grey_beyond_sixteen_bits_is_refused_with_its_range(tmp_path: Path) -> N
         decode(tmp_path / "int.tif", COLOUR)
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
-def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
-    Image.new("RGB", (20, 20)).save(tmp_path / "locked.png")
-    (tmp_path / "locked.png").chmod(0)
-    with pytest.raises(InputError, match=r"locked\.png.*permission"):
-        decode(tmp_path / "locked.png", COLOUR)
-
-
 def test_many_files_keep_their_order_and_tell_their_progress(tmp_path: Path) -> None:
     paths, seen = [tmp_path / f"{shade}.png" for shade in range(40)], []
     for shade, path in enumerate(paths):
@@ -359,8 +350,8 @@ def test_a_sketch_is_shifted_scaled_and_turned_within_bounds_and_never_mirrored(
     assert 0.88 < scale.min() < 0.93
     assert 1.07 < scale.max() < 1.12
     assert 9 < angle.abs().max() < 10.8
-    # What comes in from outside is black.
-    assert (inside == 0).any()
+    # What comes in from outside is the image's median.
+    torch.testing.assert_close(inside, torch.ones_like(inside))
     assert inside[:, 20:44, 20:44].min() > 0.99
 
 

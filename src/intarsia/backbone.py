@@ -159,6 +159,14 @@ def _hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def describe() -> dict[str, Any]:
+    """What the built-in backbone is, where its weights come from and what they scored."""
+    card = json.loads((files("intarsia") / "assets" / f"{BUILTIN}.json").read_text())
+    shape = card["architecture"]
+    what = f"vision transformer, {shape['embed_dim']} wide, {shape['depth']} deep, {card['image_size']} px, one channel"
+    return {"name": BUILTIN, "what": what, **{k: card[k] for k in ("classes_seen", "source", "licence", "scores")}}
+
+
 def _load_builtin() -> tuple[nn.Module, Preprocessing]:
     from timm.models.vision_transformer import VisionTransformer  # noqa: PLC0415  slow to import
 

@@ -1,6 +1,7 @@
 """The command line: verbs -> functions. Every verb has a twin in Python and prints a table, or JSON with ``--json``."""
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -11,7 +12,7 @@ import torch
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
-from intarsia import builtin, composition
+from intarsia import backbone, builtin, composition
 from intarsia.adapters import Adapter
 from intarsia.backbone import BUILTIN, TARGETS, Backbone
 from intarsia.composition import ComposedModel, Recipe
@@ -100,11 +101,11 @@ class Learn:
         """Learn and evaluate."""
         regularizer = self._regularizer()
         stream = self.source.load("chalk", self.training.seed)
-        backbone = Backbone.load(self.backbone, targets=self.targets).to(_device(self.device))
+        theta0 = Backbone.load(self.backbone, targets=self.targets).to(_device(self.device))
         adapter: Adapter = build_adapter(self.adapter, self.rank)
         with bars() as progress:
             pool = learn(
-                backbone,
+                theta0,
                 stream,
                 out=self.out,
                 adapter=adapter,
@@ -163,7 +164,7 @@ class Ls:
         return {**pool.index.record(), "modules": [c.record() for c in cards]}
 
     def _builtin(self) -> dict[str, Any]:
-        about = builtin.describe()
+        about = [*builtin.describe(), backbone.describe()]
         if not self.json:
             for entry in about:
                 facts(entry)
@@ -367,6 +368,9 @@ def main(arguments: list[str] | None = None) -> None:
     except InputError as error:
         print(f"intarsia: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except BrokenPipeError:  # the reader of our output, say ``head``, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("intarsia: stopped; the tasks already learned are in the pool", file=sys.stderr)
         raise SystemExit(130) from None

@@ -1,7 +1,7 @@
 """The one error a user's own input can cause."""
 
 
-class InputError(ValueError):
+class InputError(Exception):
     """Bad input: its message names the thing, what was found, what was expected and what to do.
 
     The command line prints the message alone and exits with code 2.

@@ -183,8 +183,8 @@ def augment(images: Tensor, kind: Augmentation, preprocessing: Preprocessing, ge
     Args:
         images: uint8 (B, C, R, R).
         kind: `none`: only normalise. `sketch`: shift by up to 2/28 of the side, scale by 0.9..1.1, rotate by up to 10
-            degrees, black where nothing comes in. `photo`: crop 8..100 % of the area at a ratio of 3/4..4/3, resize,
-            mirror half of them.
+            degrees, the image's median where nothing comes in. `photo`: crop 8..100 % of the area at a ratio of
+            3/4..4/3, resize, mirror half of them.
         preprocessing: Of the backbone.
         generator: Of all randomness, on the CPU: the same state gives the same batch, on any device.
 
@@ -201,7 +201,14 @@ def augment(images: Tensor, kind: Augmentation, preprocessing: Preprocessing, ge
         raise InputError(f"There is no augmentation {kind!r}: expected one of {', '.join(get_args(Augmentation))}.")
     shape = [*images.shape[:2], preprocessing.size, preprocessing.size]
     grid = F.affine_grid(theta.to(images.device), shape, align_corners=False)
-    return preprocessing.normalize(F.grid_sample(_unit(images), grid, padding_mode=padding, align_corners=False))
+    ground = _ground(images) if padding == "zeros" else 0.0
+    moved = F.grid_sample(_unit(images) - ground, grid, padding_mode=padding, align_corners=False) + ground
+    return preprocessing.normalize(moved)
+
+
+def _ground(images: Tensor) -> Tensor:
+    """What a drawing lies on, in 0..1, (B, C, 1, 1): its median, so that an edge which comes in does not show."""
+    return _unit(images).flatten(2).median(2).values[..., None, None]
 
 
 def _jitter(count: int, crop: float, generator: torch.Generator) -> Tensor:

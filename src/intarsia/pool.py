@@ -124,8 +124,6 @@ class Pool:
                 raise InputError(f"{path}: pool format {found}, this version reads format {FORMAT}: update intarsia")
             index = Index(**{**record, "tasks": tuple(record["tasks"])})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, InputError):
-                raise
             raise InputError(f"{path / INDEX} is damaged ({type(error).__name__}: {error})") from error
         return cls(path, index, backbone)
 

@@ -1,0 +1,169 @@
+"""Tiny networks, streams and modules for the tests; whatever is random has an explicit seed."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from intarsia import IA3, Backbone, Full, LoRA, TaskStream, TaskVector, Training
+from intarsia.adapters import Adapter, Attachment
+from intarsia.heads import Head
+from intarsia.images import Preprocessing
+from intarsia.module import Card, Module
+from intarsia.statistics import ClassStatistics
+
+WIDTH = 16
+GREY = Preprocessing(size=8, resize=8, channels=1, mean=(0.5,), std=(0.25,))
+QUICK = Training(epochs=2, batch_size=8, lr=1e-2, pretune_epochs=1, augment=False)
+ADAPTERS: tuple[Adapter, ...] = (LoRA(2), Full(), IA3())
+KINDS = tuple(adapter.kind for adapter in ADAPTERS)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def randn(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64).to(dtype)
+
+
+class SplitBlock(nn.Module):
+    """A residual block with q, k, v of their own, in timm's names; it mixes (B, N, D) over its tokens."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.attn = nn.ModuleDict({name: nn.Linear(width, width) for name in ("q", "k", "v", "proj")})
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (self.attn[name](x) for name in ("q", "k", "v"))
+        return x + self.attn["proj"](F.scaled_dot_product_attention(q, k, v))
+
+
+class SplitNet(nn.Module):
+    """Images (B, 1, 8, 8) -> features (B, 8): two residual blocks, then a layer that sees one vector an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(SplitBlock(8), SplitBlock(8))
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(8, 8, bias=False)})
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.mlp["fc1"](self.blocks(images.squeeze(1)).mean(1)).tanh()
+
+
+def redraw(model: nn.Module, seed: int, dtype: torch.dtype) -> nn.Module:
+    """Every parameter anew, large enough that no gradient is near zero; a function of the seed alone."""
+    generator = seeded(seed)
+    for name, parameter in model.named_parameters():
+        drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.3
+        parameter.data = (drawn + 1 if name.endswith(("norm.weight", "norm1.weight", "norm2.weight")) else drawn).to(
+            dtype
+        )
+    return model
+
+
+def tiny_vit(seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """timm's vision transformer of 2 layers: (B, 1, 8, 8) -> (B, 16)."""
+    from timm.models.vision_transformer import VisionTransformer  # noqa: PLC0415  only beside an imported intarsia
+
+    with torch.random.fork_rng():
+        model = VisionTransformer(
+            img_size=8, patch_size=4, in_chans=1, num_classes=0, embed_dim=WIDTH, depth=2, num_heads=2, mlp_ratio=1.5
+        )
+    return redraw(model, seed, dtype)
+
+
+def backbone(seed: int = 0, dtype: torch.dtype = torch.float32) -> Backbone:
+    """A fresh theta0; equal seeds give equal ones."""
+    return Backbone(tiny_vit(seed, dtype), name=f"tiny{seed}", preprocessing=GREY)
+
+
+def split_backbone(seed: int = 0, dtype: torch.dtype = torch.float64) -> Backbone:
+    with torch.random.fork_rng():
+        model = SplitNet()
+    return Backbone(redraw(model, seed, dtype), name="split", preprocessing=GREY)
+
+
+def inputs(count: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Normalised images (N, 1, 8, 8)."""
+    return randn(count, 1, 8, 8, seed=seed + 1000, dtype=dtype)
+
+
+def stream(tasks: int = 4, classes: int = 2, train: int = 6, test: int = 4, seed: int = 0) -> TaskStream:
+    """Tasks `task01`, ... of classes `class0`, ...; an image is its class's pattern under noise."""
+    count = tasks * classes
+    patterns = torch.randint(40, 216, (count, 8, 8), generator=seeded(seed))
+
+    def part(each: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        labels = torch.arange(count).repeat_interleave(each)
+        noise = torch.randint(-40, 40, (len(labels), 8, 8), generator=generator)
+        return (patterns[labels] + noise).to(torch.uint8), labels
+
+    return TaskStream.from_arrays(
+        part(train, seeded(seed + 1)), part(test, seeded(seed + 2)), [f"class{i}" for i in range(count)], tasks=tasks
+    )
+
+
+def head(classes: int, width: int = WIDTH, seed: int = 0, dtype: torch.dtype = torch.float64) -> Head:
+    return Head(randn(classes, width, seed=seed, dtype=dtype), randn(classes, seed=seed + 1, dtype=dtype))
+
+
+def vectors(count: int, seed: int = 0, shapes: Mapping[str, tuple[int, int]] | None = None) -> list[TaskVector]:
+    """Random task vectors in float64."""
+    shapes = shapes or {"a.weight": (3, 4), "b.weight": (2, 5)}
+    return [
+        TaskVector({n: randn(*shape, seed=seed + 100 * t + i) for i, (n, shape) in enumerate(shapes.items())})
+        for t in range(count)
+    ]
+
+
+def positive(like: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """A positive diagonal metric of the names and shapes of ``like``."""
+    return {n: randn(*w.shape, seed=seed + i, dtype=w.dtype).square() + 0.01 for i, (n, w) in enumerate(like.items())}
+
+
+def shake(attachment: Attachment, seed: int, size: float = 0.2) -> None:
+    """Move every part of an attached adapter at random."""
+    generator = seeded(seed)
+    with torch.no_grad():
+        for part in attachment.parameters():
+            part.add_(torch.randn(part.shape, generator=generator, dtype=torch.float64).to(part.dtype), alpha=size)
+
+
+def module(task: str, classes: Sequence[str], adapter: Adapter, theta0: Backbone, seed: int) -> Module:
+    """A module with random parts, head and statistics, of the backbone's type."""
+    with theta0.attach(adapter, seeded(seed)) as attachment:
+        shake(attachment, seed)
+        state = attachment.state()
+    dtype = next(iter(theta0.tuned.values())).dtype
+    count = len(classes)
+    statistics = ClassStatistics(torch.ones(count, 1), torch.zeros(count, 1, WIDTH), torch.ones(count, 1, WIDTH))
+    card = Card(task, tuple(classes), images=5, settings={}, stream={}, versions={})
+    return Module(card, state, head(count, seed=seed, dtype=dtype), head(count, seed=seed + 7, dtype=dtype), statistics)
+
+
+def contents(folder: Path, without: Iterable[str] = ()) -> dict[str, str]:
+    """Relative path -> hash of every file in a folder."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in without
+    }
+
+
+def newton(objective: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
+    """The minimum of a quadratic by one Newton step on its autograd gradient and Hessian."""
+    gradient = torch.autograd.functional.jacobian(objective, start)
+    hessian = torch.autograd.functional.hessian(objective, start)
+    assert isinstance(gradient, Tensor)
+    assert isinstance(hessian, Tensor)
+    n = start.numel()
+    return start - torch.linalg.solve(hessian.reshape(n, n), gradient.flatten()).reshape(start.shape)
+
+
+def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    """Equal names and equal tensors, bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())

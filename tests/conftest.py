@@ -1,0 +1,29 @@
+"""Pools that are learned once for all tests that only read them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cases import QUICK, backbone, stream
+from intarsia import ITA, LoRA, Pool, learn
+
+
+@pytest.fixture(autouse=True)
+def _same_global_randomness() -> None:
+    """The tests' order and choice do not matter to what torch draws from its global generator."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a pool of four LoRA modules on `backbone()` and `stream()`; read only."""
+    out = tmp_path_factory.mktemp("pools") / "lora"
+    learn(backbone(), stream(), adapter=LoRA(2), regularizer=ITA(0.1), training=QUICK, out=out)
+    return out
+
+
+@pytest.fixture
+def pool(learned: Path) -> Pool:
+    """That pool, opened with a fresh backbone."""
+    return Pool.open(learned, backbone())

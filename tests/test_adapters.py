@@ -1,0 +1,241 @@
+"""Adapters against dense weights, PEFT and numeric minima."""
+
+import math
+from collections.abc import Mapping
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cases import ADAPTERS, KINDS, backbone, inputs, newton, randn, same, seeded, shake, split_backbone
+from intarsia import IA3, InputError, LoRA
+from intarsia.adapters import AdaptedLinear, Adapter, Attachment
+
+each_adapter = pytest.mark.parametrize("adapter", ADAPTERS, ids=KINDS)
+
+
+def adapted(adapter: Adapter, *, bias: bool = True, seed: int = 0, zero_row: bool = False) -> AdaptedLinear:
+    """An adapted layer 5 -> 4 in float64 with random parts."""
+    linear = nn.Linear(5, 4, bias=bias, dtype=torch.float64).requires_grad_(False)
+    linear.weight.copy_(randn(4, 5, seed=seed))
+    if bias:
+        linear.bias.copy_(randn(4, seed=seed + 1))
+    if zero_row:
+        linear.weight[2] = 0
+    layer = AdaptedLinear("w.weight", linear, adapter, seeded(seed + 2))
+    for i, part in enumerate(layer.parts.values()):
+        part.data = randn(*part.shape, seed=seed + 3 + i)
+    return layer
+
+
+def values(layer: AdaptedLinear) -> dict[str, Tensor]:
+    return {key: part.detach().clone() for key, part in layer.parts.items()}
+
+
+def dense(parts: Mapping[str, Tensor], theta0: Tensor) -> Tensor:
+    """Tau by the definition of each adapter (METHOD.md section 4)."""
+    if "tau" in parts:
+        return parts["tau"]
+    return parts["B"] @ parts["A"] if "A" in parts else theta0 * (parts["l"][:, None] - 1)
+
+
+@each_adapter
+def test_starts_at_zero_and_changes_nothing(adapter: Adapter) -> None:
+    linear = nn.Linear(5, 4)
+    layer = AdaptedLinear("w.weight", linear, adapter, seeded(0))
+    x = randn(3, 7, 5, seed=1, dtype=torch.float32)
+    assert layer.delta().abs().max() == 0
+    torch.testing.assert_close(layer(x), linear(x))
+
+
+@each_adapter
+def test_delta_is_its_definition(adapter: Adapter) -> None:
+    layer = adapted(adapter)
+    torch.testing.assert_close(layer.delta(), dense(values(layer), layer.linear.weight), rtol=0, atol=0)
+
+
+@each_adapter
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("zero_row", [True, False])
+def test_forward_is_that_of_the_dense_weight(adapter: Adapter, bias: bool, zero_row: bool) -> None:
+    layer = adapted(adapter, bias=bias, zero_row=zero_row)
+    theta0, x = layer.linear.weight, randn(2, 3, 5, seed=9)
+    torch.testing.assert_close(layer(x), F.linear(x, theta0 + layer.delta(), layer.linear.bias))
+
+
+@each_adapter
+@pytest.mark.parametrize("zero_row", [True, False])
+def test_composed_forward_is_that_of_the_dense_mean(adapter: Adapter, zero_row: bool) -> None:
+    layer = adapted(adapter, zero_row=zero_row)
+    theta0, x = layer.linear.weight, randn(2, 3, 5, seed=9)
+    earlier = [adapted(adapter, seed=s, zero_row=zero_row) for s in (20, 40, 60)]
+    total = sum((dense(values(e), theta0) for e in earlier), torch.zeros_like(theta0))
+    layer.compose(total, 4)
+    expected = F.linear(x, theta0 + (total + layer.delta()) / 4, layer.linear.bias)
+    torch.testing.assert_close(layer(x), expected)
+    layer.compose(None, 1)
+    torch.testing.assert_close(layer(x), F.linear(x, theta0 + layer.delta(), layer.linear.bias))
+
+
+@each_adapter
+def test_gradients_of_the_forward_are_those_through_the_dense_weight(adapter: Adapter) -> None:
+    layer = adapted(adapter)
+    theta0, x = layer.linear.weight, randn(6, 5, seed=9)
+    layer.compose(randn(4, 5, seed=11) if not isinstance(adapter, IA3) else theta0 * randn(4, 1, seed=11), 3)
+    total = layer.base - theta0 if not isinstance(adapter, IA3) else theta0 * (layer.base - 1)[:, None]
+    ours = torch.autograd.grad(layer(x).sin().sum(), list(layer.parts.values()))
+    parts = {key: value.requires_grad_() for key, value in values(layer).items()}
+    y = F.linear(x, theta0 + total + dense(parts, theta0) / 3, layer.linear.bias)
+    expected = torch.autograd.grad(y.sin().sum(), list(parts.values()))
+    torch.testing.assert_close(ours, expected)
+
+
+def test_chain_rule_by_the_formulas_of_the_method() -> None:
+    """Of delta: full G; LoRA B^T G and G A^T; (IA)^3 the row sums of G * W0."""
+    G = randn(4, 5, seed=70)
+    for adapter in ADAPTERS:
+        layer = adapted(adapter)
+        got = dict(zip(layer.parts, torch.autograd.grad(layer.delta(), list(layer.parts.values()), G), strict=True))
+        parts, theta0 = values(layer), layer.linear.weight
+        if "tau" in parts:
+            expected = {"tau": G}
+        elif "A" in parts:
+            expected = {"A": parts["B"].T @ G, "B": G @ parts["A"].T}
+        else:
+            expected = {"l": (G * theta0).sum(1)}
+        torch.testing.assert_close(got, expected)
+
+
+@each_adapter
+@pytest.mark.parametrize("strength", [0.01, 1.0, 300.0])
+def test_proximal_point_is_the_numeric_minimum(adapter: Adapter, strength: float) -> None:
+    """argmin |parts - old|^2 / 2 + sum(c tau^2 / 2 - d tau); LoRA moves B, A is fixed."""
+    layer = adapted(adapter)
+    theta0, old = layer.linear.weight, values(layer)
+    c, d = strength * randn(4, 5, seed=50).square(), strength * randn(4, 5, seed=51)
+    moving = "B" if "B" in old else next(iter(old))
+
+    def objective(part: Tensor) -> Tensor:
+        tau = dense({**old, moving: part}, theta0)
+        return 0.5 * (part - old[moving]).square().sum() + (0.5 * c * tau * tau - d * tau).sum()
+
+    expected = newton(objective, old[moving])
+    stationary = torch.autograd.functional.jacobian(objective, expected)
+    assert isinstance(stationary, Tensor)
+    assert stationary.abs().max() < 1e-9 * max(1, strength)  # the oracle itself is one
+    layer.proximal_(c, d)
+    torch.testing.assert_close(layer.parts[moving].detach(), expected, rtol=1e-9, atol=1e-11)
+    assert all(torch.equal(layer.parts[key], old[key]) for key in old if key != moving)
+
+
+@each_adapter
+def test_proximal_step_of_nothing_is_nothing(adapter: Adapter) -> None:
+    layer = adapted(adapter)
+    old = values(layer)
+    layer.proximal_(torch.zeros(4, 5, dtype=torch.float64), torch.zeros(4, 5, dtype=torch.float64))
+    torch.testing.assert_close(values(layer), old, rtol=1e-14, atol=1e-14)
+
+
+def test_lora_rank_is_tripled_on_a_fused_qkv_and_never_more_than_the_weight_has() -> None:
+    theta0 = torch.zeros(24, 8)
+    ranks = {
+        (rank, name): LoRA(rank).initial(name, theta0, seeded(0))["A"].shape[0]
+        for rank in (2, 5)
+        for name in ("blocks.0.attn.qkv.weight", "blocks.0.mlp.fc1.weight", "blocks.0.attn.q.weight")
+    }
+    assert list(ranks.values()) == [6, 2, 2, 8, 5, 5]
+    with pytest.raises(InputError, match="rank 0"):
+        LoRA(0)
+
+
+def test_lora_starts_kaiming_uniform() -> None:
+    """A in +-1/sqrt(I), as torch's kaiming_uniform_(a=sqrt(5)); the same generator draws the same."""
+    theta0 = torch.zeros(300, 400)
+    a = LoRA(200).initial("w.weight", theta0, seeded(3))["A"]
+    bound = 1 / math.sqrt(400)
+    assert a.abs().max() <= bound
+    assert float(a.std()) == pytest.approx(bound / math.sqrt(3), rel=0.01)
+    assert torch.equal(a, LoRA(200).initial("w.weight", theta0, seeded(3))["A"])
+    assert not torch.equal(a, LoRA(200).initial("w.weight", theta0, seeded(4))["A"])
+
+
+def test_lora_is_pefts() -> None:
+    """Forward and merged weight of PEFT's layer with the same A and B, alpha = r."""
+    linear = nn.Linear(6, 4, dtype=torch.float64)
+    layer = AdaptedLinear("fc.weight", linear, LoRA(3), seeded(0))
+    layer.parts["B"].data = randn(4, 3, seed=1)
+    with torch.random.fork_rng():
+        theirs = nn.Sequential(nn.Linear(6, 4, dtype=torch.float64))
+        theirs.load_state_dict({"0.weight": linear.weight, "0.bias": linear.bias})
+        wrapped = get_peft_model(theirs, LoraConfig(r=3, lora_alpha=3, target_modules=["0"]))  # pyright: ignore[reportArgumentType]
+    peft_layer = wrapped.get_submodule("base_model.model.0")
+    with torch.no_grad():
+        peft_layer.get_parameter("lora_A.default.weight").copy_(layer.parts["A"])
+        peft_layer.get_parameter("lora_B.default.weight").copy_(layer.parts["B"])
+    x = randn(7, 6, seed=2)
+    torch.testing.assert_close(layer(x), peft_layer(x), rtol=1e-12, atol=1e-12)
+    peft_layer.merge()  # pyright: ignore[reportCallIssue]
+    merged = peft_layer.get_parameter("base_layer.weight")
+    torch.testing.assert_close(linear.weight + layer.delta(), merged, rtol=1e-12, atol=1e-12)
+
+
+@each_adapter
+def test_attachment_comes_off_again_even_after_an_error(adapter: Adapter) -> None:
+    theta0 = backbone(dtype=torch.float64)
+    before, x = dict(theta0.model.named_modules()), inputs(2)
+    y, state = theta0.features(x), {k: v.clone() for k, v in theta0.model.state_dict().items()}
+    with pytest.raises(KeyboardInterrupt), theta0.attach(adapter) as attachment:
+        shake(attachment, 1)
+        assert not torch.allclose(theta0.features(x), y)
+        raise KeyboardInterrupt
+    after = dict(theta0.model.named_modules())
+    assert before.keys() == after.keys()
+    assert all(after[name] is layer for name, layer in before.items())
+    assert torch.equal(theta0.features(x), y)
+    assert same(state, theta0.model.state_dict())
+
+
+@each_adapter
+def test_state_and_load_are_inverse(adapter: Adapter) -> None:
+    theta0, x = split_backbone(), inputs(2)
+    with theta0.attach(adapter, seeded(1)) as attachment:
+        shake(attachment, 2)
+        state, vector, y = attachment.state(), attachment.vector(), theta0.features(x)
+    with theta0.attach(adapter, seeded(5)) as other:
+        other.load(state)
+        assert same(other.vector(), vector)
+        assert torch.equal(theta0.features(x), y)
+        with pytest.raises(KeyError):
+            other.load(dict(list(state.items())[1:]))
+    assert vector.keys() == theta0.tuned.keys()
+
+
+def test_only_the_parts_are_trainable_and_the_task_loss_never_forms_a_dense_update() -> None:
+    """The weights get no gradient, and LoRA saves nothing of the size of a weight for the backward pass."""
+    theta0 = backbone(dtype=torch.float64)
+    with theta0.attach(LoRA(1)) as attachment:
+        shake(attachment, 1)
+        parts = list(attachment.parameters())
+        assert sum(p.numel() for p in parts) == sum(p.numel() for p in theta0.model.parameters() if p.requires_grad)
+        made: list[torch.Size] = []
+        weights = {layer.base.data_ptr() for layer in attachment.layers.values()}
+
+        def pack(saved: Tensor) -> Tensor:
+            if saved.data_ptr() not in weights:
+                made.append(saved.shape)
+            return saved
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+            theta0.model(inputs(1)).sum().backward()
+        assert all(p.grad is not None for p in parts)
+    shapes = {tuple(sorted(w.shape)) for w in theta0.tuned.values()}
+    assert made
+    assert not shapes & {tuple(sorted(s)) for s in made}
+
+
+def test_a_target_that_is_no_linear_layer_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    with pytest.raises(TypeError, match="ReLU, expected nn.Linear"):
+        Attachment(model, {"1.weight": "1"}, LoRA(1), seeded(0))

@@ -1,0 +1,284 @@
+"""The command line as a user meets it: real processes on a small timm model and an image folder made on the spot."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from intarsia.cli import main, parse_weights
+from intarsia.errors import InputError
+
+COLOURS = {
+    "blue": (40, 40, 220),
+    "cyan": (20, 200, 200),
+    "gold": (220, 180, 20),
+    "green": (40, 200, 40),
+    "grey": (128, 128, 128),
+    "red": (220, 40, 40),
+}
+TASKS = {"cold": ["blue", "cyan"], "earth": ["gold", "green"], "other": ["grey", "red"]}
+
+
+def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "intarsia", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def result(*arguments: object, cwd: Path | None = None) -> Any:
+    done = run(*arguments, "--json", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one line a bad call prints, run in this process: exit code 2, nothing on standard output."""
+    with pytest.raises(SystemExit) as stopped:
+        main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert not out
+    assert "Traceback" not in err
+    assert len(err.strip().splitlines()) == 1
+    return err
+
+
+def digest(folder: Path) -> dict[str, str]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "log.jsonl")
+    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with photos/, weights of a small timm model and the tasks' split."""
+    import timm  # noqa: PLC0415  after intarsia
+
+    root = tmp_path_factory.mktemp("world")
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), root / "weights.safetensors")
+    for part, count in (("train", 6), ("test", 2)):
+        for name, rgb in COLOURS.items():
+            folder = root / "photos" / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                image = Image.new("RGB", (40, 30), rgb)
+                image.putpixel((i, i), (255, 255, 255))
+                image.save(folder / f"{i}.png")
+    (root / "tasks.json").write_text(json.dumps(TASKS))
+    return root
+
+
+def learning(world: Path, out: str, *more: object) -> list[object]:
+    backbone = f"timm/test_vit@{world / 'weights.safetensors'}"
+    data = ["--data", f"folder:{world / 'photos'}", "--split", world / "tasks.json", "--backbone", backbone]
+    return ["learn", *data, "--epochs", 1, "--out", world / out, *more]
+
+
+@pytest.fixture(scope="session")
+def pool(world: Path) -> Path:
+    found = result(*learning(world, "pool"))
+    assert found["tasks"] == list(TASKS)
+    return world / "pool"
+
+
+def test_learn_prints_a_table_a_person_understands(world: Path) -> None:
+    done = run(*learning(world, "printed"))
+    assert done.returncode == 0, done.stderr
+    for word in ("cold", "earth", "other", "all test images", "final accuracy", "frozen head"):
+        assert word in done.stdout
+    assert done.stderr == ""
+
+
+def test_evaluate_reports_every_measure_in_percent(pool: Path) -> None:
+    found = result("evaluate", pool)
+    assert [len(row) for row in found["accuracy_matrix"]] == [1, 2, 3]
+    names = ("final_accuracy", "average_incremental_accuracy", "task_il_accuracy", "frozen_head_accuracy")
+    assert all(0 <= found[name] <= 100 for name in names)
+    assert -100 <= found["final_forgetting"] <= 100
+    last = found["accuracy_matrix"][-1]
+    assert found["final_accuracy"] == pytest.approx(sum(last) / len(last))  # the tasks have as many images each
+    assert found["images"] == 12
+
+
+def test_evaluate_can_keep_drop_and_weight(pool: Path) -> None:
+    kept = result("evaluate", pool, "--keep", "cold", "other")
+    dropped = result("evaluate", pool, "--drop", "earth")
+    assert kept["tasks"] == dropped["tasks"] == ["cold", "other"]
+    assert kept["accuracy_matrix"] == dropped["accuracy_matrix"]
+    weighted = result("evaluate", pool, "--weights", "cold=.7,other=.3")
+    assert weighted["recipe"]["weights"] == {"cold": 0.7, "other": 0.3}
+
+
+def test_unlearn_names_what_still_carries_the_influence(pool: Path) -> None:
+    before = digest(pool)
+    found = result("unlearn", pool, "cold")
+    assert found["after"]["target_accuracy"] is None
+    assert found["influenced"] == {"earth": ["fisher", "statistics"], "other": ["fisher", "statistics"]}
+    negated = result("unlearn", pool, "cold", "--mode", "negate", "--scale", 0.5)
+    assert negated["recipe"]["weights"]["cold"] == pytest.approx(1 / 3 - 0.5)
+    assert negated["after"]["target_accuracy"] is not None
+    assert digest(pool) == before
+
+
+def test_predict_compose_and_predict_again_agree(pool: Path, world: Path) -> None:
+    images = sorted((world / "photos" / "test").rglob("*.png"))
+    direct = result("predict", pool, *images)["predictions"]
+    result("compose", pool, "--out", world / "merged")
+    assert sorted(p.name for p in (world / "merged").iterdir()) == ["model.json", "model.safetensors"]
+    assert result("predict", world / "merged", *images)["predictions"] == direct
+    only = result("predict", pool, *images, "--keep", "cold")["predictions"]
+    assert {row["class"] for row in only} <= set(TASKS["cold"])
+
+
+def test_diagnose_measures_the_gap(pool: Path) -> None:
+    found = result("diagnose", pool)
+    assert found["true_gap"] == pytest.approx(found["mean_module_loss"] - found["composed_loss"])
+    assert found["predicted_gap"] >= 0
+    assert found["images"] == 36
+
+
+def test_ls_lists_modules_and_what_is_built_in(pool: Path) -> None:
+    assert [m["task"] for m in result("ls", pool)["modules"]] == list(TASKS)
+    built_in = run("ls", "--builtin")
+    assert built_in.returncode == 0
+    assert "CC BY 4.0" in built_in.stdout
+    for name in ("sketches", "chalk", "vit_sketch"):
+        assert name in built_in.stdout
+
+
+def test_tasks_added_in_another_process_give_the_same_pool(world: Path, pool: Path) -> None:
+    result(*learning(world, "grown", "--only", "cold"))
+    added = ["--data", f"folder:{world / 'photos'}", "--split", world / "tasks.json", "--only", "earth", "other"]
+    result("learn", "--add", "--out", world / "grown", *added)
+    whole, grown = digest(pool), digest(world / "grown")
+    for name in whole:
+        if not name.endswith(("card.json", "pool.json")):
+            assert whole[name] == grown[name], name
+    assert whole.keys() == grown.keys()
+
+
+@pytest.mark.parametrize("method", ["ita", "iel"])
+@pytest.mark.parametrize("adapter", ["lora", "full", "ia3"])
+def test_every_method_and_adapter_learns(world: Path, tmp_path: Path, method: str, adapter: str) -> None:
+    arguments = learning(world, "unused", "--method", method, "--adapter", adapter, "--no-evaluate")
+    arguments[arguments.index("--out") + 1] = tmp_path / "p"
+    main([str(a) for a in arguments])
+    assert len(json.loads((tmp_path / "p" / "pool.json").read_text())["tasks"]) == 3
+
+
+def test_bad_input_is_one_line_and_exit_code_2_in_a_real_process(world: Path) -> None:
+    done = run(*learning(world, "nothing", "--backbone", "vit_unknown"))
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "vit_unknown" in done.stderr
+    assert "vit_sketch" in done.stderr
+    assert not (world / "nothing").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["--backbone", "timm/vit_unheard_of"], ["vit_unheard_of", "no such model"]),
+        (["--backbone", "timm/test_vit@nowhere.safetensors"], ["nowhere.safetensors"]),
+        (["--only", "warm"], ["warm", "cold"]),
+        (["--targets", "*.nothing"], ["*.nothing", "linear layers are"]),
+        (["--split", "/nowhere/tasks.json"], ["tasks.json"]),
+        (["--beta", "3"], ["--beta", "--alpha"]),
+        (["--alpha", "-1"], ["alpha", "-1"]),
+        (["--epochs", "0"], ["epochs", "1 or more"]),
+        (["--rank", "0"], ["rank", "1 or more"]),
+        (["--device", "abacus"], ["abacus", "cpu"]),
+    ],
+)
+def test_learn_refuses(
+    world: Path, capsys: pytest.CaptureFixture[str], change: list[str], words: list[str]
+) -> None:
+    message = refused(capsys, *learning(world, "refused", *change))
+    assert all(word in message for word in words), message
+    assert not (world / "refused").exists()
+
+
+def test_learn_refuses_folders_and_files_it_cannot_use(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def attempt(data: Path, *more: object) -> str:
+        arguments = learning(world, "refused", *more)
+        arguments[arguments.index("--data") + 1] = f"folder:{data}"
+        position = arguments.index("--split")
+        del arguments[position : position + 2]
+        message = refused(capsys, *arguments)
+        assert not (world / "refused").exists()
+        return message
+
+    assert "missing" in attempt(tmp_path / "missing")
+    (tmp_path / "empty").mkdir()
+    assert "empty" in attempt(tmp_path / "empty")
+    for name in ("a", "b"):
+        for part in ("train", "test"):
+            (tmp_path / "photos" / part / name).mkdir(parents=True)
+            for i in range(3):
+                Image.new("RGB", (20, 20), (i, 0, 0)).save(tmp_path / "photos" / part / name / f"{i}.png")
+    broken = tmp_path / "photos" / "train" / "a" / "1.png"
+    whole = broken.read_bytes()
+    for content in (b"", b"not an image", whole[: len(whole) // 2]):
+        broken.write_bytes(content)
+        assert "1.png" in attempt(tmp_path / "photos")
+    broken.write_bytes(whole)
+    for i in (1, 2):
+        (tmp_path / "photos" / "train" / "b" / f"{i}.png").unlink()
+    assert "'b'" in attempt(tmp_path / "photos")
+    (tmp_path / "twice.json").write_text('{"x": ["a"], "y": ["a", "b"]}')
+    assert "'a'" in attempt(world / "photos" / ".." / "photos", "--split", tmp_path / "twice.json")
+
+
+def test_a_pool_in_use_is_left_alone(world: Path, pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = digest(pool)
+    assert "--add" in refused(capsys, *learning(world, "pool"))
+    assert "not a pool" in refused(capsys, *learning(world, "photos"))
+    assert "cold" in refused(capsys, *learning(world, "pool", "--add"))
+    other = refused(capsys, *learning(world, "pool", "--add", "--adapter", "ia3"))
+    assert "IA3" in other
+    assert "LoRA" in other
+    theirs = refused(capsys, *learning(world, "pool", "--add", "--backbone", "vit_sketch"))
+    assert "vit_sketch" in theirs
+    assert "test_vit" in theirs
+    assert digest(pool) == before
+
+
+def test_verbs_refuse_what_the_pool_does_not_have(pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = digest(pool)
+    assert "cars" in refused(capsys, "unlearn", pool, "cars")
+    assert "cars" in refused(capsys, "evaluate", pool, "--keep", "cars")
+    assert "cars" in refused(capsys, "evaluate", pool, "--drop", "cars")
+    assert "sum to 0.9" in refused(capsys, "evaluate", pool, "--weights", "cold=.6,other=.3")
+    assert "one of them" in refused(capsys, "evaluate", pool, "--keep", "cold", "--weights", "cold=1")
+    assert "scale" in refused(capsys, "unlearn", pool, "cold", "--scale", 2)
+    assert "not a pool" in refused(capsys, "evaluate", tmp_path)
+    assert "no.png" in refused(capsys, "predict", pool, tmp_path / "no.png")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "precious.txt").write_text("keep me")
+    assert "not an empty folder" in refused(capsys, "compose", pool, "--out", tmp_path / "full")
+    assert [p.name for p in (tmp_path / "full").iterdir()] == ["precious.txt"]
+    assert digest(pool) == before
+
+
+def test_help_of_every_verb_names_its_flags() -> None:
+    overview = run("--help")
+    assert overview.returncode == 0
+    for verb in ("learn", "ls", "evaluate", "predict", "compose", "unlearn", "diagnose"):
+        assert verb in overview.stdout
+    assert "--alpha" in run("learn", "--help").stdout
+
+
+def test_parse_weights() -> None:
+    assert parse_weights("a=.7, b=.3") == {"a": 0.7, "b": 0.3}
+    assert parse_weights("x=y=1") == {"x=y": 1.0}
+    for bad in ("", "a", "a=", "=1", "a=1,a=2", "a=one"):
+        with pytest.raises(InputError, match="name=number"):
+            parse_weights(bad)
