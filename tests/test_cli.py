@@ -196,9 +196,7 @@ def test_bad_input_is_one_line_and_exit_code_2_in_a_real_process(world: Path) ->
         (["--device", "abacus"], ["abacus", "cpu"]),
     ],
 )
-def test_learn_refuses(
-    world: Path, capsys: pytest.CaptureFixture[str], change: list[str], words: list[str]
-) -> None:
+def test_learn_refuses(world: Path, capsys: pytest.CaptureFixture[str], change: list[str], words: list[str]) -> None:
     message = refused(capsys, *learning(world, "refused", *change))
     assert all(word in message for word in words), message
     assert not (world / "refused").exists()
@@ -251,7 +249,9 @@ def test_a_pool_in_use_is_left_alone(world: Path, pool: Path, capsys: pytest.Cap
     assert digest(pool) == before
 
 
-def test_verbs_refuse_what_the_pool_does_not_have(pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verbs_refuse_what_the_pool_does_not_have(
+    pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = digest(pool)
     assert "cars" in refused(capsys, "unlearn", pool, "cars")
     assert "cars" in refused(capsys, "evaluate", pool, "--keep", "cars")

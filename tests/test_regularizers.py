@@ -201,7 +201,7 @@ def test_proximal_steps_of_full_are_the_formulas_of_the_method() -> None:
         assert penalty.fisher is not None
         with theta0.attach(Full()) as attachment:
             shake(attachment, 1)
-            old = attachment.vector()
+            old = {name: tau.clone() for name, tau in attachment.vector().items()}
             penalty.step(attachment, s)
             for name, tau in attachment.vector().items():
                 f = penalty.fisher[name]

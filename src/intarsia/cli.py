@@ -43,6 +43,8 @@ class Source:
     """Order of the classes: as named, or drawn by the seed."""
     test_fraction: float | None = None
     """Share of each class kept for testing, where the folder has no train/ and test/."""
+    max_per_class: int | None = None
+    """Use at most so many training and test images of a class."""
     only: tuple[str, ...] = ()
     """Names of the tasks to use; all if none is named."""
 
@@ -55,6 +57,7 @@ class Source:
             order=self.order,
             seed=seed,
             test_fraction=self.test_fraction,
+            max_per_class=self.max_per_class,
         )
         return stream.subset(self.only) if self.only else stream
 

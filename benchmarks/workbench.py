@@ -1,0 +1,136 @@
+"""One stream and seed with steps 1 to 4 of METHOD.md done once: every configuration is learned from there.
+
+Features, class statistics, reference heads and Fisher depend on neither adapter, method nor strength. What is measured
+is what ``intarsia learn`` and ``intarsia evaluate`` compute: the same ``Learner``, ``merge``, ``evaluate``.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from intarsia.backbone import Backbone
+from intarsia.composition import ComposedModel, merge
+from intarsia.config import Training, build_adapter, build_regularizer
+from intarsia.evaluation import evaluate
+from intarsia.fisher import Fisher
+from intarsia.heads import Head
+from intarsia.learner import Learner, Memory, Prepared
+from intarsia.module import Card, Module
+from intarsia.stream import TaskStream
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How modules are learned."""
+
+    method: Literal["ita", "iel"]
+    adapter: Literal["lora", "full", "ia3"]
+    strength: float
+    training: Training
+    rank: int = 16
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Prelude:
+    """A task after steps 1 to 4: its own, what was known then, and the Fisher of the tasks before it."""
+
+    prepared: Prepared
+    memory: Memory
+    earlier: Fisher | None
+
+
+class Workbench:
+    """One stream and seed.
+
+    Args:
+        stream: the tasks.
+        seed: of everything random.
+        training: settings of steps 1 to 4; later settings must agree with it on those.
+    """
+
+    def __init__(self, stream: TaskStream, seed: int, training: Training | None = None) -> None:
+        self.backbone = Backbone.load()
+        self.stream = stream
+        self.base = replace(training or Training(), seed=seed)
+        learner = Learner(self.backbone, build_adapter("lora"), build_regularizer("ita", 0.0), self.base, stream)
+        started, memory = time.perf_counter(), Memory()
+        self.preludes: list[Prelude] = []
+        for task in stream:
+            earlier = memory.fisher
+            prepared = learner.prepare(task, memory)
+            self.preludes.append(Prelude(prepared, replace(memory), earlier))
+        self.set_up_seconds = time.perf_counter() - started
+        assert memory.fisher is not None and memory.reference is not None
+        self.fisher, self.reference = memory.fisher, memory.reference
+
+    def learn(self, setting: Setting) -> list[Module]:
+        """Step 5 for every task."""
+        training = replace(setting.training, seed=self.base.seed)
+        adapter = build_adapter(setting.adapter, setting.rank)
+        regularizer = build_regularizer(setting.method, setting.strength)
+        learner = Learner(self.backbone, adapter, regularizer, training, self.stream)
+        total, modules = None, list[Module]()
+        for prelude in self.preludes:
+            prepared, task = prelude.prepared, prelude.prepared.task
+            memory, others = replace(prelude.memory, total=total), prelude.earlier
+            if training.fisher_over == "others":
+                memory = replace(self.preludes[-1].memory, total=total)
+                others = self.fisher - prepared.fisher
+            vector, head, measures = learner.fine_tune(prepared, memory, others)
+            total = memory.total
+            assert memory.reference is not None
+            card = Card(task.name, task.classes, len(task.train), {}, {}, {}, measures=measures)
+            modules.append(Module(card, vector, head, memory.reference[prepared.rows], prepared.statistics))
+        return modules
+
+    def compose(
+        self,
+        setting: Setting,
+        modules: Sequence[Module],
+        weights: Mapping[str, float] | None = None,
+        head: Head | None = None,
+    ) -> ComposedModel:
+        """The mean of some modules, or another combination, with their heads or one of the caller's."""
+        adapter = build_adapter(setting.adapter, setting.rank)
+        weights = weights or {m.card.task: 1 / len(modules) for m in modules}
+        return ComposedModel(
+            merge(self.backbone, adapter, modules, weights),
+            head or Head.join([m.head for m in modules]),
+            {m.card.task: m.card.classes for m in modules},
+            self.backbone.preprocessing,
+            {},
+            lambda count: self.compose(setting, modules[:count]),
+        )
+
+    def frozen(self) -> ComposedModel:
+        """theta0 with the aligned reference heads of all tasks."""
+        network = merge(self.backbone, build_adapter("lora"), [], {})
+        classes = {task.name: task.classes for task in self.stream}
+        return ComposedModel(network, self.reference, classes, self.backbone.preprocessing, {})
+
+    def measure(self, setting: Setting, *, history: bool) -> dict[str, Any]:
+        """Learn, compose the mean, evaluate."""
+        started = time.perf_counter()
+        modules = self.learn(setting)
+        seconds = time.perf_counter() - started
+        found = evaluate(self.compose(setting, modules), self.stream, history=history)
+        seen = [m.card.measures for m in modules]
+        return {
+            "final_accuracy": found.final_accuracy,
+            "task_il_accuracy": found.task_il_accuracy,
+            "final_forgetting": found.final_forgetting,
+            "average_incremental_accuracy": found.average_incremental_accuracy,
+            "relative_norm": _mean([m["relative_norm"] for m in seen]),
+            "loss": _mean([m["losses"][-1] for m in seen]),
+            "head_moved": _mean([m["head_moved"] for m in seen]),
+            "seconds": round(seconds, 1),
+        }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
