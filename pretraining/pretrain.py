@@ -92,18 +92,18 @@ class TeacherConfig:
 class StudentConfig:
     """How the transformer is trained."""
 
-    epochs: int = 30
-    batch_size: int = 128
-    learning_rate: float = 1e-3
+    epochs: int = 26
+    batch_size: int = 64
+    learning_rate: float = 8e-4
     weight_decay: float = 0.05
     warmup: float = 0.05
     temperature: float = 2.0
     label_weight: float = 0.2
-    token_weight: float = 1.0
+    token_weight: float = 2.0
     feature_weight: float = 1.0
     plain: float = 0.35
     """Share of the drawings that are at most mirrored."""
-    mixed: float = 0.4
+    mixed: float = 0.2
     """Share of a batch that is mixed up with other drawings."""
     clip: float = 1.0
     """Largest norm of the gradient."""
@@ -483,7 +483,7 @@ def train_student(drawings: Drawings, config: Config) -> None:
     start_mimetic(model.backbone)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(how.average_decay))
     call = torch.compile(model) if config.compiled else model
-    optimizer = torch.optim.AdamW(decayed(model, how.weight_decay), how.learning_rate)
+    optimizer = torch.optim.AdamW(decayed(model, how.weight_decay), how.learning_rate, fused=True)
     steps = how.epochs * (len(drawings.train) // how.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(steps, how.warmup))
     for epoch in range(how.epochs):

@@ -120,7 +120,7 @@ class Learn:
             )
         if not self.evaluate:
             return {"pool": str(self.out), "tasks": list(pool.tasks)}
-        return _evaluated(pool, pool.mean(), recorded_stream(pool), self.json)
+        return _evaluated(pool, pool.mean(), recorded_stream(pool) if self.add else stream, self.json)
 
     def _regularizer(self) -> ITA | IEL:
         name, strength = ("alpha", self.alpha) if self.method == "ita" else ("beta", self.beta)

@@ -34,6 +34,8 @@ class Training:
     """Pull of the head's Fisher towards its reference head."""
     lambda_0: float = 0.001
     """Plain pull of the head towards its reference head."""
+    head_fisher_over: Literal["seen", "earlier"] = "seen"
+    """Classes whose statistics the head's Fisher is taken on: all seen, or those of earlier tasks only."""
     head_start: Literal["reference", "random"] = "reference"
     """Where the head's fine-tuning begins."""
     pretune_epochs: int = 3
@@ -62,6 +64,11 @@ class Training:
     def record(self) -> dict[str, Any]:
         """As JSON."""
         return asdict(self)
+
+
+def recommended(method: Method, adapter: AdapterKind) -> tuple[float, Training]:
+    """The tool's own strength and training settings for a method and adapter, chosen as docs/results.md says."""
+    return (0.02 if method == "ita" else 20.0), Training()
 
 
 def build_adapter(kind: str, rank: int = 16) -> Adapter:

@@ -301,9 +301,9 @@ class Learner:
             for index in torch.randperm(len(images), generator=generator).split(training.batch_size):
                 x = augment(images[index], kind, backbone.preprocessing, generator).to(backbone.device)
                 loss = F.cross_entropy(head(backbone.model(x)), labels[index].to(backbone.device))
+                total += self._finite(loss, task.name, epoch) * len(index)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
-                total += float(loss.detach()) * len(index)
                 if training.step == "coupled":
                     penalty.add_gradient(adapter)
                     head.pull(training, factor)
@@ -313,8 +313,6 @@ class Learner:
                     penalty.step(adapter, factor, training.step)
                     head.pull(training, factor)
             losses.append(total / len(images))
-            if not math.isfinite(losses[-1]):
-                raise DivergenceError(self._diverged(task.name, f"the loss is {losses[-1]} in epoch {epoch + 1}"))
             self.progress(task.name, "training", epoch + 1, training.epochs)
         return losses
 
@@ -360,8 +358,13 @@ class Learner:
     def _head_fisher(self, prepared: Prepared, memory: Memory) -> Head:
         """Mean Fisher of the task's head rows, over features drawn from the statistics of all classes seen."""
         assert memory.statistics is not None and memory.reference is not None
-        features, _ = memory.statistics.sample(ALIGNMENT_SAMPLES, self._generator(prepared.number, "head fisher"))
-        weight, bias = head_fisher(features, memory.reference.weight, memory.reference.bias)
+        statistics = memory.statistics
+        if self.training.head_fisher_over == "earlier":
+            statistics = statistics[: prepared.rows.start]
+        weight, bias = torch.zeros_like(memory.reference.weight), torch.zeros_like(memory.reference.bias)
+        if len(statistics):
+            features, _ = statistics.sample(ALIGNMENT_SAMPLES, self._generator(prepared.number, "head fisher"))
+            weight, bias = head_fisher(features, memory.reference.weight, memory.reference.bias)
         return Head(weight + FLOOR, bias + FLOOR)[prepared.rows]
 
     def _seed(self, number: int, purpose: str) -> int:
@@ -371,6 +374,12 @@ class Learner:
 
     def _generator(self, number: int, purpose: str) -> torch.Generator:
         return torch.Generator().manual_seed(self._seed(number, purpose))
+
+    def _finite(self, loss: Tensor, task: str, epoch: int) -> float:
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise DivergenceError(self._diverged(task, f"the loss is {value} in epoch {epoch + 1}"))
+        return value
 
     def _diverged(self, task: str, what: str) -> str:
         t, r = self.training, self.regularizer

@@ -33,6 +33,10 @@ class ClassStatistics:
     def __len__(self) -> int:
         return len(self.weights)
 
+    def __getitem__(self, classes: slice) -> "ClassStatistics":
+        """The statistics of some classes."""
+        return ClassStatistics(self.weights[classes], self.means[classes], self.variances[classes])
+
     def sample(self, per_class: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw features (C * per_class, D) and their labels (C * per_class,), class by class."""
         component = torch.multinomial(self.weights, per_class, replacement=True, generator=generator)  # (C, n)

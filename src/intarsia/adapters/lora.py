@@ -64,5 +64,5 @@ class LoRA:
         gram = (curvature @ products.T).reshape(-1, rank, rank)
         gram.diagonal(dim1=-2, dim2=-1).add_(1.0)
         right = b + pull @ a.T
-        factor = torch.linalg.cholesky(gram)
+        factor, _ = torch.linalg.cholesky_ex(gram)  # I + a positive matrix; what is not finite shows in the next loss
         return {"B": torch.cholesky_solve(right.unsqueeze(-1), factor).squeeze(-1)}

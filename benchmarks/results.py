@@ -1,0 +1,189 @@
+"""The runs behind docs/results.md: resumable, one line of JSON a run.
+
+    python benchmarks/results.py main --streams chalk sketches --seeds 0 1 2 --out benchmarks/results/main.jsonl
+    python benchmarks/results.py steps | ablations | editing | search ...
+
+A run that is in the output file already is not made again. ``--threads 1`` lets two of these share two cores, each with
+its own streams or seeds. ``search`` looks at a held-out fifth of the *training* images, never at test images.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from workbench import Setting, Workbench
+
+from intarsia.config import Training, recommended
+from intarsia.errors import InputError
+from intarsia.evaluation import evaluate, target_and_control
+from intarsia.stream import TaskStream
+
+Cell = tuple[Literal["ita", "iel"], Literal["lora", "full", "ia3"]]
+Run = tuple[dict[str, Any], Callable[[], dict[str, Any]]]
+"""What is run, and how to measure it."""
+CELLS: tuple[Cell, ...] = (
+    ("ita", "lora"),
+    ("iel", "lora"),
+    ("ita", "full"),
+    ("iel", "full"),
+    ("ita", "ia3"),
+    ("iel", "ia3"),
+)
+DECADES = (0.01, 0.1, 1.0, 10.0, 100.0)
+
+
+@dataclass(frozen=True)
+class Results:
+    """Which runs to make."""
+
+    plan: tyro.conf.Positional[Literal["main", "joint", "steps", "ablations", "editing"]]
+    """The table to fill."""
+    streams: tuple[str, ...] = ("chalk", "sketches")
+    """Built-in streams."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds."""
+    cells: tuple[str, ...] = ()
+    """Only these cells, written as method-adapter."""
+    out: Path = Path("benchmarks/results.jsonl")
+    """Where a line a run goes."""
+    threads: int = 2
+    """Threads of torch."""
+
+
+class Ledger:
+    """Lines of finished runs, found again by what they ran."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        self._done = {json.dumps(json.loads(line)["run"], sort_keys=True) for line in lines}
+
+    def once(self, run: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> None:
+        """Measure a run that is not in the file and append it."""
+        key = json.dumps(run, sort_keys=True)
+        if key in self._done:
+            return
+        started = time.perf_counter()
+        try:
+            result = measure()
+        except InputError as error:  # a run that diverges is a result too
+            result = {"error": str(error)}
+        line = {"run": run, "result": result, "wall_seconds": round(time.perf_counter() - started, 1)}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self._done.add(key)
+        print(json.dumps({**run, "setting": None, **{k: v for k, v in result.items() if k != "tasks"}}), flush=True)
+
+
+def cells(chosen: Sequence[str]) -> list[Cell]:
+    """The cells named, or all."""
+    return [c for c in CELLS if not chosen or "-".join(c) in chosen]
+
+
+def setting_of(cell: Cell) -> Setting:
+    """The tool's own settings for a method and adapter."""
+    strength, training = recommended(*cell)
+    return Setting(*cell, strength, training)
+
+
+def main_table(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
+    """All cells, and the frozen head."""
+    yield {"name": "frozen"}, lambda: evaluate(bench.frozen(), bench.stream).record()
+    for cell in cells(chosen):
+        setting = setting_of(cell)
+        yield {"name": "-".join(cell), "setting": setting.record()}, lambda s=setting: bench.measure(s, history=True)
+
+
+def joint(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
+    """The same adapter on all images at once, no regularizer: ``bench`` holds the stream as one task."""
+    for adapter in ("lora", "full", "ia3"):
+        base = setting_of(("ita", adapter))
+        setting = replace(base, strength=0.0, training=replace(base.training, lambda_h=0.0, lambda_0=0.0))
+        yield (
+            {"name": f"joint-{adapter}", "setting": setting.record()},
+            lambda s=setting: bench.measure(s, history=False),
+        )
+
+
+def steps(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
+    """Every step rule over four decades around the tool's strength."""
+    for cell in cells(chosen or ("ita-lora", "ita-full")):
+        base = setting_of(cell)
+        for how in ("proximal", "decoupled", "coupled"):
+            for factor in DECADES:
+                training = replace(base.training, step=how)
+                setting = replace(base, strength=base.strength * factor, training=training)
+                name = f"{'-'.join(cell)} {how} x{factor:g}"
+                yield {"name": name, "setting": setting.record()}, lambda s=setting: bench.measure(s, history=False)
+
+
+def ablations(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
+    """Without the Fisher regularizer, without the head's, without both."""
+    for cell in cells(chosen or ("ita-lora", "iel-lora", "ita-full", "iel-full")):
+        base = setting_of(cell)
+        free = replace(base.training, lambda_h=0.0, lambda_0=0.0)
+        variants = {
+            "head only": replace(base, strength=0.0),
+            "weights only": replace(base, training=free),
+            "none": replace(base, strength=0.0, training=free),
+        }
+        for name, setting in variants.items():
+            yield (
+                {"name": f"{'-'.join(cell)} regularized: {name}", "setting": setting.record()},
+                lambda s=setting: bench.measure(s, history=False),
+            )
+
+
+def editing(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
+    """Specialization and unlearning of the first, a central and the last task."""
+    for cell in cells(chosen or ("ita-lora", "iel-lora")):
+        setting = setting_of(cell)
+        yield {"name": f"{'-'.join(cell)} editing", "setting": setting.record()}, lambda s=setting: _edit(bench, s)
+
+
+def _edit(bench: Workbench, setting: Setting) -> dict[str, Any]:
+    modules = bench.learn(setting)
+    names = [m.card.task for m in modules]
+    uniform = dict.fromkeys(names, 1 / len(names))
+    rows: list[dict[str, Any]] = []
+    for target in (names[0], names[len(names) // 2], names[-1]):
+        others = [m for m in modules if m.card.task != target]
+        alone = [m for m in modules if m.card.task == target]
+        composed = {
+            "mean": bench.compose(setting, modules),
+            "drop": bench.compose(setting, others),
+            "negate 1/T": bench.compose(setting, modules, {**uniform, target: 0.0}),
+            "negate 0.5": bench.compose(setting, modules, {**uniform, target: uniform[target] - 0.5}),
+            "negate 1": bench.compose(setting, modules, {**uniform, target: uniform[target] - 1.0}),
+            "specialize, own classes": bench.compose(setting, alone),
+            "specialize, all classes": bench.compose(setting, modules, {target: 1.0}),
+        }
+        for how, model in composed.items():
+            on_target, on_others = target_and_control(model, bench.stream, target)
+            rows.append({"target": target, "how": how, "target_accuracy": on_target, "control_accuracy": on_others})
+    return {"rows": rows}
+
+
+PLANS = {"main": main_table, "joint": joint, "steps": steps, "ablations": ablations, "editing": editing}
+
+
+def run(chosen: Results) -> None:
+    """Make the runs that are missing."""
+    torch.set_num_threads(chosen.threads)
+    ledger = Ledger(chosen.out)
+    for stream in chosen.streams:
+        for seed in chosen.seeds:
+            loaded = TaskStream.load(stream, tasks=1) if chosen.plan == "joint" else TaskStream.load(stream)
+            bench = Workbench(loaded, seed, Training())
+            for what, measure in PLANS[chosen.plan](bench, chosen.cells):
+                ledger.once({"stream": stream, "seed": seed, **what}, measure)
+
+
+if __name__ == "__main__":
+    run(tyro.cli(Results))
