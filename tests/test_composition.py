@@ -1,0 +1,305 @@
+"""Composed models: the algebra of merging, bit for bit where it must be."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from cases import ADAPTERS, KINDS, backbone, contents, inputs, module, same, seeded, shake, stream
+from intarsia import Backbone, ComposedModel, InputError, LoRA, Pool, TaskVector
+from intarsia.adapters import Adapter
+from intarsia.composition import Recipe, mean, merge, specialize, unlearn, weighted
+from intarsia.module import Module
+
+DOUBLE = torch.float64
+NAMES = ("birds", "cars", "dogs", "eels")
+each_adapter = pytest.mark.parametrize("adapter", ADAPTERS, ids=KINDS)
+
+
+def modules(adapter: Adapter, theta0: Backbone, tasks: tuple[str, ...] = NAMES) -> list[Module]:
+    return [module(t, [f"{t}{c}" for c in "ab"], adapter, theta0, seed=i + 1) for i, t in enumerate(tasks)]
+
+
+def tau(learned: Module, adapter: Adapter, theta0: Backbone) -> TaskVector:
+    return TaskVector({n: learned.delta(n, adapter, w) for n, w in theta0.tuned.items()})
+
+
+def tuned(network: nn.Module, theta0: Backbone) -> dict[str, Tensor]:
+    return {n: network.get_submodule(path).get_parameter("weight") for n, path in theta0.targets.items()}
+
+
+# Merging
+
+
+@each_adapter
+def test_merged_module_is_the_adapted_network(adapter: Adapter) -> None:
+    theta0, x = backbone(dtype=DOUBLE), inputs(3)
+    (learned,) = modules(adapter, theta0, NAMES[:1])
+    with theta0.attach(adapter) as attachment:
+        attachment.load(learned.vector)
+        adapted = theta0.features(x)
+    merged = merge(theta0, adapter, [learned], {"birds": 1.0})(x)
+    torch.testing.assert_close(merged, adapted, rtol=1e-10, atol=1e-12)
+    assert not torch.allclose(merged, theta0.features(x), rtol=1e-3)
+
+
+@each_adapter
+@pytest.mark.parametrize("dead_row", [False, True])
+def test_network_trained_by_iel_is_the_mean_of_its_modules(adapter: Adapter, dead_row: bool) -> None:
+    """theta0 + (S + tau) / T through `compose` = the merged network of all T modules at w = 1/T."""
+    theta0, x = backbone(dtype=DOUBLE), inputs(3)
+    if dead_row:
+        theta0.tuned["blocks.1.mlp.fc1.weight"][3] = 0
+    known = modules(adapter, theta0)
+    vectors = [tau(m, adapter, theta0) for m in known]
+    with theta0.attach(adapter) as attachment:
+        attachment.compose(vectors[0] + vectors[1] + vectors[2], 4)
+        attachment.load(known[3].vector)
+        adapted = theta0.features(x)
+    merged = merge(theta0, adapter, known, mean(NAMES).weights)
+    torch.testing.assert_close(adapted, merged(x), rtol=1e-10, atol=1e-12)
+    for name, w in tuned(merged, theta0).items():
+        dense = theta0.tuned[name] + sum(v[name] for v in vectors) / 4
+        torch.testing.assert_close(w.detach(), dense)
+
+
+@each_adapter
+def test_one_hot_weights_give_back_the_module_bit_for_bit(adapter: Adapter) -> None:
+    theta0 = backbone()
+    known = modules(adapter, theta0)
+    for learned in known:
+        vector = tau(learned, adapter, theta0)
+        one_hot = {t: float(t == learned.card.task) for t in NAMES}
+        network = merge(theta0, adapter, known, one_hot)
+        assert same(tuned(network, theta0), {n: w + vector[n] for n, w in theta0.tuned.items()})
+        alone = merge(theta0, adapter, [learned], {learned.card.task: 1.0})
+        assert same(alone.state_dict(), network.state_dict())
+
+
+def test_no_weights_give_back_theta0_bit_for_bit() -> None:
+    theta0 = backbone()
+    assert same(merge(theta0, LoRA(2), modules(LoRA(2), theta0), {}).state_dict(), theta0.model.state_dict())
+
+
+@each_adapter
+def test_specialize_to_all_is_the_mean_bit_for_bit(adapter: Adapter) -> None:
+    theta0 = backbone()
+    known = modules(adapter, theta0)
+    every, uniform = specialize(NAMES, NAMES[::-1]), mean(NAMES)
+    assert (every.weights, every.tasks) == (uniform.weights, uniform.tasks)
+    networks = [merge(theta0, adapter, known, r.weights) for r in (every, uniform)]
+    assert same(networks[0].state_dict(), networks[1].state_dict())
+
+
+@settings(max_examples=25)
+@given(order=st.permutations(NAMES), parts=st.lists(st.integers(1, 50), min_size=4, max_size=4))
+def test_composing_in_any_order_is_the_same_bit_for_bit(order: list[str], parts: list[int]) -> None:
+    theta0, adapter = backbone(), LoRA(2)
+    known = modules(adapter, theta0)
+    w = {t: n / sum(parts) for t, n in zip(NAMES, parts, strict=True)}
+    straight, permuted = weighted(NAMES, w), weighted(NAMES, {t: w[t] for t in order})
+    assert straight.tasks == permuted.tasks == NAMES
+    networks = [merge(theta0, adapter, known, r.weights) for r in (straight, permuted)]
+    assert same(networks[0].state_dict(), networks[1].state_dict())
+
+
+def test_specialized_tasks_in_any_order_are_the_same_model() -> None:
+    assert specialize(NAMES, ["dogs", "birds"]) == specialize(NAMES, ["birds", "dogs"])
+
+
+@each_adapter
+def test_a_composed_network_costs_what_theta0_costs_and_theta0_stays(adapter: Adapter) -> None:
+    """Same layers, same shapes, no adapter left, nothing shared; theta0 is not written."""
+    theta0 = backbone()
+    before = copy.deepcopy(theta0.model.state_dict())
+    network = merge(theta0, adapter, modules(adapter, theta0), mean(NAMES).weights)
+    assert [type(m) for m in network.modules()] == [type(m) for m in theta0.model.modules()]
+    assert {n: p.shape for n, p in network.state_dict().items()} == {n: p.shape for n, p in before.items()}
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    assert same(before, theta0.model.state_dict())
+    assert Backbone(theta0.model, name="again", preprocessing=theta0.preprocessing).hash == theta0.hash
+
+
+def test_mean_of_the_products_is_not_pefts_mean_of_the_factors() -> None:
+    theta0, adapter = backbone(dtype=DOUBLE), LoRA(2)
+    known = modules(adapter, theta0)
+    merged = tuned(merge(theta0, adapter, known, mean(NAMES).weights), theta0)
+    for name, w in theta0.tuned.items():
+        a, b = (torch.stack([m.vector[f"{name}.{part}"] for m in known]) for part in "AB")
+        torch.testing.assert_close(merged[name].detach(), w + (b @ a).mean(0))
+        assert not torch.allclose(merged[name], w + b.mean(0) @ a.mean(0), rtol=0.1)
+
+
+# Recipes
+
+
+@given(parts=st.lists(st.floats(0, 3), min_size=1, max_size=4))
+def test_weights_must_sum_to_one(parts: list[float]) -> None:
+    w = dict(zip(NAMES, parts, strict=False))
+    total = sum(parts)
+    if abs(total - 1) > 2e-6:
+        with pytest.raises(InputError, match="expected 1"):
+            weighted(NAMES, w)
+    if total > 1e-300:
+        scaled = {t: x / total for t, x in w.items()}
+        assert weighted(NAMES, scaled).weights == scaled
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"birds": 0.5}, "weights sum to 0.5"),
+        ({}, "weights sum to 0"),
+        ({"birds": 1.5, "cars": -0.5}, "weight -0.5 of task 'cars'"),
+        ({"birds": float("nan"), "cars": 1.0}, "weight nan of task 'birds'"),
+        ({"birds": float("inf")}, "weight inf"),
+        ({"bird": 1.0}, "unknown task 'bird': the pool has birds, cars, dogs, eels"),
+    ],
+)
+def test_bad_weights_are_refused_by_name(weights: dict[str, float], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        weighted(NAMES, weights)
+
+
+def test_weighted_answers_with_the_tasks_it_names() -> None:
+    recipe = weighted(NAMES, {"dogs": 0.75, "birds": 0.25, "cars": 0.0})
+    assert recipe.tasks == ("birds", "cars", "dogs")
+
+
+def test_specialize() -> None:
+    recipe = specialize(NAMES, ["eels", "cars"])
+    assert recipe.weights == {"cars": 0.5, "eels": 0.5}
+    assert recipe.tasks == ("cars", "eels")
+    assert specialize(NAMES, ["eels"], all_classes=True).tasks == NAMES
+    assert specialize(NAMES, ["eels"], all_classes=True).weights == {"eels": 1.0}
+    for wrong in ([], ["cars", "cars"], ["boats"]):
+        with pytest.raises(InputError):
+            specialize(NAMES, wrong)
+
+
+def test_unlearn_by_dropping_is_the_mean_of_the_others() -> None:
+    recipe = unlearn(NAMES, "cars")
+    assert recipe.weights == {t: 1 / 3 for t in NAMES if t != "cars"}
+    assert recipe.tasks == ("birds", "dogs", "eels")
+
+
+@pytest.mark.parametrize(("scale", "left"), [(None, 0.0), (0.25, 0.0), (1.0, -0.75), (0.0, 0.25)])
+def test_unlearn_by_negation_subtracts_and_keeps_all_heads(scale: float | None, left: float) -> None:
+    """theta_P - lambda tau_t; by default just the task's share of the mean goes."""
+    recipe = unlearn(NAMES, "cars", mode="negate", scale=scale)
+    assert recipe.tasks == NAMES
+    assert recipe.weights == {t: left if t == "cars" else 0.25 for t in NAMES}
+
+
+def test_bad_unlearning_is_refused() -> None:
+    for task, mode, scale in (("boats", "drop", None), ("cars", "erase", None), ("cars", "drop", 0.5)):
+        with pytest.raises(InputError):
+            unlearn(NAMES, task, mode=mode, scale=scale)
+    with pytest.raises(InputError, match="only task"):
+        unlearn(["cars"], "cars")
+    with pytest.raises(InputError, match="scale nan"):
+        unlearn(NAMES, "cars", mode="negate", scale=float("nan"))
+
+
+def test_history_of_a_recipe_is_the_same_rule_over_the_first_tasks() -> None:
+    assert mean(NAMES).first(NAMES[:2]).weights == {"birds": 0.5, "cars": 0.5}
+    recipe = weighted(NAMES, {"birds": 0.5, "cars": 0.25, "dogs": 0.25})
+    first = recipe.first(("birds", "cars"))
+    assert first.tasks == ("birds", "cars")
+    assert first.weights == pytest.approx({"birds": 2 / 3, "cars": 1 / 3})
+    assert Recipe({"eels": 1.0}, NAMES, "only eels").first(("birds",)).weights == {}
+
+
+# Models of a pool
+
+
+def test_models_of_a_pool_are_its_recipes(pool: Pool) -> None:
+    tasks, theta0 = pool.tasks, pool.backbone
+    known = [pool.module(t) for t in tasks]
+    cases = [
+        (pool.mean(), mean(tasks)),
+        (pool.weighted({tasks[2]: 0.3, tasks[0]: 0.7}), weighted(tasks, {tasks[0]: 0.7, tasks[2]: 0.3})),
+        (pool.specialize([tasks[1]]), specialize(tasks, [tasks[1]])),
+        (pool.specialize([tasks[1]], all_classes=True), specialize(tasks, [tasks[1]], all_classes=True)),
+        (pool.unlearn(tasks[0]), unlearn(tasks, tasks[0])),
+        (pool.unlearn(tasks[0], mode="negate", scale=0.5), unlearn(tasks, tasks[0], mode="negate", scale=0.5)),
+    ]
+    for model, recipe in cases:
+        network = merge(theta0, pool.adapter, known, recipe.weights)
+        assert same(model.network.state_dict(), network.state_dict())
+        heads = [m.head for m in known if m.card.task in recipe.tasks]
+        assert torch.equal(model.head.weight, torch.cat([h.weight for h in heads]))
+        assert torch.equal(model.head.bias, torch.cat([h.bias for h in heads]))
+        assert model.labels == tuple(c for t in recipe.tasks for c in pool.classes[t])
+        assert model.recipe["weights"] == recipe.weights
+
+
+def test_unlearning_by_dropping_takes_the_classes_by_negation_only_the_vector(pool: Pool) -> None:
+    gone = pool.tasks[1]
+    dropped, negated = pool.unlearn(gone), pool.unlearn(gone, mode="negate")
+    assert gone not in dropped.classes
+    assert not set(pool.classes[gone]) & set(dropped.labels)
+    assert negated.labels == pool.mean().labels
+    for name, w in tuned(negated.network, pool.backbone).items():
+        expected = pool.backbone.tuned[name] + sum(pool.vector(t)[name] for t in pool.tasks if t != gone) / 4
+        torch.testing.assert_close(w, expected)
+
+
+def test_frozen_model_is_theta0_with_the_reference_heads(pool: Pool) -> None:
+    model, reference = pool.frozen(), pool.reference()
+    assert reference is not None
+    assert same(model.network.state_dict(), pool.backbone.model.state_dict())
+    assert torch.equal(model.head.weight, reference.weight)
+    some = pool.frozen([pool.tasks[3], pool.tasks[1]])
+    assert some.labels == pool.classes[pool.tasks[1]] + pool.classes[pool.tasks[3]]
+    assert torch.equal(some.head.weight, reference.weight[[2, 3, 6, 7]])
+
+
+def test_history_of_a_model_is_composed_of_the_first_modules(pool: Pool) -> None:
+    model = pool.mean()
+    assert model.before is not None
+    early = model.before(2)
+    assert same(early.state_dict(), pool.specialize(pool.tasks[:2]).state_dict())
+    assert pool.unlearn(pool.tasks[0], mode="negate", scale=1.0).before is None
+
+
+def test_logits_are_of_normalised_images_in_any_batches(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = pool.mean(), stream()[0].test.tensor(pool.backbone.preprocessing)
+    whole = model.logits(images)
+    x = (images.float() / 255 - 0.5) / 0.25
+    torch.testing.assert_close(whole, model.head(model.network(x)))
+    monkeypatch.setattr("intarsia.composition.PREDICT_BATCH", 3)
+    torch.testing.assert_close(model.logits(images), whole)
+
+
+def test_a_saved_model_loads_bit_for_bit(pool: Pool, tmp_path: Path) -> None:
+    model, images = pool.unlearn(pool.tasks[2]), stream()[0].test.tensor(pool.backbone.preprocessing)
+    model.save(tmp_path / "model")
+    again = ComposedModel.load(tmp_path / "model", backbone())
+    assert same(model.state_dict(), again.state_dict())
+    assert torch.equal(model.logits(images), again.logits(images))
+    assert (again.classes, again.labels, again.recipe) == (model.classes, model.labels, model.recipe)
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match="not an empty folder"):
+        model.save(tmp_path / "model")
+    with pytest.raises(InputError, match="not a composed model"):
+        ComposedModel.load(tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_adapters_seen_through_a_pool_are_the_merged_model(pool: Pool) -> None:
+    """On the same images the adapter on theta0 and the specialized model give the same features."""
+    images = pool.backbone.preprocessing.normalize(stream()[1].test.tensor(pool.backbone.preprocessing))
+    task = pool.tasks[1]
+    model = pool.specialize([task])
+    with pool.backbone.attach(pool.adapter, seeded(0)) as attachment:
+        shake(attachment, 1)
+        attachment.load(pool.module(task).vector)
+        adapted = pool.backbone.features(images)
+    torch.testing.assert_close(model.network(images), adapted)
