@@ -100,7 +100,7 @@ def test_specialize_to_all_is_the_mean_bit_for_bit(adapter: Adapter) -> None:
 def test_composing_in_any_order_is_the_same_bit_for_bit(order: list[str], parts: list[int]) -> None:
     theta0, adapter = backbone(), LoRA(2)
     known = modules(adapter, theta0)
-    w = {t: n / sum(parts) for t, n in zip(NAMES, parts, strict=True)}
+    w: dict[str, float] = {t: n / sum(parts) for t, n in zip(NAMES, parts, strict=True)}
     straight, permuted = weighted(NAMES, w), weighted(NAMES, {t: w[t] for t in order})
     assert straight.tasks == permuted.tasks == NAMES
     networks = [merge(theta0, adapter, known, r.weights) for r in (straight, permuted)]
@@ -141,13 +141,13 @@ def test_mean_of_the_products_is_not_pefts_mean_of_the_factors() -> None:
 
 @given(parts=st.lists(st.floats(0, 3), min_size=1, max_size=4))
 def test_weights_must_sum_to_one(parts: list[float]) -> None:
-    w = dict(zip(NAMES, parts, strict=False))
+    w: dict[str, float] = dict(zip(NAMES, parts, strict=False))
     total = sum(parts)
     if abs(total - 1) > 2e-6:
         with pytest.raises(InputError, match="expected 1"):
             weighted(NAMES, w)
     if total > 1e-300:
-        scaled = {t: x / total for t, x in w.items()}
+        scaled: dict[str, float] = {t: x / total for t, x in w.items()}
         assert weighted(NAMES, scaled).weights == scaled
 
 

@@ -202,7 +202,7 @@ def test_misuse_is_refused() -> None:
     with pytest.raises(ValueError, match="no images has no mean"):
         Fisher({"a": torch.zeros(1)}, 0).mean()
     with pytest.raises(ValueError, match="different weights"):
-        Fisher({"a": torch.zeros(1)}, 1) + Fisher({"b": torch.zeros(1)}, 1)
+        _ = Fisher({"a": torch.zeros(1)}, 1) + Fisher({"b": torch.zeros(1)}, 1)
 
 
 def test_leaves_the_network_as_it_was_even_after_an_error() -> None:
@@ -241,14 +241,13 @@ def test_add_squares_is_chunked_without_a_trace(monkeypatch: pytest.MonkeyPatch)
 
 def test_head_fisher_is_its_autograd() -> None:
     classifier, features = head(3, 5), randn(11, 5, seed=9)
+    expected = [torch.zeros(3, 5, dtype=DOUBLE), torch.zeros(3, dtype=DOUBLE)]
     weight, bias = (t.clone().requires_grad_() for t in (classifier.weight, classifier.bias))
-    expected = [torch.zeros_like(weight), torch.zeros_like(bias)]
     for f in features:
         log_p = torch.log_softmax(weight @ f + bias, 0)
         for c in range(3):
-            for total, g in zip(
-                expected, torch.autograd.grad(log_p[c], [weight, bias], retain_graph=True), strict=True
-            ):
-                total += log_p[c].exp().detach() * g.square() / len(features)
+            gradients = torch.autograd.grad(log_p[c], [weight, bias], retain_graph=True)
+            for i in range(2):
+                expected[i] += log_p[c].exp().detach() * gradients[i].square() / len(features)
     got = head_fisher(features, classifier.weight, classifier.bias)
     torch.testing.assert_close(list(got), expected)

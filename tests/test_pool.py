@@ -203,7 +203,11 @@ def test_a_folder_in_use_is_refused(copied: Path, tmp_path: Path) -> None:
     (tmp_path / "notes" / "a.txt").write_text("mine")
     (tmp_path / "file").write_text("mine too")
     before = contents(tmp_path)
-    for out, message in ((copied, "already holds a pool"), (tmp_path / "notes", "not a pool"), (tmp_path / "file", "")):
+    for out, message in (
+        (copied, "already holds a pool"),
+        (tmp_path / "notes", "not a pool"),
+        (tmp_path / "file", "not a pool"),
+    ):
         with pytest.raises(InputError, match=message):
             learn(backbone(), stream(2), training=QUICK, out=out)
     assert contents(tmp_path) == before

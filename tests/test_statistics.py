@@ -56,7 +56,7 @@ def test_density_is_scipys() -> None:
     got = statistics.log_density(x)
     for c in range(2):
         terms = [
-            multivariate_normal(statistics.means[c, k].numpy(), np.diag(statistics.variances[c, k].numpy())).logpdf(x)
+            multivariate_normal.logpdf(x, statistics.means[c, k].numpy(), np.diag(statistics.variances[c, k].numpy()))  # pyright: ignore[reportArgumentType]
             + np.log(float(w))
             for k, w in enumerate(statistics.weights[c])
             if w > 0

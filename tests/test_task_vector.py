@@ -52,8 +52,8 @@ def test_single_precision_is_summed_in_double() -> None:
 
 def test_different_weights_or_shapes_are_refused() -> None:
     a, _ = vectors(2)
-    with pytest.raises(ValueError, match="'b.weight' is in one of them only"):
-        a + TaskVector({"a.weight": a["a.weight"]})
+    with pytest.raises(ValueError, match=r"'b\.weight' is in one of them only"):
+        _ = a + TaskVector({"a.weight": a["a.weight"]})
     with pytest.raises(ValueError, match=r"b\.weight: shapes \(2, 5\) and \(5, 2\) differ"):
         a.inner({**a, "b.weight": a["b.weight"].T})
 

@@ -59,7 +59,7 @@ class ChalkStyle:
     """Amplitude of the noise of single pixels, on board and stroke."""
 
 
-CHALK = ChalkStyle()
+CHALK = ChalkStyle(strength=0.7)
 
 
 @dataclass(frozen=True)

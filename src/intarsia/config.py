@@ -42,6 +42,8 @@ class Training:
     """Passes over the features when a new head is pre-tuned."""
     pretune_lr: float = 0.01
     """SGD's learning rate for pre-tuning and alignment."""
+    alignment_epochs: int = 20
+    """Passes over the drawn features when the heads of all classes seen are aligned."""
     components: int = 5
     """Gaussians a class in the class statistics."""
     fisher: Estimator = "rademacher"
@@ -54,7 +56,7 @@ class Training:
     """Seed of everything random."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "probes", "components"):
+        for name in ("epochs", "batch_size", "probes", "components", "alignment_epochs"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name.replace('_', '-')} {getattr(self, name)}: expected 1 or more")
         for name in ("lr", "weight_decay", "lambda_h", "lambda_0", "pretune_lr", "pretune_epochs"):

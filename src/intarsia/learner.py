@@ -332,7 +332,7 @@ class Learner:
         return align(
             Head.join([h for h in (memory.reference, fresh) if h is not None]),
             memory.statistics,
-            epochs=10 + 5 * number,
+            epochs=training.alignment_epochs,
             per_class=ALIGNMENT_SAMPLES,
             lr=training.pretune_lr,
             batch_size=ALIGNMENT_BATCH,

@@ -1,0 +1,418 @@
+"""Learning: its steps against a loop written by hand, its repeatability, and what it leaves behind when it fails."""
+
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cases import ADAPTERS, GREY, KINDS, QUICK, backbone, contents, same, stream, tiny_vit
+from intarsia import IEL, ITA, Backbone, Full, InputError, LoRA, Pool, TaskStream, TaskVector, Training, learn
+from intarsia.adapters import Adapter
+from intarsia.fisher import diagonal_fisher
+from intarsia.heads import Head
+from intarsia.learner import DivergenceError, Learner, Memory
+from intarsia.regularizers import Step
+
+each_adapter = pytest.mark.parametrize("adapter", ADAPTERS, ids=KINDS)
+METHODS = pytest.mark.parametrize("regularizer", [ITA(0.5), IEL(0.5)], ids=["ita", "iel"])
+PLAIN = replace(QUICK, lambda_h=0.0, lambda_0=0.0)
+
+
+def tuned_on(task: int, adapter: Adapter, regularizer: ITA | IEL, training: Training) -> tuple[dict[str, Tensor], Head]:
+    """Parts and head of one task of a stream of two, learned as the first task it is."""
+    tasks = stream(2)
+    learner = Learner(backbone(), adapter, regularizer, training, tasks)
+    memory = Memory()
+    state, head, _ = learner.fine_tune(learner.prepare(tasks[task], memory), memory, None)
+    return state, head
+
+
+def by_hand(task: int, adapter: Adapter, training: Training) -> tuple[dict[str, Tensor], Head]:
+    """The same without any regularizer: AdamW on the cross-entropy, cosine by epoch, from the reference head."""
+    tasks, theta0, memory = stream(2), backbone(), Memory()
+    learner = Learner(theta0, adapter, ITA(0.0), training, tasks)
+    learner.prepare(tasks[task], memory)
+    assert memory.reference is not None
+    images, labels = tasks[task].train.tensor(GREY), tasks[task].train.labels
+    weight, bias = (t.clone().requires_grad_() for t in (memory.reference.weight, memory.reference.bias))
+    order = learner._generator(1, "training")
+    with theta0.attach(adapter, learner._generator(1, "adapter")) as attachment:
+        parameters = [*attachment.parameters(), weight, bias]
+        optimizer = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=0.0)
+        for epoch in range(training.epochs):
+            for group in optimizer.param_groups:
+                group["lr"] = training.lr * 0.5 * (1 + math.cos(math.pi * epoch / training.epochs))
+            for index in torch.randperm(len(images), generator=order).split(training.batch_size):
+                optimizer.zero_grad()
+                x = (images[index].float() / 255 - 0.5) / 0.25
+                F.cross_entropy(F.linear(theta0.model(x), weight, bias), labels[index]).backward()
+                optimizer.step()
+        return attachment.state(), Head(weight.detach(), bias.detach())
+
+
+def assert_trained(adapter: Adapter, state: Mapping[str, Tensor]) -> None:
+    """Every weight has moved: a comparison of what was never trained would say nothing."""
+    for name, w in backbone().tuned.items():
+        parts = {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}
+        assert float(adapter.delta(parts, w).norm()) > 1e-3
+
+
+@each_adapter
+@pytest.mark.parametrize("step", ["decoupled", "coupled"])
+@pytest.mark.parametrize("regularizer", [ITA(0.0), IEL(0.0)], ids=["ita", "iel"])
+def test_strength_zero_is_plain_fine_tuning_bit_for_bit(adapter: Adapter, step: Step, regularizer: ITA | IEL) -> None:
+    training = replace(PLAIN, step=step)
+    state, head = tuned_on(0, adapter, regularizer, training)
+    expected, expected_head = by_hand(0, adapter, training)
+    assert_trained(adapter, state)
+    assert same(state, expected)
+    assert same(head.tensors(), expected_head.tensors())
+
+
+@each_adapter
+def test_strength_zero_is_plain_fine_tuning_with_the_proximal_step_too(adapter: Adapter) -> None:
+    """Up to rounding: the head goes through reference + (W - reference)."""
+    state, head = tuned_on(0, adapter, ITA(0.0), replace(PLAIN, step="proximal"))
+    expected, expected_head = by_hand(0, adapter, PLAIN)
+    assert_trained(adapter, state)
+    torch.testing.assert_close(state, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(head.tensors(), expected_head.tensors(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("step", ["decoupled", "coupled", "proximal"])
+def test_the_strength_pulls_towards_theta0(step: Step) -> None:
+    """The first task knows the floor alone: alpha 5e4 makes a curvature of 1/2."""
+    sizes = []
+    for alpha in (0.0, 1e4, 5e4):
+        state, _ = tuned_on(0, Full(), ITA(alpha), replace(PLAIN, step=step))
+        sizes.append(float(torch.cat([t.flatten() for t in state.values()]).norm()))
+    assert sizes[0] > sizes[1] > sizes[2] > 0
+
+
+class Seen:
+    """Stands in for ``on`` of a regularizer and keeps what it was told, task by task."""
+
+    def __init__(self, kind: type[ITA] | type[IEL], monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[tuple[Mapping[str, Tensor] | None, Mapping[str, Tensor] | None, int]] = []
+        original, seen = kind.on, self
+
+        def on(penalty: Any, fisher: Any, total: Any, tasks: int) -> Any:
+            seen.calls.append((fisher, total, tasks))
+            return original(penalty, fisher, total, tasks)
+
+        monkeypatch.setattr(kind, "on", on)
+
+
+def test_ita_knows_the_mean_fisher_of_the_earlier_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first the floor alone; then sum F / sum N + 1e-5, this task's own left out."""
+    seen = Seen(ITA, monkeypatch)
+    tasks = stream(3)
+    training = replace(QUICK, fisher="exact")
+    pool = learn(backbone(), tasks, adapter=LoRA(1), training=training, out=tmp_path / "p", keep_fishers=True)
+    own = [pool.fisher(t) for t in pool.tasks]
+    assert [call[0] is None for call in seen.calls] == [True, False, False]
+    assert own[0] is not None
+    assert own[1] is not None
+    for call, known in zip(seen.calls[1:], (own[0], own[0] + own[1]), strict=True):
+        assert call[0] is not None
+        assert same(call[0], {n: f / known.count + 1e-5 for n, f in known.sums.items()})
+
+
+def test_iel_knows_every_fisher_and_the_sum_of_the_earlier_vectors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = Seen(IEL, monkeypatch)
+    pool = learn(
+        backbone(),
+        stream(3),
+        adapter=LoRA(1),
+        regularizer=IEL(0.1),
+        training=QUICK,
+        out=tmp_path / "p",
+        keep_fishers=True,
+    )
+    first, second = (pool.vector(t) for t in pool.tasks[:2])
+    totals: list[TaskVector | None] = [None, first, first + second]
+    running = pool.fisher("task01")
+    assert running is not None
+    for (fisher, total, number), expected, task in zip(seen.calls, totals, pool.tasks, strict=True):
+        if task != "task01":
+            own = pool.fisher(task)
+            assert own is not None
+            running = running + own
+        assert fisher is not None
+        assert same(fisher, running.mean(1e-5))
+        assert (total is None) == (expected is None)
+        if total is not None and expected is not None:
+            assert same(total, expected)
+        assert number == pool.tasks.index(task) + 1
+
+
+def test_in_parallel_mode_a_module_knows_all_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Seen(ITA, monkeypatch)
+    training = replace(QUICK, fisher_over="others", fisher="exact")
+    pool = learn(backbone(), stream(3), adapter=LoRA(1), training=training, out=tmp_path / "p", keep_fishers=True)
+    for task, (fisher, _, _) in zip(pool.tasks, seen.calls, strict=True):
+        others = [pool.fisher(t) for t in pool.tasks if t != task]
+        one, two = others
+        assert one is not None
+        assert two is not None
+        assert fisher is not None
+        torch.testing.assert_close(dict(fisher), (one + two).mean(1e-5), rtol=1e-4, atol=1e-6)
+        assert set(pool.card(task).influenced_by.fisher) == set(pool.tasks) - {task}
+
+
+def test_the_stored_fisher_is_that_of_the_reference_heads_at_theta0(tmp_path: Path) -> None:
+    tasks, theta0 = stream(1), backbone()
+    pool = learn(theta0, tasks, adapter=LoRA(1), training=replace(QUICK, fisher="exact"), out=tmp_path / "p")
+    reference, stored = pool.reference(), pool.fisher()
+    assert reference is not None
+    assert stored is not None
+    images = GREY.normalize(tasks[0].train.tensor(GREY))
+    expected = diagonal_fisher(theta0, reference, [images], estimator="exact")
+    torch.testing.assert_close(dict(stored.sums), dict(expected.sums))
+
+
+@METHODS
+@each_adapter
+def test_learning_twice_is_bit_equal(adapter: Adapter, regularizer: ITA | IEL, tmp_path: Path) -> None:
+    for out in ("a", "b"):
+        torch.manual_seed(len(contents(tmp_path)))  # the global generator has no part in it
+        learn(backbone(), stream(2), adapter=adapter, regularizer=regularizer, training=QUICK, out=tmp_path / out)
+    files = contents(tmp_path / "a", {"log.jsonl"})
+    assert len(files) == 11
+    assert files == contents(tmp_path / "b", {"log.jsonl"})
+
+
+def test_another_seed_is_another_pool(learned: Path, tmp_path: Path) -> None:
+    training = replace(QUICK, seed=1)
+    learn(backbone(), stream(), adapter=LoRA(2), regularizer=ITA(0.1), training=training, out=tmp_path / "p")
+    files, others = contents(learned), contents(tmp_path / "p")
+    drawn = [name for name in files if name.endswith(("vector.safetensors", "head.safetensors", "fisher.safetensors"))]
+    assert len(drawn) == 9
+    assert not any(files[name] == others[name] for name in drawn)
+
+
+def test_learning_leaves_the_global_generator_alone(tmp_path: Path) -> None:
+    before = torch.random.get_rng_state()
+    learn(backbone(), stream(2), adapter=LoRA(2), training=QUICK, out=tmp_path / "p")
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def without_stream(pool: Path) -> dict[str, dict[str, Any]]:
+    """The cards, but for the record of the stream: that tells in how many parts the tasks came."""
+    cards = {p.parent.name: json.loads(p.read_text()) for p in sorted(pool.glob("modules/*/card.json"))}
+    for card in cards.values():
+        del card["stream"]
+    return cards
+
+
+@METHODS
+def test_two_tasks_and_two_more_in_another_process_are_four(regularizer: ITA | IEL, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"adapter": LoRA(2), "regularizer": regularizer, "training": QUICK}
+    learn(backbone(), stream(), out=tmp_path / "whole", **options)
+    learn(backbone(), stream().subset([0, 1]), out=tmp_path / "parts", **options)
+    learn(backbone(), stream().subset([2, 3]), out=tmp_path / "parts", add=True, **options)
+    files = [contents(tmp_path / out, {"log.jsonl", "card.json", "pool.json"}) for out in ("whole", "parts")]
+    assert len(files[0]) == 4 * 3 + 2
+    assert files[0] == files[1]
+    assert without_stream(tmp_path / "whole") == without_stream(tmp_path / "parts")
+    whole, parts = (json.loads((tmp_path / out / "pool.json").read_text()) for out in ("whole", "parts"))
+    for index in (whole, parts):
+        index["files"] = {name: h for name, h in index["files"].items() if not name.endswith("card.json")}
+    assert whole == parts
+
+
+@pytest.mark.parametrize("step", ["decoupled", "coupled", "proximal"])
+@each_adapter
+def test_theta0_is_never_written(adapter: Adapter, step: Step, tmp_path: Path) -> None:
+    theta0 = backbone()
+    state = {k: v.clone() for k, v in theta0.model.state_dict().items()}
+    training = replace(QUICK, step=step)
+    learn(theta0, stream(2), adapter=adapter, regularizer=IEL(0.01), training=training, out=tmp_path / "p")
+    assert same(theta0.model.state_dict(), state)
+    assert Backbone(theta0.model, name="again", preprocessing=GREY).hash == theta0.hash == backbone().hash
+    assert not any(p.requires_grad or p.grad is not None for p in theta0.model.parameters())
+    assert not any(m.training for m in theta0.model.modules())
+
+
+def test_few_images_and_a_large_batch_are_still_trained_on(tmp_path: Path) -> None:
+    """Two classes of two images, batches of a thousand: the head is pre-tuned, both epochs step."""
+    training = Training(epochs=2, batch_size=1000, lr=1e-5, augment=False)
+    pool = learn(backbone(), stream(2, train=2), adapter=Full(), training=training, out=tmp_path / "p")
+    for task in pool.tasks:
+        card = pool.card(task)
+        assert card.images == 4
+        assert len(card.measures["losses"]) == 2
+        assert card.measures["losses"][1] < card.measures["losses"][0]
+        assert float(pool.vector(task).norm()) > 0
+        assert card.measures["head_moved"] > 0
+
+
+def test_the_reference_head_of_a_small_task_is_pre_tuned() -> None:
+    """Without alignment's help it shows: no epochs of pre-tuning give another reference head than three."""
+    tasks = stream(1, train=3)
+    references = []
+    for epochs in (0, 3):
+        memory = Memory()
+        learner = Learner(backbone(), LoRA(1), ITA(), replace(QUICK, pretune_epochs=epochs), tasks)
+        learner.prepare(tasks[0], memory)
+        assert memory.reference is not None
+        references.append(memory.reference.weight)
+    assert not torch.allclose(references[0], references[1])
+
+
+def test_cards_measure_the_training(pool: Pool) -> None:
+    theta0 = TaskVector(pool.backbone.tuned)
+    for number, task in enumerate(pool.tasks):
+        card, learned = pool.card(task), pool.module(task)
+        assert card.measures["relative_norm"] > 1e-3
+        assert card.measures["relative_norm"] == pytest.approx(float(pool.vector(task).norm() / theta0.norm()))
+        moved = (learned.head.weight - learned.reference.weight).norm() / learned.reference.weight.norm()
+        assert card.measures["head_moved"] == pytest.approx(float(moved))
+        assert all(math.isfinite(x) for x in card.measures["losses"])
+        assert card.images == 12
+        assert card.influenced_by.fisher == card.influenced_by.statistics == pool.tasks[:number]
+        assert card.influenced_by.vectors == ()
+        assert card.settings["method"] == "ita"
+        assert card.settings["strength"] == 0.1
+        assert card.settings["epochs"] == 2
+
+
+def test_a_head_may_start_at_random() -> None:
+    heads = [
+        tuned_on(0, LoRA(1), ITA(), replace(PLAIN, lr=0.0, head_start=start))[1] for start in ("reference", "random")
+    ]
+    tasks, memory = stream(2), Memory()
+    Learner(backbone(), LoRA(1), ITA(), PLAIN, tasks).prepare(tasks[0], memory)
+    assert memory.reference is not None
+    assert same(heads[0].tensors(), memory.reference.tensors())
+    assert not torch.allclose(heads[1].weight, heads[0].weight)
+
+
+def test_progress_is_told_to_the_end(tmp_path: Path) -> None:
+    told: list[tuple[str, str, int, int]] = []
+
+    def progress(task: str, phase: str, done: int, total: int) -> None:
+        told.append((task, phase, done, total))
+
+    learn(backbone(), stream(2), adapter=LoRA(1), training=QUICK, out=tmp_path / "p", progress=progress)
+    phases = list(dict.fromkeys((task, phase) for task, phase, _, _ in told))
+    assert phases == [(t, p) for t in ("task01", "task02") for p in ("features", "Fisher", "training")]
+    ends = {(task, phase): (done, total) for task, phase, done, total in told}
+    assert set(ends.values()) == {(12, 12), (2, 2)}
+
+
+# Failures
+
+
+DIVERGE: dict[str, tuple[Adapter, ITA | IEL, Training]] = {
+    "strength": (Full(), ITA(1e60), replace(QUICK, step="decoupled")),
+    "coupled": (Full(), ITA(1e60), replace(QUICK, step="coupled")),
+    "lr": (Full(), ITA(0.1), replace(QUICK, lr=1e36)),
+}
+
+
+@pytest.mark.parametrize("how", DIVERGE)
+def test_divergence_names_task_step_and_strength_and_leaves_the_pool(how: str, tmp_path: Path) -> None:
+    adapter, regularizer, training = DIVERGE[how]
+    out = tmp_path / "p"
+    learn(backbone(), stream().subset([0, 1]), adapter=adapter, training=QUICK, out=out)
+    before, theta0 = contents(out), backbone()
+    with pytest.raises(DivergenceError) as caught:
+        learn(
+            theta0,
+            stream().subset([2, 3]),
+            adapter=adapter,
+            regularizer=regularizer,
+            training=training,
+            out=out,
+            add=True,
+        )
+    message = str(caught.value)
+    assert isinstance(caught.value, InputError)
+    for part in ("task 'task03'", f"step {training.step}", f"strength {regularizer.strength:g}", f"lr {training.lr:g}"):
+        assert part in message
+    assert contents(out) == before
+    assert theta0.hash == Backbone(theta0.model, name="again", preprocessing=GREY).hash  # the adapter is off again
+    learn(theta0, stream().subset([2, 3]), adapter=adapter, training=QUICK, out=out, add=True)
+    assert Pool.open(out).tasks == ("task01", "task02", "task03", "task04")
+
+
+def test_an_interrupted_run_keeps_what_it_finished_and_goes_on_bit_for_bit(learned: Path, tmp_path: Path) -> None:
+    def interrupt(task: str, phase: str, done: int, total: int) -> None:
+        if (task, phase) == ("task03", "training"):
+            raise KeyboardInterrupt
+
+    options: dict[str, Any] = {"adapter": LoRA(2), "regularizer": ITA(0.1), "training": QUICK}
+    out, theta0 = tmp_path / "p", backbone()
+    with pytest.raises(KeyboardInterrupt):
+        learn(theta0, stream(), out=out, progress=interrupt, **options)
+    assert Pool.open(out).tasks == ("task01", "task02")
+    learn(theta0, stream().subset([2, 3]), out=out, add=True, **options)
+    without = {"log.jsonl", "card.json", "pool.json"}
+    assert contents(out, without) == contents(learned, without)
+
+
+def test_a_broken_image_is_found_before_anything_is_written(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    for side in ("train", "test"):
+        for kind in ("a", "b"):
+            (photos / side / kind).mkdir(parents=True)
+            for i in range(2):
+                shutil.copy(_png(tmp_path), photos / side / kind / f"{i}.png")
+    (photos / "test" / "b" / "1.png").write_bytes(b"not a picture")
+    with pytest.raises(InputError, match=r"test/b/1\.png"):
+        learn(backbone(), TaskStream.load(f"folder:{photos}"), training=QUICK, out=tmp_path / "p")
+    assert not (tmp_path / "p").exists()
+
+
+def _png(folder: Path) -> Path:
+    from PIL import Image  # noqa: PLC0415  of this one test
+
+    path = folder / "grey.png"
+    Image.new("L", (8, 8), 100).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("epochs", 0), ("batch_size", 0), ("probes", 0), ("lr", -1.0), ("lr", float("nan")), ("lambda_h", float("inf"))],
+)
+def test_training_settings_that_are_none_are_refused(name: str, value: float) -> None:
+    settings: dict[str, Any] = {name: value}
+    with pytest.raises(InputError, match=name.replace("_", "-")):
+        Training(**settings)
+
+
+@pytest.mark.parametrize("over", ["seen", "earlier"])
+def test_head_fisher_is_taken_on_the_classes_seen_or_on_the_earlier_ones(over: Literal["seen", "earlier"]) -> None:
+    """Mean p (1 - p) f^2 on features drawn from their statistics, the softmax over all classes seen; then the floor."""
+    tasks, memory = stream(2), Memory()
+    learner = Learner(backbone(), LoRA(1), ITA(), replace(QUICK, head_fisher_over=over), tasks)
+    prepared = [learner.prepare(task, memory) for task in tasks]
+    assert memory.reference is not None
+    assert memory.statistics is not None
+    statistics = memory.statistics if over == "seen" else prepared[0].statistics
+    features, _ = statistics.sample(256, learner._generator(2, "head fisher"))
+    p = torch.softmax(memory.reference(features), 1)[:, 2:]
+    got = learner._head_fisher(prepared[1], memory)
+    torch.testing.assert_close(got.weight, torch.einsum("nc,nd->cd", p * (1 - p), features**2) / len(features) + 1e-5)
+    torch.testing.assert_close(got.bias, (p * (1 - p)).mean(0) + 1e-5)
+
+
+def test_only_the_named_weights_are_tuned(tmp_path: Path) -> None:
+    theta0 = Backbone(tiny_vit(), name="tiny0", preprocessing=GREY, targets=["blocks.1.mlp.*"])
+    pool = learn(theta0, stream(2), adapter=Full(), training=QUICK, out=tmp_path / "p")
+    assert list(pool.vector("task01")) == ["blocks.1.mlp.fc1.weight", "blocks.1.mlp.fc2.weight"]
+    merged, plain = pool.mean().network.state_dict(), theta0.model.state_dict()
+    changed = {name for name, value in merged.items() if not torch.equal(value, plain[name])}
+    assert changed == set(pool.vector("task01"))

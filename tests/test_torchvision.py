@@ -1,0 +1,112 @@
+"""The guard before timm: it declares what torchvision misses, only that, and passes any other error on."""
+
+import importlib
+import os
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+
+from intarsia import _torchvision
+
+
+def python(code: str) -> str:
+    """Run in a fresh interpreter with warnings as errors."""
+    command, environment = [sys.executable, "-W", "error", "-c", code], {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_timm_imports_in_a_fresh_process() -> None:
+    code = "import intarsia._torchvision, timm, torchvision; print(timm.is_model('test_vit'), torchvision.__name__)"
+    assert python(code) == "True torchvision\n"
+
+
+def test_a_torchvision_that_imports_is_left_alone() -> None:
+    """Nothing is declared, nothing already imported is thrown away."""
+    code = """
+import sys, types
+fine = sys.modules["torchvision"] = types.ModuleType("torchvision")
+from intarsia import _torchvision
+print(_torchvision._declared == [], sys.modules["torchvision"] is fine)
+"""
+    assert python(code) == "True True\n"
+
+
+class Importing:
+    """Stands in for ``importlib.import_module``: raises the given errors one by one, then succeeds."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *errors: Exception) -> None:
+        self.errors, self.calls = list(errors), 0
+        monkeypatch.setattr(importlib, "import_module", self)
+        self.declared: list[str] = []
+        monkeypatch.setattr(_torchvision, "_declared", [])
+        monkeypatch.setattr(torch.library, "Library", self.library)
+
+    def __call__(self, name: str) -> ModuleType:
+        assert name == "torchvision"
+        self.calls += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        return ModuleType(name)
+
+    def library(self, name: str, kind: str) -> "Importing":
+        assert (name, kind) == ("torchvision", "FRAGMENT")
+        return self
+
+    def define(self, schema: str) -> None:
+        self.declared.append(schema.partition("(")[0])
+
+
+def missing(operator: str) -> RuntimeError:
+    return RuntimeError(f"operator torchvision::{operator} does not exist")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("No module named 'torchvision'"),
+        RuntimeError("Couldn't load custom C++ ops"),
+        missing("roi_align"),
+        RuntimeError("operator other::nms does not exist"),
+        ValueError("operator torchvision::nms does not exist"),
+    ],
+    ids=str,
+)
+def test_other_errors_are_passed_on_and_nothing_is_declared(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    importing = Importing(monkeypatch, error)
+    with pytest.raises(type(error)) as caught:
+        _torchvision.import_torchvision()
+    assert caught.value is error
+    assert importing.calls == 1
+    assert importing.declared == []
+
+
+@pytest.mark.parametrize("operators", [(), ("nms",), ("qnms",), ("nms", "qnms"), ("qnms", "nms")], ids=str)
+def test_only_what_is_missing_is_declared(operators: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    importing = Importing(monkeypatch, *map(missing, operators))
+    monkeypatch.setitem(sys.modules, "torchvision.half_imported", ModuleType("torchvision.half_imported"))
+    monkeypatch.setitem(sys.modules, "torchvisionary", ModuleType("torchvisionary"))
+    kept = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "torchvision"}
+    try:
+        _torchvision.import_torchvision()
+        assert importing.declared == list(operators)
+        assert importing.calls == len(operators) + 1
+        assert ("torchvision.half_imported" in sys.modules) == (operators == ())
+        assert "torchvisionary" in sys.modules
+    finally:
+        sys.modules.update(kept)
+
+
+def test_an_operator_missing_for_ever_ends_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    importing = Importing(monkeypatch, *[missing("nms")] * 10)
+    kept = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "torchvision"}
+    try:
+        with pytest.raises(RuntimeError, match="still misses operators that were declared"):
+            _torchvision.import_torchvision()
+    finally:
+        sys.modules.update(kept)
+    assert importing.calls == 3
