@@ -92,7 +92,7 @@ class TeacherConfig:
 class StudentConfig:
     """How the transformer is trained."""
 
-    phases: tuple[tuple[int, int], ...] = ((26, 6), (12, 12))
+    phases: tuple[tuple[int, int], ...] = ((26, 6), (12, 1), (5, 5))
     """Each a cosine schedule's length in epochs and how many of them are run. One phase run to its end is as good or
     better; the shipped weights were made in two because the first was cut short for want of time."""
     batch_size: int = 64
