@@ -95,7 +95,7 @@ def inputs(count: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Ten
 def stream(tasks: int = 4, classes: int = 2, train: int = 6, test: int = 4, seed: int = 0) -> TaskStream:
     """Tasks `task01`, ... of classes `class0`, ...; an image is its class's pattern under heavy noise.
 
-    Were the classes easily told apart, the calibrated heads would leave no loss, and nothing would be learned.
+    Were the classes easily told apart, the reference heads would leave no loss, and nothing would be learned.
     """
     count = tasks * classes
     patterns = torch.randint(100, 156, (count, 8, 8), generator=seeded(seed))

@@ -156,11 +156,7 @@ def test_tasks_added_in_another_process_give_the_same_pool(world: Path, pool: Pa
     result(*learning(world, "grown", "--only", "cold"))
     added = ["--data", f"folder:{world / 'photos'}", "--split", world / "tasks.json", "--only", "earth", "other"]
     result("learn", "--add", "--out", world / "grown", *added)
-    whole, grown = digest(pool), digest(world / "grown")
-    for name in whole:
-        if not name.endswith(("card.json", "pool.json")):
-            assert whole[name] == grown[name], name
-    assert whole.keys() == grown.keys()
+    assert digest(world / "grown") == digest(pool)
 
 
 @pytest.mark.parametrize("method", ["ita", "iel"])

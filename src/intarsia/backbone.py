@@ -7,6 +7,7 @@ a network comes from calls them.
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from importlib.resources import files
@@ -19,7 +20,7 @@ from safetensors.torch import load, load_file
 from torch import Tensor, nn
 
 from intarsia import _torchvision  # noqa: F401  must come before timm
-from intarsia.adapters import Adapter, Attachment
+from intarsia.adapters import AdaptedLinear, Adapter, Attachment
 from intarsia.errors import InputError
 from intarsia.images import Preprocessing
 
@@ -35,6 +36,7 @@ _CANONICAL = (  # how other libraries call a vision transformer's layers -> how 
     (re.compile(r"^(?:.*\.)?(?:encoder\.)?layers?\.(\d+)\.attention\.o_proj$"), r"blocks.\1.attn.proj"),
     (re.compile(r"^(?:.*\.)?(?:encoder\.)?layers?\.(\d+)\.intermediate\.dense$"), r"blocks.\1.mlp.fc1"),
     (re.compile(r"^(?:.*\.)?(?:encoder\.)?layers?\.(\d+)\.output\.dense$"), r"blocks.\1.mlp.fc2"),
+    (re.compile(r"^(?:.*\.)?(?:encoder\.)?layers?\.(\d+)\.mlp\.(fc[12])$"), r"blocks.\1.mlp.\2"),
 )
 
 
@@ -126,6 +128,7 @@ class Backbone:
 
     def _linear(self, path: str) -> nn.Linear:
         layer = self.model.get_submodule(path)
+        layer = layer.linear if isinstance(layer, AdaptedLinear) else layer
         assert isinstance(layer, nn.Linear)
         return layer
 
@@ -139,7 +142,9 @@ def canonical(path: str) -> str:
 
 
 def _match(model: nn.Module, name: str, patterns: Sequence[str]) -> dict[str, str]:
-    layers = {canonical(path): path for path, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    paths = [path for path, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    shared = {name for name, count in Counter(map(canonical, paths)).items() if count > 1}  # two towers, say
+    layers = {path if canonical(path) in shared else canonical(path): path for path in paths}
     unmatched = [p for p in patterns if not any(fnmatchcase(layer, p) for layer in layers)]
     chosen = {f"{n}.weight": path for n, path in layers.items() if any(fnmatchcase(n, p) for p in patterns)}
     if chosen and (not unmatched or tuple(patterns) == TARGETS):

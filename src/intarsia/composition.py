@@ -135,7 +135,7 @@ class ComposedModel(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network.eval().requires_grad_(False)
-        self.head = nn.Linear(head.weight.shape[1], len(head)).requires_grad_(False)
+        self.head = nn.utils.skip_init(nn.Linear, head.weight.shape[1], len(head)).requires_grad_(False)
         self.head.weight.copy_(head.weight)
         self.head.bias.copy_(head.bias)
         self.classes = {task: tuple(names) for task, names in classes.items()}

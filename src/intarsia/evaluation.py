@@ -98,16 +98,24 @@ def recorded_stream(pool: Pool) -> TaskStream:
     tasks: list[Task] = []
     loaded: dict[str, TaskStream] = {}
     for name in pool.tasks:
-        how = pool.card(name).stream.get("load")
-        if how is None:
+        source = pool.card(name).stream
+        if source.get("load") is None:
             raise InputError(
-                f"task {name!r} was learned from arrays in memory: give its stream, the pool cannot load it"
+                f"task {name!r} was learned from arrays in memory, which the pool cannot load again: name its stream"
             )
-        key = repr(how)
-        loaded[key] = loaded.get(key) or TaskStream.load(**how)
+        key = repr(source)
+        loaded[key] = loaded.get(key) or _reloaded(source)
         tasks.append(loaded[key][name])
     names = dict.fromkeys(stream.name for stream in loaded.values())
     return TaskStream(" + ".join(names), tuple(tasks))
+
+
+def _reloaded(source: Mapping[str, Any]) -> TaskStream:
+    stream = TaskStream.load(**source["load"])
+    for change in source.get("changes", []):
+        if "validation" in change:
+            stream = stream.validation(**change["validation"])
+    return stream
 
 
 def forgetting(matrix: Sequence[Sequence[float]]) -> float:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.backbone import Backbone
+from intarsia.errors import InputError
 
 Estimator = Literal["exact", "rademacher", "mc"]
 _Receive = Callable[[str, Tensor, Tensor], None]
@@ -139,6 +140,11 @@ def _accumulate(
     weight = 1.0 / probes if estimator != "exact" else 1.0
 
     def squares(name: str, a: Tensor, g: Tensor) -> None:
+        if len(a) != len(images):
+            raise InputError(
+                f"{name} of {backbone.name} sees {len(a)} pieces of {len(images)} images (a windowed network?): a "
+                "Fisher is squared per image; name targets that see whole images"
+            )
         for parity in range(2):
             chosen = slice((parity - first) % 2, None, 2)
             add_squares(halves[parity][name], a[chosen], g[chosen], weight)

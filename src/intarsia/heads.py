@@ -124,12 +124,12 @@ class _Whitening:
 
     @classmethod
     def of(cls, features: Tensor) -> "_Whitening":
-        """By the Cholesky factor of the inverse covariance, with a ridge of 1 % of the mean variance."""
-        mean = features.mean(0)
-        centred = (features - mean).double()
-        covariance = centred.T @ centred / len(features)
-        covariance.diagonal().add_(RIDGE * covariance.diagonal().mean() + 1e-12)
-        unmix = torch.linalg.cholesky(torch.linalg.inv(covariance))
+        """Standardised, then by the Cholesky factor of the inverse correlation, ridge added."""
+        mean, scale = features.mean(0), features.std(0, correction=0).double() + 1e-12
+        white = (features - mean).double() / scale
+        correlation = white.T @ white / len(features)
+        correlation.diagonal().add_(RIDGE)
+        unmix = torch.linalg.cholesky(torch.linalg.inv(correlation)) / scale[:, None]
         return cls(mean, unmix.to(features.dtype))
 
     def features(self, features: Tensor) -> Tensor:

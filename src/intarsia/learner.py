@@ -103,6 +103,23 @@ class Prepared:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Learned:
+    """All six steps of one task.
+
+    Args:
+        module: for the pool.
+        fisher: the task's own.
+        reference: reference heads of all classes up to the task's.
+        log: when, how long, on what.
+    """
+
+    module: Module
+    fisher: Fisher
+    reference: Head
+    log: dict[str, Any]
+
+
 def learn(
     backbone: Backbone,
     stream: TaskStream,
@@ -148,10 +165,12 @@ def learn(
     stream.decode(backbone.preprocessing)
     learner = Learner(backbone, adapter, regularizer, training, stream, progress)
     memory = Memory.of(pool, vectors=isinstance(regularizer, IEL))
-    for module, fisher, log in learner.modules(memory):
-        assert memory.fisher is not None and memory.reference is not None
-        pool.add(module, memory.fisher, memory.reference, own_fisher=fisher if keep_fishers else None)
-        pool.log(log)
+    running = memory.fisher
+    for learned in learner.modules(memory):
+        running = learned.fisher if running is None else running + learned.fisher
+        own = learned.fisher if keep_fishers else None
+        pool.add(learned.module, running, learned.reference, own_fisher=own)
+        pool.log(learned.log)
     return pool
 
 
@@ -180,8 +199,8 @@ class Learner:
     stream: TaskStream
     progress: Progress = silent
 
-    def modules(self, memory: Memory) -> Iterator[tuple[Module, Fisher, dict[str, Any]]]:
-        """Learn task by task: (module, its own Fisher, log); ``memory`` is up to date when a module is handed out."""
+    def modules(self, memory: Memory) -> Iterator[Learned]:
+        """Learn task by task; ``memory`` is kept up to date."""
         if self.training.fisher_over == "others":
             for prepared in [self.prepare(task, memory) for task in self.stream]:
                 assert memory.fisher is not None
@@ -216,9 +235,7 @@ class Learner:
         rows = slice(len(memory.reference) - classes, len(memory.reference))
         return Prepared(task, number, rows, statistics, fisher, time.perf_counter() - started)
 
-    def finish(
-        self, prepared: Prepared, memory: Memory, others: Fisher | None
-    ) -> tuple[Module, Fisher, dict[str, Any]]:
+    def finish(self, prepared: Prepared, memory: Memory, others: Fisher | None) -> Learned:
         """Step 5, and the module for step 6. ``others`` is the Fisher of the other tasks known."""
         assert memory.reference is not None
         started, task = time.perf_counter(), prepared.task
@@ -232,7 +249,7 @@ class Learner:
             classes=task.classes,
             images=len(task.train),
             settings={**regularizer_record(self.regularizer), **self.training.record()},
-            stream=self.stream.record(),
+            stream=self.stream.source(),
             versions={name: version(name) for name in ("intarsia", "torch", "timm")},
             influenced_by=Influence(fisher=known, statistics=known, vectors=through),
             measures={"fisher_error": prepared.fisher.error, **measures},
@@ -245,7 +262,8 @@ class Learner:
             "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {self.backbone.device.type}",
         }
-        return Module(card, vector, head, reference, prepared.statistics), prepared.fisher, log
+        module = Module(card, vector, head, reference, prepared.statistics)
+        return Learned(module, prepared.fisher, memory.reference[: prepared.rows.stop], log)
 
     def fine_tune(
         self, prepared: Prepared, memory: Memory, others: Fisher | None

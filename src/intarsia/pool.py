@@ -1,27 +1,28 @@
 """A pool: the modules learned so far, on disk, and the models made of them.
 
     pool.json                  format, backbone, adapter, settings, order of the modules, hash of every file
-    fisher.safetensors         running sum of the tasks' Fishers, and the number of images
-    reference.safetensors      the reference heads of all classes as last aligned
+    fisher-<T>.safetensors     running sum of the T tasks' Fishers, and the number of images
+    reference-<T>.safetensors  the reference heads of all classes as last aligned
     modules/<task>/            vector, head, statistics (.safetensors) and card.json
     log.jsonl                  when and how long each task took: not part of what the pool is
 
-Everything is safetensors and JSON, never pickle. A task's files are written into a folder beside and renamed into
-place; ``pool.json`` is replaced last, so a module is in the pool whole or not at all.
+Everything is safetensors and JSON, never pickle. A new task's files are written beside the old ones and ``pool.json``,
+which names the tasks, is replaced last: a module is in the pool whole or not at all.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -39,6 +40,7 @@ from intarsia.task_vector import TaskVector
 
 FORMAT = 1
 INDEX = "pool.json"
+_RUNNING = ("fisher", "reference")
 
 
 @dataclass(frozen=True)
@@ -117,14 +119,14 @@ class Pool:
         path = Path(path)
         if not (path / INDEX).is_file():
             raise InputError(f"{path} is not a pool: expected a {INDEX} in it; `intarsia learn --out {path}` makes one")
-        try:
+        with _reading(path / INDEX):
             record = json.loads((path / INDEX).read_text())
             found = record.pop("format")
             if found != FORMAT:
                 raise InputError(f"{path}: pool format {found}, this version reads format {FORMAT}: update intarsia")
             index = Index(**{**record, "tasks": tuple(record["tasks"])})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path / INDEX} is damaged ({type(error).__name__}: {error})") from error
+            build_adapter(**index.adapter)
+            str(index.backbone["name"]), str(index.backbone["hash"]), list(index.backbone["targets"])
         return cls(path, index, backbone)
 
     @property
@@ -159,7 +161,9 @@ class Pool:
         Raises:
             InputError: the pool has no such task.
         """
-        return Card.from_record(json.loads(self._file(task, "card.json").read_text()))
+        path = self._file(task, "card.json")
+        with _reading(path):
+            return Card.from_record(json.loads(path.read_text()))
 
     def module(self, task: str) -> Module:
         """The whole module of a task.
@@ -167,14 +171,16 @@ class Pool:
         Raises:
             InputError: the pool has no such task.
         """
-        head = load_file(self._file(task, "head.safetensors"))
-        return Module(
-            card=self.card(task),
-            vector=load_file(self._file(task, "vector.safetensors")),
-            head=Head(head["weight"], head["bias"]),
-            reference=Head(head["reference.weight"], head["reference.bias"]),
-            statistics=ClassStatistics.from_tensors(load_file(self._file(task, "statistics.safetensors"))),
-        )
+        card, vector = self.card(task), _load(self._file(task, "vector.safetensors"))
+        with _reading(self.path / "modules" / task):
+            head = _load(self._file(task, "head.safetensors"))
+            return Module(
+                card=card,
+                vector=vector,
+                head=Head(head["weight"], head["bias"]),
+                reference=Head(head["reference.weight"], head["reference.bias"]),
+                statistics=ClassStatistics.from_tensors(_load(self._file(task, "statistics.safetensors"))),
+            )
 
     def vector(self, task: str) -> TaskVector:
         """Tau of a task, dense."""
@@ -190,22 +196,21 @@ class Pool:
 
     def fisher(self, task: str | None = None) -> Fisher | None:
         """The running Fisher of all tasks, or the Fisher of one where it was kept (None where it was not)."""
-        path = self.path / "fisher.safetensors" if task is None else self._file(task, "fisher.safetensors")
-        if not path.is_file():
+        path = self._running("fisher") if task is None else self._file(task, "fisher.safetensors")
+        if not path.is_file() and (task is not None or not self.tasks):
             return None
-        with safe_open(path, "pt") as file:
+        with _reading(path), safe_open(path, "pt") as file:
             count = int(file.metadata()["count"])
             return Fisher({name: file.get_tensor(name) for name in file.keys()}, count)  # noqa: SIM118
 
     def reference(self) -> Head | None:
         """The reference heads of all classes as last aligned; None for an empty pool."""
-        path = self.path / "reference.safetensors"
-        return Head.from_tensors(load_file(path)) if path.is_file() else None
+        return Head.from_tensors(_load(self._running("reference"))) if self.tasks else None
 
     def statistics(self) -> ClassStatistics | None:
         """The class statistics of all tasks after one another; None for an empty pool."""
-        parts = [load_file(self._file(task, "statistics.safetensors")) for task in self.tasks]
-        return ClassStatistics.join([ClassStatistics.from_tensors(p) for p in parts]) if parts else None
+        parts = [ClassStatistics.from_tensors(_load(self._file(t, "statistics.safetensors"))) for t in self.tasks]
+        return ClassStatistics.join(parts) if parts else None
 
     # Writing
 
@@ -221,35 +226,42 @@ class Pool:
         Raises:
             InputError: a task of that name, or one of its classes, is in the pool already.
         """
-        card = module.card
-        self.check_new(card.task, card.classes)
-        folder, fresh = self.path / "modules" / card.task, self.path / "modules" / f".{card.task}.new"
+        self.check_new(module.card.task, module.card.classes)
+        old, stale = self.index, [self._running(name) for name in _RUNNING]
+        folder = self._write_module(module, own_fisher)
+        index = Index(old.backbone, old.adapter, old.settings, (*self.tasks, module.card.task))
+        fresh = {name: self._running(name, len(index.tasks)) for name in _RUNNING}
+        _save_fisher(fisher, fresh["fisher"])
+        save_file(_contiguous(reference.tensors()), fresh["reference"])
+        kept = {n: h for n, h in (old.files or {}).items() if n not in {p.name for p in stale}}
+        new = {p.relative_to(self.path).as_posix(): _hash(p) for p in (*sorted(folder.iterdir()), *fresh.values())}
+        index = replace(index, files={**kept, **new})
+        beside = self.path / f"{INDEX}.new"
+        beside.write_text(json.dumps(index.record(), indent=1) + "\n")
+        os.replace(beside, self.path / INDEX)
+        self.index = index
+        for path in stale:
+            path.unlink(missing_ok=True)
+
+    def _write_module(self, module: Module, own_fisher: Fisher | None) -> Path:
+        """The folder of a module, written beside and renamed into place; returns it."""
+        folder, fresh = self.path / "modules" / module.card.task, self.path / "modules" / f".{module.card.task}.new"
         for leftover in (fresh, folder):  # of a run that died before pool.json named it
             shutil.rmtree(leftover, ignore_errors=True)
         fresh.mkdir(parents=True)
-        save_file(_contiguous(module.vector), fresh / "vector.safetensors")
         heads = {**module.head.tensors(), **{f"reference.{k}": v for k, v in module.reference.tensors().items()}}
+        save_file(_contiguous(module.vector), fresh / "vector.safetensors")
         save_file(_contiguous(heads), fresh / "head.safetensors")
         save_file(_contiguous(module.statistics.tensors()), fresh / "statistics.safetensors")
         if own_fisher is not None:
             _save_fisher(own_fisher, fresh / "fisher.safetensors")
-        (fresh / "card.json").write_text(json.dumps(card.record(), indent=1) + "\n")
-        files = {p.relative_to(self.path).as_posix(): p for p in [folder / f.name for f in sorted(fresh.iterdir())]}
+        (fresh / "card.json").write_text(json.dumps(module.card.record(), indent=1) + "\n")
         fresh.rename(folder)
-        for target in (self.path / "fisher.safetensors", self.path / "reference.safetensors"):
-            beside = target.with_suffix(".new")
-            if target.stem == "fisher":
-                _save_fisher(fisher, beside)
-            else:
-                save_file(_contiguous(reference.tensors()), beside)
-            os.replace(beside, target)
-            files[target.name] = target
-        hashes = {**(self.index.files or {}), **{name: _hash(path) for name, path in files.items()}}
-        old = self.index
-        self.index = Index(old.backbone, old.adapter, old.settings, (*self.tasks, card.task), hashes)
-        fresh_index = self.path / f"{INDEX}.new"
-        fresh_index.write_text(json.dumps(self.index.record(), indent=1) + "\n")
-        os.replace(fresh_index, self.path / INDEX)
+        return folder
+
+    def _running(self, name: str, tasks: int | None = None) -> Path:
+        """File of what is carried from task to task, as it stood after so many tasks (all if None)."""
+        return self.path / f"{name}-{len(self.tasks) if tasks is None else tasks}.safetensors"
 
     def check_new(self, task: str, classes: Sequence[str]) -> None:
         """Refuse a task the pool has, or a class one of its tasks has.
@@ -350,6 +362,20 @@ def _check_backbone(path: Path, index: Index, backbone: Backbone) -> None:
             f"pool {path} tunes {list(about['targets'])}, the backbone given names {list(backbone.patterns)}: "
             "load it with the pool's targets"
         )
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Say which file is damaged where reading it fails."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, SafetensorError) as error:
+        raise InputError(f"{path} is missing or damaged ({type(error).__name__}: {error}): restore it") from error
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    with _reading(path):
+        return load_file(path)
 
 
 def _save_fisher(fisher: Fisher, path: Path) -> None:

@@ -150,6 +150,11 @@ class TaskStream(Sequence[Task]):
         ]
         return {"name": self.name, **self.origin, "augmentation": self.augmentation, "tasks": tasks}
 
+    def source(self) -> dict[str, Any]:
+        """Where its images came from, as JSON: `record` without the tasks and without which of them were chosen."""
+        changes = [change for change in self.origin.get("changes", []) if "subset" not in change]
+        return {"name": self.name, **self.origin, "changes": changes, "augmentation": self.augmentation}
+
     @classmethod
     def load(
         cls,

@@ -61,7 +61,7 @@ class Attachment:
 
     def vector(self) -> TaskVector:
         """The task vector as it stands, dense and detached."""
-        return TaskVector({name: layer.delta().detach() for name, layer in self.layers.items()})
+        return TaskVector({name: layer.delta().detach().clone() for name, layer in self.layers.items()})
 
     def state(self) -> dict[str, Tensor]:
         """``<weight name>.<part>`` -> tensor on the CPU: what a module keeps of its vector."""

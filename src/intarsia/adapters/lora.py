@@ -58,11 +58,11 @@ class LoRA:
 
     def proximal(self, parts: Parts, theta0: Tensor, curvature: Tensor, pull: Tensor) -> dict[str, Tensor]:
         """With A fixed each row of B is a system of its own: (I + A diag(c_i) A^T) b_i = b_i,old + A d_i."""
-        a, b = parts["A"], parts["B"]
+        a, b = parts["A"].double(), parts["B"].double()  # float32 loses its way where the Fisher's largest entries are
         rank = len(a)
         products = (a[:, None] * a).reshape(rank * rank, -1)  # (r r, I)
-        gram = (curvature @ products.T).reshape(-1, rank, rank)
+        gram = (curvature.double() @ products.T).reshape(-1, rank, rank)
         gram.diagonal(dim1=-2, dim2=-1).add_(1.0)
-        right = b + pull @ a.T
-        factor, _ = torch.linalg.cholesky_ex(gram)  # I + a positive matrix; what is not finite shows in the next loss
-        return {"B": torch.cholesky_solve(right.unsqueeze(-1), factor).squeeze(-1)}
+        right = b + pull.double() @ a.T
+        factor, _ = torch.linalg.cholesky_ex(gram)  # I + a positive matrix: only NaN fails, and shows in the loss
+        return {"B": torch.cholesky_solve(right.unsqueeze(-1), factor).squeeze(-1).to(parts["B"].dtype)}
