@@ -93,8 +93,8 @@ class StudentConfig:
     """How the transformer is trained."""
 
     phases: tuple[tuple[int, int], ...] = ((26, 6), (12, 1), (5, 5))
-    """Each a cosine schedule's length in epochs and how many of them are run. One phase run to its end is as good or
-    better; the shipped weights were made in two because the first was cut short for want of time."""
+    """Each a cosine schedule's length in epochs, and how many of them are run. The shipped weights were made in three:
+    the machine was shared and twice the rest of a schedule no longer fitted into the time."""
     batch_size: int = 64
     learning_rate: float = 8e-4
     weight_decay: float = 0.05
