@@ -32,6 +32,9 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", 
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 _WHITE = (255, 255, 255, 255)
 
+TURNED = 1 / 3
+"""Share of the sketches in a batch that are turned and scaled."""
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -182,9 +185,10 @@ def augment(images: Tensor, kind: Augmentation, preprocessing: Preprocessing, ge
 
     Args:
         images: uint8 (B, C, R, R).
-        kind: `none`: only normalise. `sketch`: shift by up to 2/28 of the side, scale by 0.9..1.1, rotate by up to 10
-            degrees, the image's median where nothing comes in. `photo`: crop 8..100 % of the area at a ratio of
-            3/4..4/3, resize, mirror half of them.
+        kind: `none`: only normalise. `sketch`: shift by up to 2/28 of the side, in whole pixels; a third of them also
+            scale by 0.9..1.1 and rotate by up to 10 degrees, to the nearest pixel, for interpolation softens thin
+            strokes and fine grain beyond what the change is worth; the image's median where nothing comes in. `photo`:
+            crop 8..100 % of the area at a ratio of 3/4..4/3, resize, mirror half of them.
         preprocessing: Of the backbone.
         generator: Of all randomness, on the CPU: the same state gives the same batch, on any device.
 
@@ -194,15 +198,16 @@ def augment(images: Tensor, kind: Augmentation, preprocessing: Preprocessing, ge
     if kind == "none":
         return preprocessing.normalize(images)
     if kind == "sketch":
-        theta, padding = _jitter(len(images), preprocessing.size / images.shape[-1], generator), "zeros"
+        theta, sampling = _jitter(len(images), preprocessing.size, images.shape[-1], generator), ("nearest", "zeros")
     elif kind == "photo":
-        theta, padding = _random_resized_crop(len(images), generator), "border"
+        theta, sampling = _random_resized_crop(len(images), generator), ("bilinear", "border")
     else:
         raise InputError(f"There is no augmentation {kind!r}: expected one of {', '.join(get_args(Augmentation))}.")
     shape = [*images.shape[:2], preprocessing.size, preprocessing.size]
     grid = F.affine_grid(theta.to(images.device), shape, align_corners=False)
+    mode, padding = sampling
     ground = _ground(images) if padding == "zeros" else 0.0
-    moved = F.grid_sample(_unit(images) - ground, grid, padding_mode=padding, align_corners=False) + ground
+    moved = F.grid_sample(_unit(images) - ground, grid, mode, padding, align_corners=False) + ground
     return preprocessing.normalize(moved)
 
 
@@ -211,13 +216,16 @@ def _ground(images: Tensor) -> Tensor:
     return _unit(images).flatten(2).median(2).values[..., None, None]
 
 
-def _jitter(count: int, crop: float, generator: torch.Generator) -> Tensor:
-    """Output to input coordinates, (B, 2, 3): turned, scaled, shifted; `crop` is the part of a side that is seen."""
-    degrees, scale, x, y = torch.rand(4, count, generator=generator) * 2 - 1
-    angle, zoom = degrees * math.radians(10), crop / (1 + 0.1 * scale)
+def _jitter(count: int, size: int, side: int, generator: torch.Generator) -> Tensor:
+    """Output (size) to input (side) coordinates, (B, 2, 3): all shifted by whole pixels, some turned and scaled."""
+    degrees, scale, x, y, some = torch.rand(5, count, generator=generator)
+    turned = some < TURNED
+    angle = torch.where(turned, math.radians(10) * (2 * degrees - 1), 0.0)
+    zoom = size / side / torch.where(turned, 1 + 0.1 * (2 * scale - 1), 1.0)
+    reach = max(1, round(2 * side / 28))
+    x, y = (((2 * reach + 1) * shift).floor().sub(reach) * 2 / side for shift in (x, y))  # a side is 2 long
     cos, sin = zoom * angle.cos(), zoom * angle.sin()
-    reach = 2 * 2 / 28  # coordinates run from -1 to 1: a side is 2 long
-    return torch.stack([torch.stack([cos, -sin, reach * x], 1), torch.stack([sin, cos, reach * y], 1)], 1)
+    return torch.stack([torch.stack([cos, -sin, x], 1), torch.stack([sin, cos, y], 1)], 1)
 
 
 def _random_resized_crop(count: int, generator: torch.Generator, tries: int = 10) -> Tensor:
