@@ -17,6 +17,7 @@ from intarsia.fisher import Fisher
 from intarsia.heads import Head
 from intarsia.learner import Learner, Memory, Prepared
 from intarsia.module import Card, Module
+from intarsia.pool import Heads
 from intarsia.stream import TaskStream
 
 
@@ -93,18 +94,24 @@ class Workbench:
         setting: Setting,
         modules: Sequence[Module],
         weights: Mapping[str, float] | None = None,
-        head: Head | None = None,
+        *,
+        heads: Heads = "aligned",
+        known: int | None = None,
     ) -> ComposedModel:
-        """The mean of some modules, or another combination, with their heads or one of the caller's."""
+        """The mean of some modules, or another combination, heads as of the first ``known`` tasks."""
         adapter = build_adapter(setting.adapter, setting.rank)
         weights = weights or {m.card.task: 1 / len(modules) for m in modules}
+        reference = self.preludes[(known or len(self.preludes)) - 1].memory.reference
+        assert reference is not None
+        rows = {p.prepared.task.name: p.prepared.rows for p in self.preludes}
+        own = [m.head_on(reference[rows[m.card.task]]) if heads == "aligned" else m.head for m in modules]
         return ComposedModel(
             merge(self.backbone, adapter, modules, weights),
-            head or Head.join([m.head for m in modules]),
+            Head.join(own),
             {m.card.task: m.card.classes for m in modules},
             self.backbone.preprocessing,
             {},
-            lambda count: self.compose(setting, modules[:count]),
+            lambda count: self.compose(setting, modules[:count], heads=heads, known=count),
         )
 
     def frozen(self) -> ComposedModel:

@@ -69,6 +69,18 @@ class Module:
     reference: Head
     statistics: ClassStatistics
 
+    def head_on(self, aligned: Head) -> Head:
+        """The fine-tuned head as a vector on another reference: aligned + (head - reference).
+
+        A module's head was tuned from the reference heads of its day. Those aligned since, with the classes that came
+        later, are on one scale with them; what fine-tuning changed is added to them.
+
+        Args:
+            aligned: reference head of the module's classes as last aligned.
+        """
+        weight = aligned.weight + (self.head.weight - self.reference.weight)
+        return Head(weight, aligned.bias + (self.head.bias - self.reference.bias))
+
     def delta(self, name: str, adapter: Adapter, theta0: Tensor) -> Tensor:
         """Tau (O, I) of one weight, dense."""
         prefix = f"{name}."

@@ -2,7 +2,7 @@
 
     pool.json                  format, backbone, adapter, settings, order of the modules, hash of every file
     fisher-<T>.safetensors     running sum of the T tasks' Fishers, and the number of images
-    reference-<T>.safetensors  the reference heads of all classes as last aligned
+    reference-<t>.safetensors  the reference heads as aligned after the first t tasks, for every t
     modules/<task>/            vector, head, statistics (.safetensors) and card.json
     log.jsonl                  when and how long each task took: not part of what the pool is
 
@@ -14,12 +14,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -38,9 +38,9 @@ from intarsia.module import Card, Module
 from intarsia.statistics import ClassStatistics
 from intarsia.task_vector import TaskVector
 
+Heads = Literal["aligned", "own"]
 FORMAT = 1
 INDEX = "pool.json"
-_RUNNING = ("fisher", "reference")
 
 
 @dataclass(frozen=True)
@@ -203,9 +203,9 @@ class Pool:
             count = int(file.metadata()["count"])
             return Fisher({name: file.get_tensor(name) for name in file.keys()}, count)  # noqa: SIM118
 
-    def reference(self) -> Head | None:
-        """The reference heads of all classes as last aligned; None for an empty pool."""
-        return Head.from_tensors(_load(self._running("reference"))) if self.tasks else None
+    def reference(self, tasks: int | None = None) -> Head | None:
+        """The reference heads as aligned after the first so many tasks (all if None); None for an empty pool."""
+        return Head.from_tensors(_load(self._running("reference", tasks))) if self.tasks else None
 
     def statistics(self) -> ClassStatistics | None:
         """The class statistics of all tasks after one another; None for an empty pool."""
@@ -227,21 +227,20 @@ class Pool:
             InputError: a task of that name, or one of its classes, is in the pool already.
         """
         self.check_new(module.card.task, module.card.classes)
-        old, stale = self.index, [self._running(name) for name in _RUNNING]
+        old, stale = self.index, self._running("fisher")
         folder = self._write_module(module, own_fisher)
         index = Index(old.backbone, old.adapter, old.settings, (*self.tasks, module.card.task))
-        fresh = {name: self._running(name, len(index.tasks)) for name in _RUNNING}
-        _save_fisher(fisher, fresh["fisher"])
-        save_file(_contiguous(reference.tensors()), fresh["reference"])
-        kept = {n: h for n, h in (old.files or {}).items() if n not in {p.name for p in stale}}
-        new = {p.relative_to(self.path).as_posix(): _hash(p) for p in (*sorted(folder.iterdir()), *fresh.values())}
+        running, aligned = (self._running(name, len(index.tasks)) for name in ("fisher", "reference"))
+        _save_fisher(fisher, running)
+        save_file(_contiguous(reference.tensors()), aligned)
+        kept = {n: h for n, h in (old.files or {}).items() if n != stale.name}
+        new = {p.relative_to(self.path).as_posix(): _hash(p) for p in (*sorted(folder.iterdir()), running, aligned)}
         index = replace(index, files={**kept, **new})
         beside = self.path / f"{INDEX}.new"
         beside.write_text(json.dumps(index.record(), indent=1) + "\n")
         os.replace(beside, self.path / INDEX)
         self.index = index
-        for path in stale:
-            path.unlink(missing_ok=True)
+        stale.unlink(missing_ok=True)
 
     def _write_module(self, module: Module, own_fisher: Fisher | None) -> Path:
         """The folder of a module, written beside and renamed into place; returns it."""
@@ -283,22 +282,35 @@ class Pool:
 
     # Models
 
-    def compose(self, recipe: Recipe) -> ComposedModel:
-        """The model of a recipe; its ``before(i)`` is the same rule over the first i tasks."""
+    def compose(self, recipe: Recipe, *, heads: Heads = "aligned") -> ComposedModel:
+        """The model of a recipe; its ``before(i)`` is the same rule over the first i tasks.
+
+        Args:
+            recipe: what to compose.
+            heads: ``aligned``: each module's head as a vector on the reference heads as last aligned, so that heads
+                tuned at different times are on one scale; ``own``: the heads just as they were fine-tuned.
+        """
+        return self._composed(recipe, heads, len(self.tasks))
+
+    def _composed(self, recipe: Recipe, heads: Heads, known: int) -> ComposedModel:
+        """A recipe with the reference heads as they were aligned after the first ``known`` tasks."""
         modules = [self.module(t) for t in self.tasks if t in recipe.tasks or recipe.weights.get(t)]
-        heads = [m.head for m in modules if m.card.task in recipe.tasks]
-        return self._model(recipe, modules, Head.join(heads))
+        aligned = self._aligned(known)
+        chosen = [m for m in modules if m.card.task in recipe.tasks]
+        joined = Head.join([m.head_on(aligned[m.card.task]) if heads == "aligned" else m.head for m in chosen])
+
+        def before(count: int) -> ComposedModel:
+            first = recipe.tasks[:count]
+            return self._composed(recipe.first(first), heads, self.tasks.index(first[-1]) + 1)
+
+        positive = all(w > 0 for w in recipe.weights.values())
+        return self._model(recipe, modules, joined, before if positive else None)
 
     def frozen(self, tasks: Sequence[str] | None = None) -> ComposedModel:
         """theta0 itself with the aligned reference heads: what one gets without any fine-tuning."""
         chosen = tuple(t for t in self.tasks if tasks is None or t in tasks)
-        reference = self.reference()
-        if reference is None:
-            raise InputError(f"{self.path} holds no module yet: learn a task first")
-        sizes = [len(self.card(t).classes) for t in self.tasks]
-        weight, bias = reference.weight.split(sizes), reference.bias.split(sizes)
-        heads = [Head(weight[i], bias[i]) for i, t in enumerate(self.tasks) if t in chosen]
-        return self._model(Recipe({}, chosen, "frozen"), [], Head.join(heads))
+        aligned = self._aligned(len(self.tasks))
+        return self._model(Recipe({}, chosen, "frozen"), [], Head.join([aligned[t] for t in chosen]))
 
     def mean(self) -> ComposedModel:
         """Uniform weights over all tasks."""
@@ -321,7 +333,23 @@ class Pool:
         ways = {t: self.card(t).influenced_by.of(task) for t in self.tasks if t != task}
         return {t: w for t, w in ways.items() if w}
 
-    def _model(self, recipe: Recipe, modules: Sequence[Module], head: Head) -> ComposedModel:
+    def _aligned(self, known: int) -> dict[str, Head]:
+        """Task -> reference head as aligned after the first ``known`` tasks, for these."""
+        reference = self.reference(known)
+        if reference is None:
+            raise InputError(f"{self.path} holds no module yet: learn a task first")
+        tasks = self.tasks[:known]
+        sizes = [len(self.card(task).classes) for task in tasks]
+        parts = zip(tasks, reference.weight.split(sizes), reference.bias.split(sizes), strict=True)
+        return {task: Head(weight, bias) for task, weight, bias in parts}
+
+    def _model(
+        self,
+        recipe: Recipe,
+        modules: Sequence[Module],
+        head: Head,
+        before: Callable[[int], ComposedModel] | None = None,
+    ) -> ComposedModel:
         backbone = self.backbone
         network = merge(backbone, self.adapter, modules, recipe.weights)
         classes = {t: self.card(t).classes for t in recipe.tasks}
@@ -332,12 +360,7 @@ class Pool:
             "backbone_hash": backbone.hash,
             "adapter": dict(self.index.adapter),
         }
-
-        def before(count: int) -> ComposedModel:
-            return self.compose(recipe.first(recipe.tasks[:count]))
-
-        history = before if recipe.name != "frozen" and min(recipe.weights.values(), default=0) > 0 else None
-        return ComposedModel(network, head, classes, backbone.preprocessing, record, history).to(backbone.device)
+        return ComposedModel(network, head, classes, backbone.preprocessing, record, before).to(backbone.device)
 
     def _some(self) -> tuple[str, ...]:
         if not self.tasks:
