@@ -219,6 +219,15 @@ def test_history_of_a_recipe_is_the_same_rule_over_the_first_tasks() -> None:
 # Models of a pool
 
 
+def rows_of(pool: Pool, known: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Task -> rows and biases of its classes in the reference heads as aligned after the first so many tasks."""
+    reference = pool.reference(known)
+    assert reference is not None
+    return {
+        t: (reference.weight[2 * i : 2 * i + 2], reference.bias[2 * i : 2 * i + 2]) for i, t in enumerate(pool.tasks)
+    }
+
+
 def test_models_of_a_pool_are_its_recipes(pool: Pool) -> None:
     tasks, theta0 = pool.tasks, pool.backbone
     known = [pool.module(t) for t in tasks]
@@ -233,9 +242,16 @@ def test_models_of_a_pool_are_its_recipes(pool: Pool) -> None:
     for model, recipe in cases:
         network = merge(theta0, pool.adapter, known, recipe.weights)
         assert same(model.network.state_dict(), network.state_dict())
-        heads = [m.head for m in known if m.card.task in recipe.tasks]
-        assert torch.equal(model.head.weight, torch.cat([h.weight for h in heads]))
-        assert torch.equal(model.head.bias, torch.cat([h.bias for h in heads]))
+        aligned = rows_of(pool, len(tasks))
+        chosen = [m for m in known if m.card.task in recipe.tasks]
+        weights = [aligned[m.card.task][0] + (m.head.weight - m.reference.weight) for m in chosen]
+        biases = [aligned[m.card.task][1] + (m.head.bias - m.reference.bias) for m in chosen]
+        assert torch.equal(model.head.weight, torch.cat(weights))
+        assert torch.equal(model.head.bias, torch.cat(biases))
+        own = pool.compose(recipe, heads="own")
+        assert torch.equal(own.head.weight, torch.cat([m.head.weight for m in chosen]))
+        assert torch.equal(own.head.bias, torch.cat([m.head.bias for m in chosen]))
+        assert same(own.network.state_dict(), network.state_dict())
         assert model.labels == tuple(c for t in recipe.tasks for c in pool.classes[t])
         assert model.recipe["weights"] == recipe.weights
 
@@ -265,7 +281,10 @@ def test_history_of_a_model_is_composed_of_the_first_modules(pool: Pool) -> None
     model = pool.mean()
     assert model.before is not None
     early = model.before(2)
-    assert same(early.state_dict(), pool.specialize(pool.tasks[:2]).state_dict())
+    assert same(early.network.state_dict(), pool.specialize(pool.tasks[:2]).network.state_dict())
+    known = [pool.module(t) for t in pool.tasks[:2]]
+    then = [rows_of(pool, 2)[m.card.task][0] + (m.head.weight - m.reference.weight) for m in known]
+    assert torch.equal(early.head.weight, torch.cat(then))
     assert pool.unlearn(pool.tasks[0], mode="negate", scale=1.0).before is None
 
 

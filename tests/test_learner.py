@@ -187,7 +187,7 @@ def test_learning_twice_is_bit_equal(adapter: Adapter, regularizer: ITA | IEL, t
         torch.manual_seed(len(contents(tmp_path)))  # the global generator has no part in it
         learn(backbone(), stream(2), adapter=adapter, regularizer=regularizer, training=QUICK, out=tmp_path / out)
     files = contents(tmp_path / "a", {"log.jsonl"})
-    assert len(files) == 11
+    assert len(files) == 12
     assert files == contents(tmp_path / "b", {"log.jsonl"})
 
 
@@ -215,7 +215,7 @@ def test_two_tasks_and_two_more_in_another_process_are_four(regularizer: ITA | I
     learn(backbone(), stream().subset([0, 1]), out=tmp_path / "parts", **options)
     learn(backbone(), stream().subset([2, 3]), out=tmp_path / "parts", add=True, **options)
     files = [contents(tmp_path / out, {"log.jsonl"}) for out in ("whole", "parts")]
-    assert len(files[0]) == 4 * 4 + 3
+    assert len(files[0]) == 4 * 4 + 4 + 2  # modules, reference heads, fisher and index
     assert files[0] == files[1]
 
 

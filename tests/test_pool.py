@@ -39,7 +39,7 @@ def test_holds_the_files_it_says_and_their_hashes(learned: Path) -> None:
     assert record["files"] == files
     kept = ("card.json", "head.safetensors", "statistics.safetensors", "vector.safetensors")
     modules = {f"modules/task0{t}/{name}" for t in (1, 2, 3, 4) for name in kept}
-    assert files.keys() == modules | {"fisher-4.safetensors", "reference-4.safetensors"}
+    assert files.keys() == modules | {"fisher-4.safetensors", *(f"reference-{t}.safetensors" for t in (1, 2, 3, 4))}
     assert record["tasks"] == ["task01", "task02", "task03", "task04"]
     assert len((learned / "log.jsonl").read_text().splitlines()) == 4
 
