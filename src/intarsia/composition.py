@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -135,7 +135,8 @@ class ComposedModel(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network.eval().requires_grad_(False)
-        self.head = nn.utils.skip_init(nn.Linear, head.weight.shape[1], len(head)).requires_grad_(False)
+        self.head = cast(nn.Linear, nn.utils.skip_init(nn.Linear, head.weight.shape[1], len(head)))
+        self.head.requires_grad_(False)
         self.head.weight.copy_(head.weight)
         self.head.bias.copy_(head.bias)
         self.classes = {task: tuple(names) for task, names in classes.items()}

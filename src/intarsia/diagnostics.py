@@ -175,7 +175,7 @@ def _gradient_norm(pool: Pool, head: Head, images: Tensor, labels: Tensor) -> fl
         for x, y in zip(images.split(BATCH), labels.split(BATCH), strict=True):
             logits = head(backbone.model(backbone.preprocessing.normalize(x.to(backbone.device))))
             loss = F.cross_entropy(logits, y.to(backbone.device), reduction="sum") / len(labels)
-            torch._foreach_add_(sums, list(torch.autograd.grad(loss, weights)))
+            sums = [total + g for total, g in zip(sums, torch.autograd.grad(loss, weights), strict=True)]
     finally:
         for w in weights:
             w.requires_grad_(False)

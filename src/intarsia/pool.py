@@ -125,8 +125,9 @@ class Pool:
             if found != FORMAT:
                 raise InputError(f"{path}: pool format {found}, this version reads format {FORMAT}: update intarsia")
             index = Index(**{**record, "tasks": tuple(record["tasks"])})
+            if missing := {"name", "hash", "targets"} - index.backbone.keys():
+                raise KeyError(f"backbone without {', '.join(sorted(missing))}")
             build_adapter(**index.adapter)
-            str(index.backbone["name"]), str(index.backbone["hash"]), list(index.backbone["targets"])
         return cls(path, index, backbone)
 
     @property
