@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from intarsia.regularizers import Step, head_step
 from intarsia.statistics import ClassStatistics
 
 TEMPERATURE = 0.1
@@ -66,6 +67,44 @@ class Head:
         return cls(weight, torch.zeros(classes))
 
 
+class TrainedHead(nn.Module):
+    """The head of the task being learned, with what pulls it towards its reference.
+
+    Args:
+        start: where it begins.
+        reference: what it is pulled towards.
+        fisher: mean Fisher of its numbers, floored, in the shape of a head.
+    """
+
+    def __init__(self, start: Head, reference: Head, fisher: Head) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(start.weight.clone())
+        self.bias = nn.Parameter(start.bias.clone())
+        self.reference = reference
+        self.fisher = fisher
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits of the task's own classes."""
+        return F.linear(features, self.weight, self.bias)
+
+    def pull(self, lambda_h: float, lambda_0: float, scale: float, how: Step) -> None:
+        """One step of the head's regularizer; see ``regularizers.head_step``."""
+        for parameter, target, fisher in (
+            (self.weight, self.reference.weight, self.fisher.weight),
+            (self.bias, self.reference.bias, self.fisher.bias),
+        ):
+            head_step(parameter, target, fisher, lambda_h, lambda_0, scale, how)
+
+    def moved(self) -> float:
+        """|W - W_ref| / |W_ref|."""
+        away = (self.weight.detach() - self.reference.weight).norm()
+        return float(away / self.reference.weight.norm().clamp_min(1e-12))
+
+    def trained(self) -> Head:
+        """As it stands, on the CPU."""
+        return Head(self.weight.detach().cpu().clone(), self.bias.detach().cpu().clone())
+
+
 def pretune(
     head: Head, features: Tensor, labels: Tensor, *, epochs: int, lr: float, batch_size: int, generator: torch.Generator
 ) -> Head:
@@ -80,7 +119,7 @@ def pretune(
         batch_size: features a step.
         generator: of the order of the features.
     """
-    return _fit(head, features, labels, F.cross_entropy, epochs, lr, batch_size, MOMENTUM, generator)
+    return _fit(head, features, labels, F.cross_entropy, epochs, lr, batch_size, generator)
 
 
 def align(
@@ -107,7 +146,7 @@ def align(
         generator: of the draws and their order.
     """
     features, labels = statistics.sample(per_class, generator)
-    return _fit(head, features, labels, _normalised_cross_entropy, epochs, lr, batch_size, MOMENTUM, generator)
+    return _fit(head, features, labels, _normalised_cross_entropy, epochs, lr, batch_size, generator)
 
 
 def _normalised_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -154,32 +193,18 @@ def _fit(
     epochs: int,
     lr: float,
     batch_size: int,
-    momentum: float,
     generator: torch.Generator,
 ) -> Head:
+    """SGD with momentum and cosine by epoch on whitened features."""
     whitening = _Whitening.of(features)
     inside, white = whitening.inward(head), whitening.features(features)
-    return whitening.outward(_sgd(inside, white, labels, loss, epochs, lr, batch_size, momentum, generator))
-
-
-def _sgd(
-    head: Head,
-    features: Tensor,
-    labels: Tensor,
-    loss: Loss,
-    epochs: int,
-    lr: float,
-    batch_size: int,
-    momentum: float,
-    generator: torch.Generator,
-) -> Head:
-    weight, bias = head.weight.clone().requires_grad_(), head.bias.clone().requires_grad_()
-    optimizer = torch.optim.SGD([weight, bias], lr=lr, momentum=momentum)
+    weight, bias = inside.weight.clone().requires_grad_(), inside.bias.clone().requires_grad_()
+    optimizer = torch.optim.SGD([weight, bias], lr=lr, momentum=MOMENTUM)
     for epoch in range(epochs):
         for group in optimizer.param_groups:
             group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
         for index in torch.randperm(len(features), generator=generator).split(batch_size):
             optimizer.zero_grad()
-            loss(F.linear(features[index], weight, bias), labels[index]).backward()
+            loss(F.linear(white[index], weight, bias), labels[index]).backward()
             optimizer.step()
-    return Head(weight.detach(), bias.detach())
+    return whitening.outward(Head(weight.detach(), bias.detach()))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from intarsia.adapters import Adapter, Attachment, LoRA
@@ -26,11 +26,11 @@ from intarsia.backbone import Backbone
 from intarsia.config import Training, regularizer_record
 from intarsia.errors import InputError
 from intarsia.fisher import Fisher, diagonal_fisher, head_fisher
-from intarsia.heads import Head, align, pretune
+from intarsia.heads import Head, TrainedHead, align, pretune
 from intarsia.images import augment
 from intarsia.module import Card, Influence, Module
 from intarsia.pool import Pool
-from intarsia.regularizers import IEL, ITA, head_step
+from intarsia.regularizers import IEL, ITA
 from intarsia.statistics import ClassStatistics, fit_statistics
 from intarsia.stream import Task, TaskStream
 from intarsia.task_vector import TaskVector
@@ -302,7 +302,7 @@ class Learner:
         }
         return state, head.trained(), measures
 
-    def _epochs(self, prepared: Prepared, adapter: Attachment, head: "TrainedHead", penalty: ITA | IEL) -> list[float]:
+    def _epochs(self, prepared: Prepared, adapter: Attachment, head: TrainedHead, penalty: ITA | IEL) -> list[float]:
         """The mean loss of each epoch; adapter and head are trained in place."""
         training, backbone, task = self.training, self.backbone, prepared.task
         images, labels = task.train.tensor(backbone.preprocessing), task.train.labels
@@ -324,12 +324,12 @@ class Learner:
                 loss.backward()
                 if training.step == "coupled":
                     penalty.add_gradient(adapter)
-                    head.pull(training, factor)
+                    head.pull(training.lambda_h, training.lambda_0, factor, training.step)
                     optimizer.step()
                 else:
                     optimizer.step()
                     penalty.step(adapter, factor, training.step)
-                    head.pull(training, factor)
+                    head.pull(training.lambda_h, training.lambda_0, factor, training.step)
             losses.append(total / len(images))
             self.progress(task.name, "training", epoch + 1, training.epochs)
         return losses
@@ -407,39 +407,3 @@ class Learner:
             else ("use a smaller learning rate")
         )
         return f"task {task!r}: {what} (step {t.step}, strength {r.strength:g}, lr {t.lr:g}): {advice}"
-
-
-class TrainedHead(nn.Module):
-    """The head of the task being learned, with what pulls it towards its reference.
-
-    Args:
-        start: where it begins.
-        reference: what it is pulled towards.
-        fisher: mean Fisher of its numbers, floored, in the shape of a head.
-    """
-
-    def __init__(self, start: Head, reference: Head, fisher: Head) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(start.weight.clone())
-        self.bias = nn.Parameter(start.bias.clone())
-        self.reference = reference
-        self.fisher = fisher
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Logits of the task's own classes."""
-        return F.linear(features, self.weight, self.bias)
-
-    def pull(self, training: Training, scale: float) -> None:
-        """One step of the head's regularizer."""
-        strengths = (training.lambda_h, training.lambda_0, scale, training.step)
-        head_step(self.weight, self.reference.weight, self.fisher.weight, *strengths)
-        head_step(self.bias, self.reference.bias, self.fisher.bias, *strengths)
-
-    def moved(self) -> float:
-        """|W - W_ref| / |W_ref|."""
-        away = (self.weight.detach() - self.reference.weight).norm()
-        return float(away / self.reference.weight.norm().clamp_min(1e-12))
-
-    def trained(self) -> Head:
-        """As it stands, on the CPU."""
-        return Head(self.weight.detach().cpu().clone(), self.bias.detach().cpu().clone())
