@@ -16,7 +16,7 @@ Method = Literal["ita", "iel"]
 class Training:
     """How one module is learned; the numbers of METHOD.md section 3."""
 
-    epochs: int = 5
+    epochs: int = 3
     """Passes over a task's images."""
     batch_size: int = 64
     """Images a step."""
