@@ -432,19 +432,18 @@ def _device(name: str) -> torch.device:
 
 def _recipe(pool: Pool, keep: tuple[str, ...], drop: tuple[str, ...], weights: str | None) -> Recipe:
     """What --keep, --drop and --weights ask for; the mean if none is given."""
-    if not pool.tasks:
-        raise InputError(f"{pool.path} holds no module yet: learn a task first")
+    tasks = pool.learned()
     given = [name for name, value in (("--keep", keep), ("--drop", drop), ("--weights", weights)) if value]
     if len(given) > 1:
         raise InputError(f"{' and '.join(given)} together: expected one of them")
     if weights:
-        return composition.weighted(pool.tasks, parse_weights(weights))
+        return composition.weighted(tasks, parse_weights(weights))
     if drop:
-        unknown = [t for t in drop if t not in pool.tasks]
+        unknown = [t for t in drop if t not in tasks]
         if unknown:
-            raise InputError(f"unknown task {unknown[0]!r}: the pool has {', '.join(pool.tasks)}")
-        keep = tuple(t for t in pool.tasks if t not in drop)
-    return composition.specialize(pool.tasks, keep) if keep or drop else composition.mean(pool.tasks)
+            raise InputError(f"unknown task {unknown[0]!r}: the pool has {', '.join(tasks)}")
+        keep = tuple(t for t in tasks if t not in drop)
+    return composition.specialize(tasks, keep) if keep or drop else composition.mean(tasks)
 
 
 def parse_weights(text: str) -> dict[str, float]:

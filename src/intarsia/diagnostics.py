@@ -18,7 +18,6 @@ from torch.nn import functional as F
 
 from intarsia import composition
 from intarsia.composition import merge
-from intarsia.errors import InputError
 from intarsia.evaluation import matching_tasks
 from intarsia.heads import Head
 from intarsia.pool import Pool
@@ -106,10 +105,9 @@ def diagnose(
     Raises:
         InputError: the pool is empty, or the stream does not fit it.
     """
-    reference, running = pool.reference(), pool.fisher()
-    if reference is None or running is None:
-        raise InputError(f"{pool.path} holds no module yet: learn a task first")
-    recipe = composition.mean(pool.tasks) if weights is None else composition.weighted(pool.tasks, weights)
+    tasks, reference, running = pool.learned(), pool.reference(), pool.fisher()
+    assert reference is not None and running is not None
+    recipe = composition.mean(tasks) if weights is None else composition.weighted(tasks, weights)
     w, names = recipe.weights, recipe.tasks
     images, labels = _draw(pool, stream, names, per_task, seed)
     modules = {t: pool.module(t) for t in names}
@@ -121,7 +119,7 @@ def diagnose(
         losses.append(_loss(network, head, images, labels, pool))
         if progress is not None:
             progress(i + 1, len(networks))
-    vectors = [pool.vector(t) for t in names]
+    vectors = [modules[t].dense(pool.adapter, pool.backbone.tuned) for t in names]
     composed = sum((w[t] * v for t, v in zip(names[1:], vectors[1:], strict=True)), w[names[0]] * vectors[0])
     mean_loss = sum(w[t] * x for t, x in zip(names, losses[2:], strict=True))
     return Diagnosis(
@@ -143,11 +141,12 @@ def diagnose(
 def _draw(pool: Pool, stream: TaskStream, names: Sequence[str], per_task: int, seed: int) -> tuple[Tensor, Tensor]:
     """Training images of the named tasks, and their labels among all classes of the pool."""
     generator = torch.Generator().manual_seed(seed)
+    known = pool.classes
     offsets, first = {}, 0
-    for task, classes in pool.classes.items():
+    for task, classes in known.items():
         offsets[task], first = first, first + len(classes)
     images, labels = [], []
-    for task in matching_tasks({t: pool.classes[t] for t in names}, stream):
+    for task in matching_tasks({t: known[t] for t in names}, stream):
         index = torch.randperm(len(task.train), generator=generator)[:per_task]
         images.append(task.train.tensor(pool.backbone.preprocessing)[index])
         labels.append(task.train.labels[index] + offsets[task.name])

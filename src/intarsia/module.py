@@ -9,6 +9,7 @@ from torch import Tensor
 from intarsia.adapters import Adapter
 from intarsia.heads import Head
 from intarsia.statistics import ClassStatistics
+from intarsia.task_vector import TaskVector
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,10 @@ class Module:
         """
         weight = aligned.weight + (self.head.weight - self.reference.weight)
         return Head(weight, aligned.bias + (self.head.bias - self.reference.bias))
+
+    def dense(self, adapter: Adapter, tuned: Mapping[str, Tensor]) -> TaskVector:
+        """The whole task vector; ``tuned`` is theta0 by weight name."""
+        return TaskVector({name: self.delta(name, adapter, theta0) for name, theta0 in tuned.items()})
 
     def delta(self, name: str, adapter: Adapter, theta0: Tensor) -> Tensor:
         """Tau (O, I) of one weight, dense."""

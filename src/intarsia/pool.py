@@ -185,8 +185,7 @@ class Pool:
 
     def vector(self, task: str) -> TaskVector:
         """Tau of a task, dense."""
-        module = self.module(task)
-        return TaskVector({n: module.delta(n, self.adapter, w) for n, w in self.backbone.tuned.items()})
+        return self.module(task).dense(self.adapter, self.backbone.tuned)
 
     def total(self) -> TaskVector | None:
         """S: the sum of all task vectors, added in the order they were learned; None for an empty pool."""
@@ -315,19 +314,19 @@ class Pool:
 
     def mean(self) -> ComposedModel:
         """Uniform weights over all tasks."""
-        return self.compose(composition.mean(self._some()))
+        return self.compose(composition.mean(self.learned()))
 
     def weighted(self, weights: Mapping[str, float]) -> ComposedModel:
         """Coefficients of the user's choice, which sum to 1; see ``composition.weighted``."""
-        return self.compose(composition.weighted(self._some(), weights))
+        return self.compose(composition.weighted(self.learned(), weights))
 
     def specialize(self, tasks: Sequence[str], *, all_classes: bool = False) -> ComposedModel:
         """Uniform over some tasks, their classes only; see ``composition.specialize``."""
-        return self.compose(composition.specialize(self._some(), tasks, all_classes=all_classes))
+        return self.compose(composition.specialize(self.learned(), tasks, all_classes=all_classes))
 
     def unlearn(self, task: str, *, mode: str = "drop", scale: float | None = None) -> ComposedModel:
         """All but one task; see ``composition.unlearn``. ``influenced_by(task)`` says what it still took part in."""
-        return self.compose(composition.unlearn(self._some(), task, mode=mode, scale=scale))
+        return self.compose(composition.unlearn(self.learned(), task, mode=mode, scale=scale))
 
     def influenced_by(self, task: str) -> dict[str, list[str]]:
         """Other tasks whose modules saw something of ``task`` -> what: its fisher, statistics, vectors."""
@@ -336,10 +335,8 @@ class Pool:
 
     def _aligned(self, known: int) -> dict[str, Head]:
         """Task -> reference head as aligned after the first ``known`` tasks, for these."""
-        reference = self.reference(known)
-        if reference is None:
-            raise InputError(f"{self.path} holds no module yet: learn a task first")
-        tasks = self.tasks[:known]
+        tasks, reference = self.learned()[:known], self.reference(known)
+        assert reference is not None
         sizes = [len(self.card(task).classes) for task in tasks]
         parts = zip(tasks, reference.weight.split(sizes), reference.bias.split(sizes), strict=True)
         return {task: Head(weight, bias) for task, weight, bias in parts}
@@ -363,7 +360,12 @@ class Pool:
         }
         return ComposedModel(network, head, classes, backbone.preprocessing, record, before).to(backbone.device)
 
-    def _some(self) -> tuple[str, ...]:
+    def learned(self) -> tuple[str, ...]:
+        """``tasks``, of a pool that has some.
+
+        Raises:
+            InputError: it has none.
+        """
         if not self.tasks:
             raise InputError(f"{self.path} holds no module yet: learn a task first")
         return self.tasks

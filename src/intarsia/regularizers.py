@@ -20,7 +20,7 @@ Three ways to take a step on it, s being the schedule's factor (1 -> 0), none of
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Protocol, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -30,20 +30,6 @@ from intarsia.errors import InputError
 
 Step = Literal["decoupled", "coupled", "proximal"]
 CLIP = 100.0
-
-
-class Regularizer(Protocol):
-    """What the learner asks of a regularizer: its quadratic, weight by weight, and a step on it."""
-
-    kind: ClassVar[str]
-
-    def quadratic(self, name: str, like: Tensor) -> tuple[Tensor, Tensor]:
-        """(c, d), each broadcastable to the weight's (O, I)."""
-        ...
-
-    def step(self, adapter: Attachment, scale: float, how: Step) -> None:
-        """One step of size ``scale`` on the penalty, in place, after the optimizer's."""
-        ...
 
 
 class _DiagonalQuadratic(ABC):
