@@ -34,6 +34,15 @@ CELLS: tuple[Cell, ...] = (
     ("ita", "ia3"),
     ("iel", "ia3"),
 )
+SEARCHED: dict[str, list[tuple[float, int, float]]] = {
+    "ita-lora": [(3e-3, 5, 0.3), (3e-3, 5, 3.0), (3e-3, 5, 0.0), (3e-3, 8, 0.3), (6e-3, 5, 0.3)],
+    "iel-lora": [(5e-3, 5, 1.0), (5e-3, 5, 0.0), (1e-2, 5, 1.0)],
+    "ita-full": [(1e-4, 5, 0.3), (1e-4, 5, 3.0), (2e-4, 5, 0.3)],
+    "iel-full": [(2e-4, 5, 1.0), (2e-4, 5, 10.0), (5e-4, 5, 1.0)],
+    "ita-ia3": [(2e-2, 5, 0.3), (1e-2, 5, 0.3)],
+    "iel-ia3": [(5e-2, 5, 1.0), (2e-2, 5, 1.0)],
+}
+"""Learning rate, epochs, strength on the Fisher of unit mean."""
 DECADES = (0.01, 0.1, 1.0, 10.0, 100.0)
 
 
@@ -41,7 +50,7 @@ DECADES = (0.01, 0.1, 1.0, 10.0, 100.0)
 class Results:
     """Which runs to make."""
 
-    plan: tyro.conf.Positional[Literal["main", "joint", "steps", "ablations", "editing"]]
+    plan: tyro.conf.Positional[Literal["search", "main", "joint", "steps", "ablations", "editing"]]
     """The table to fill."""
     streams: tuple[str, ...] = ("chalk", "sketches")
     """Built-in streams."""
@@ -147,6 +156,17 @@ def editing(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
         yield {"name": f"{'-'.join(cell)} editing", "setting": setting.record()}, lambda s=setting: _edit(bench, s)
 
 
+def search(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
+    """What the tool's own settings were chosen from; ``bench`` holds the validation part of the training images."""
+    yield {"name": "frozen"}, lambda: evaluate(bench.frozen(), bench.stream, history=False).record()
+    for cell in cells(chosen):
+        for lr, epochs, strength in SEARCHED["-".join(cell)]:
+            training = Training(lr=lr, epochs=epochs, batch_size=32, unit_fisher=True)
+            setting = Setting(*cell, strength, training)
+            name = f"{'-'.join(cell)} lr {lr:g} epochs {epochs} strength {strength:g}"
+            yield {"name": name, "setting": setting.record()}, lambda s=setting: bench.measure(s, history=False)
+
+
 def _edit(bench: Workbench, setting: Setting) -> dict[str, Any]:
     modules = bench.learn(setting)
     names = [m.card.task for m in modules]
@@ -170,7 +190,14 @@ def _edit(bench: Workbench, setting: Setting) -> dict[str, Any]:
     return {"rows": rows}
 
 
-PLANS = {"main": main_table, "joint": joint, "steps": steps, "ablations": ablations, "editing": editing}
+PLANS = {
+    "search": search,
+    "main": main_table,
+    "joint": joint,
+    "steps": steps,
+    "ablations": ablations,
+    "editing": editing,
+}
 
 
 def run(chosen: Results) -> None:
@@ -180,6 +207,7 @@ def run(chosen: Results) -> None:
     for stream in chosen.streams:
         for seed in chosen.seeds:
             loaded = TaskStream.load(stream, tasks=1) if chosen.plan == "joint" else TaskStream.load(stream)
+            loaded = loaded.validation(0.2, 0) if chosen.plan == "search" else loaded
             bench = Workbench(loaded, seed, Training())
             for what, measure in PLANS[chosen.plan](bench, chosen.cells):
                 ledger.once({"stream": stream, "seed": seed, **what}, measure)

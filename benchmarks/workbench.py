@@ -10,14 +10,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from intarsia.backbone import Backbone
-from intarsia.composition import ComposedModel, merge
+from intarsia.composition import ComposedModel, Heads, Recipe, compose_heads, merge
 from intarsia.config import Training, build_adapter, build_regularizer
+from intarsia.drift import FeatureDrift
 from intarsia.evaluation import evaluate
 from intarsia.fisher import Fisher
-from intarsia.heads import Head
 from intarsia.learner import Learner, Memory, Prepared
 from intarsia.module import Card, Module
-from intarsia.pool import Heads
 from intarsia.stream import TaskStream
 
 
@@ -82,11 +81,12 @@ class Workbench:
             if training.fisher_over == "others":
                 memory = replace(self.preludes[-1].memory, total=total)
                 others = self.fisher - prepared.fisher
-            vector, head, measures = learner.fine_tune(prepared, memory, others)
+            tuned = learner.fine_tune(prepared, memory, others)
             total = memory.total
             assert memory.reference is not None
-            card = Card(task.name, task.classes, len(task.train), {}, {}, {}, measures=measures)
-            modules.append(Module(card, vector, head, memory.reference[prepared.rows], prepared.statistics))
+            card = Card(task.name, task.classes, len(task.train), {}, {}, {}, measures=tuned.measures)
+            reference = memory.reference[prepared.rows]
+            modules.append(Module(card, tuned.parts, tuned.head, reference, prepared.statistics, tuned.drift))
         return modules
 
     def compose(
@@ -95,30 +95,43 @@ class Workbench:
         modules: Sequence[Module],
         weights: Mapping[str, float] | None = None,
         *,
-        heads: Heads = "aligned",
+        heads: Heads = "realigned",
         known: int | None = None,
     ) -> ComposedModel:
         """The mean of some modules, or another combination, heads as of the first ``known`` tasks."""
         adapter = build_adapter(setting.adapter, setting.rank)
-        weights = weights or {m.card.task: 1 / len(modules) for m in modules}
+        names = tuple(m.card.task for m in modules)
+        recipe = Recipe({t: 1 / len(names) for t in names} if weights is None else weights, names, "")
         reference = self.preludes[(known or len(self.preludes)) - 1].memory.reference
         assert reference is not None
-        rows = {p.prepared.task.name: p.prepared.rows for p in self.preludes}
-        own = [m.head_on(reference[rows[m.card.task]]) if heads == "aligned" else m.head for m in modules]
+        aligned = {p.prepared.task.name: reference[p.prepared.rows] for p in self.preludes}
+        base = self.base
         return ComposedModel(
-            merge(self.backbone, adapter, modules, weights),
-            Head.join(own),
+            merge(self.backbone, adapter, modules, recipe.weights),
+            compose_heads(
+                modules,
+                recipe,
+                aligned,
+                heads=heads,
+                epochs=base.alignment_epochs,
+                lr=base.pretune_lr,
+                seed=base.seed,
+            ),
             {m.card.task: m.card.classes for m in modules},
             self.backbone.preprocessing,
             {},
-            lambda count: self.compose(setting, modules[:count], heads=heads, known=count),
+            None if weights == {} else lambda count: self.compose(setting, modules[:count], heads=heads, known=count),
         )
 
     def frozen(self) -> ComposedModel:
         """theta0 with the aligned reference heads of all tasks."""
-        network = merge(self.backbone, build_adapter("lora"), [], {})
-        classes = {task.name: task.classes for task in self.stream}
-        return ComposedModel(network, self.reference, classes, self.backbone.preprocessing, {})
+        modules: list[Module] = []
+        for prelude in self.preludes:
+            task, head = prelude.prepared.task, self.reference[prelude.prepared.rows]
+            still = FeatureDrift.weighted([], [], width=head.weight.shape[1])
+            card = Card(task.name, task.classes, len(task.train), {}, {}, {})
+            modules.append(Module(card, {}, head, head, prelude.prepared.statistics, still))
+        return self.compose(Setting("ita", "lora", 0.0, self.base), modules, {}, heads="aligned")
 
     def measure(self, setting: Setting, *, history: bool) -> dict[str, Any]:
         """Learn, compose the mean, evaluate."""
@@ -135,8 +148,13 @@ class Workbench:
             "relative_norm": _mean([m["relative_norm"] for m in seen]),
             "loss": _mean([m["losses"][-1] for m in seen]),
             "head_moved": _mean([m["head_moved"] for m in seen]),
+            "aligned_heads": self._final(setting, modules, "aligned"),
+            "own_heads": self._final(setting, modules, "own"),
             "seconds": round(seconds, 1),
         }
+
+    def _final(self, setting: Setting, modules: Sequence[Module], heads: Heads) -> float:
+        return evaluate(self.compose(setting, modules, heads=heads), self.stream, history=False).final_accuracy
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from intarsia import IA3, Backbone, Full, LoRA, TaskStream, TaskVector, Training
 from intarsia.adapters import Adapter, Attachment
+from intarsia.drift import FeatureDrift
 from intarsia.heads import Head
 from intarsia.images import Preprocessing
 from intarsia.module import Card, Module
@@ -143,9 +144,17 @@ def module(task: str, classes: Sequence[str], adapter: Adapter, theta0: Backbone
         state = attachment.state()
     dtype = next(iter(theta0.tuned.values())).dtype
     count = len(classes)
-    statistics = ClassStatistics(torch.ones(count, 1), torch.zeros(count, 1, WIDTH), torch.ones(count, 1, WIDTH))
+    statistics = plain_statistics(torch.ones(count, 1), torch.zeros(count, 1, WIDTH), torch.ones(count, 1, WIDTH))
+    drift = FeatureDrift(randn(WIDTH, WIDTH, seed=seed + 3, dtype=dtype) / 9, randn(WIDTH, seed=seed + 4, dtype=dtype))
     card = Card(task, tuple(classes), images=5, settings={}, stream={}, versions={})
-    return Module(card, state, head(count, seed=seed, dtype=dtype), head(count, seed=seed + 7, dtype=dtype), statistics)
+    tuned, reference = head(count, seed=seed, dtype=dtype), head(count, seed=seed + 7, dtype=dtype)
+    return Module(card, state, tuned, reference, statistics, drift)
+
+
+def plain_statistics(weights: Tensor, means: Tensor, variances: Tensor) -> ClassStatistics:
+    """Mixtures whose basis is that of the features: one task, the identity."""
+    basis = torch.eye(means.shape[-1], dtype=means.dtype)[None]
+    return ClassStatistics(weights, means, variances, basis, torch.zeros(len(weights), dtype=torch.long))
 
 
 def contents(folder: Path, without: Iterable[str] = ()) -> dict[str, str]:

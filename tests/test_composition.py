@@ -1,6 +1,7 @@
 """Composed models: the algebra of merging, bit for bit where it must be."""
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,10 @@ from cases import ADAPTERS, KINDS, backbone, contents, inputs, module, same, see
 from intarsia import Backbone, ComposedModel, InputError, LoRA, Pool, TaskVector
 from intarsia.adapters import Adapter
 from intarsia.composition import Recipe, mean, merge, specialize, unlearn, weighted
+from intarsia.drift import FeatureDrift
+from intarsia.heads import Head, align
 from intarsia.module import Module
+from intarsia.statistics import ClassStatistics
 
 DOUBLE = torch.float64
 NAMES = ("birds", "cars", "dogs", "eels")
@@ -246,14 +250,56 @@ def test_models_of_a_pool_are_its_recipes(pool: Pool) -> None:
         chosen = [m for m in known if m.card.task in recipe.tasks]
         weights = [aligned[m.card.task][0] + (m.head.weight - m.reference.weight) for m in chosen]
         biases = [aligned[m.card.task][1] + (m.head.bias - m.reference.bias) for m in chosen]
-        assert torch.equal(model.head.weight, torch.cat(weights))
-        assert torch.equal(model.head.bias, torch.cat(biases))
+        aligned_ = pool.compose(recipe, heads="aligned")
+        if len(chosen) > 1:
+            assert torch.equal(aligned_.head.weight, torch.cat(weights))
+            assert torch.equal(aligned_.head.bias, torch.cat(biases))
         own = pool.compose(recipe, heads="own")
         assert torch.equal(own.head.weight, torch.cat([m.head.weight for m in chosen]))
         assert torch.equal(own.head.bias, torch.cat([m.head.bias for m in chosen]))
         assert same(own.network.state_dict(), network.state_dict())
         assert model.labels == tuple(c for t in recipe.tasks for c in pool.classes[t])
         assert model.recipe["weights"] == recipe.weights
+
+
+def carried(pool: Pool, recipe: Recipe, coefficients: Mapping[str, float]) -> Head:
+    """Heads aligned on statistics carried by so much of every module's drift, written out."""
+    chosen = [pool.module(t) for t in recipe.tasks]
+    start = Head.join([m.head_on(Head(*rows_of(pool, len(pool.tasks))[m.card.task])) for m in chosen])
+    drifts = [(pool.module(t).drift, w) for t, w in coefficients.items()]
+    matrix = sum(w * d.matrix for d, w in drifts)
+    offset = sum(w * d.offset for d, w in drifts)
+    assert isinstance(matrix, Tensor) and isinstance(offset, Tensor)
+    statistics = ClassStatistics.join([m.statistics for m in chosen])
+    settings, drift = pool.index.settings, FeatureDrift(matrix, offset)
+    epochs, lr, seed = (settings[name] for name in ("alignment_epochs", "pretune_lr", "seed"))
+    return align(start, statistics, epochs=epochs, lr=lr, generator=seeded(seed), drift=drift)
+
+
+def test_heads_are_aligned_for_the_composed_model(pool: Pool) -> None:
+    tasks = pool.tasks
+    thirds, uniform = dict.fromkeys(tasks[1:], 1 / 3), dict.fromkeys(tasks, 1 / 4)
+    some = {tasks[0]: 0.7, tasks[2]: 0.3}
+    cases = [
+        (pool.mean(), mean(tasks), uniform),
+        (pool.weighted(some), weighted(tasks, some), some),
+        (pool.unlearn(tasks[0]), unlearn(tasks, tasks[0]), thirds),
+        (pool.specialize([tasks[1]], all_classes=True), specialize(tasks, [tasks[1]], all_classes=True), {tasks[1]: 1}),
+    ]
+    for model, recipe, coefficients in cases:
+        expected = carried(pool, recipe, coefficients)
+        torch.testing.assert_close(model.head.weight, expected.weight)
+        torch.testing.assert_close(model.head.bias, expected.bias)
+
+
+def test_a_negated_composition_keeps_the_heads_of_the_mean(pool: Pool) -> None:
+    negated = pool.unlearn(pool.tasks[0], mode="negate", scale=2.0)
+    assert torch.equal(negated.head.weight, pool.mean().head.weight)
+
+
+def test_a_module_that_answers_alone_keeps_its_own_head(pool: Pool) -> None:
+    module = pool.module(pool.tasks[1])
+    assert torch.equal(pool.specialize([pool.tasks[1]]).head.weight, module.head.weight)
 
 
 def test_unlearning_by_dropping_takes_the_classes_by_negation_only_the_vector(pool: Pool) -> None:
@@ -284,7 +330,9 @@ def test_history_of_a_model_is_composed_of_the_first_modules(pool: Pool) -> None
     assert same(early.network.state_dict(), pool.specialize(pool.tasks[:2]).network.state_dict())
     known = [pool.module(t) for t in pool.tasks[:2]]
     then = [rows_of(pool, 2)[m.card.task][0] + (m.head.weight - m.reference.weight) for m in known]
-    assert torch.equal(early.head.weight, torch.cat(then))
+    aligned = pool.compose(mean(pool.tasks), heads="aligned").before
+    assert aligned is not None
+    assert torch.equal(aligned(2).head.weight, torch.cat(then))
     assert pool.unlearn(pool.tasks[0], mode="negate", scale=1.0).before is None
 
 

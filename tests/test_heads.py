@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cases import head, randn, same, seeded
+from cases import head, plain_statistics, randn, same, seeded
 from intarsia.heads import MOMENTUM, RIDGE, Head, align, pretune
 from intarsia.statistics import ClassStatistics
 
@@ -61,16 +61,13 @@ def test_pre_tuning_is_a_function_of_the_generator_and_leaves_its_start() -> Non
 
 def far_classes(classes: int = 4, width: int = 6, spread: float = 1.0) -> ClassStatistics:
     means = 100 * torch.eye(width)[:classes, None]
-    return ClassStatistics(torch.ones(classes, 1), means, torch.full((classes, 1, width), spread**2))
+    return plain_statistics(torch.ones(classes, 1), means, torch.full((classes, 1, width), spread**2))
 
 
 def test_alignment_is_a_function_of_the_generator() -> None:
     start = head(4, 6, dtype=torch.float32)
     kept = {k: v.clone() for k, v in start.tensors().items()}
-    runs = [
-        align(start, far_classes(), epochs=3, per_class=32, lr=0.01, batch_size=16, generator=seeded(s))
-        for s in (1, 1, 2)
-    ]
+    runs = [align(start, far_classes(), epochs=3, lr=0.01, generator=seeded(s)) for s in (1, 1, 2)]
     assert same(runs[0].tensors(), runs[1].tensors())
     assert not same(runs[0].tensors(), runs[2].tensors())
     assert same(kept, start.tensors())
@@ -81,7 +78,7 @@ def test_alignment_ends_the_reign_of_one_tasks_louder_head() -> None:
     start = Head(0.01 * torch.eye(6)[:4], torch.tensor([5.0, 5.0, 0.0, 0.0]))
     features, labels = far_classes().sample(50, seeded(9))
     assert int((start(features).argmax(1) == labels).sum()) == 100
-    aligned = align(start, far_classes(), epochs=20, per_class=64, lr=0.01, batch_size=16, generator=seeded(0))
+    aligned = align(start, far_classes(), epochs=20, lr=0.01, generator=seeded(0))
     assert torch.equal(aligned(features).argmax(1), labels)
 
 
@@ -89,11 +86,11 @@ def test_a_mean_all_features_share_and_their_scales_do_not_hinder_learning() -> 
     """Whitened features: what SGD reaches does not depend on where the features lie and how they are scaled."""
     scales, shift = torch.tensor([1e-2, 1.0, 30.0, 1.0, 5.0, 0.1]), 1000.0
     start, statistics = Head(0.01 * torch.eye(6)[:4] / scales, torch.zeros(4)), far_classes()
-    moved = ClassStatistics(
+    moved = plain_statistics(
         statistics.weights, statistics.means * scales + shift * scales, statistics.variances * scales**2
     )
     features, labels = moved.sample(50, seeded(9))
-    aligned = align(start, moved, epochs=20, per_class=64, lr=0.01, batch_size=16, generator=seeded(0))
+    aligned = align(start, moved, epochs=20, lr=0.01, generator=seeded(0))
     assert torch.equal(aligned(features).argmax(1), labels)
 
 

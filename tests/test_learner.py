@@ -30,12 +30,12 @@ def tuned_on(task: int, adapter: Adapter, regularizer: ITA | IEL, training: Trai
     tasks = stream(2)
     learner = Learner(backbone(), adapter, regularizer, training, tasks)
     memory = Memory()
-    state, head, _ = learner.fine_tune(learner.prepare(tasks[task], memory), memory, None)
-    return state, head
+    tuned = learner.fine_tune(learner.prepare(tasks[task], memory), memory, None)
+    return tuned.parts, tuned.head
 
 
 def by_hand(task: int, adapter: Adapter, training: Training) -> tuple[dict[str, Tensor], Head]:
-    """The same without any regularizer: AdamW on the cross-entropy, cosine by epoch, from the reference head."""
+    """The same without any regularizer: AdamW on the cross-entropy, warm-up, cosine, from the reference head."""
     tasks, theta0, memory = stream(2), backbone(), Memory()
     learner = Learner(theta0, adapter, ITA(0.0), training, tasks)
     learner.prepare(tasks[task], memory)
@@ -47,9 +47,12 @@ def by_hand(task: int, adapter: Adapter, training: Training) -> tuple[dict[str, 
         parameters = [*attachment.parameters(), weight, bias]
         optimizer = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=0.0)
         for epoch in range(training.epochs):
-            for group in optimizer.param_groups:
-                group["lr"] = training.lr * 0.5 * (1 + math.cos(math.pi * epoch / training.epochs))
-            for index in torch.randperm(len(images), generator=order).split(training.batch_size):
+            batches = torch.randperm(len(images), generator=order).split(training.batch_size)
+            for number, index in enumerate(batches):
+                cosine = 0.5 * (1 + math.cos(math.pi * epoch / training.epochs))
+                rise = (number + 1) / len(batches) if epoch == 0 else 1  # a warm-up of one epoch
+                for group in optimizer.param_groups:
+                    group["lr"] = training.lr * cosine * rise
                 optimizer.zero_grad()
                 x = (images[index].float() / 255 - 0.5) / 0.25
                 F.cross_entropy(F.linear(theta0.model(x), weight, bias), labels[index]).backward()
@@ -187,7 +190,7 @@ def test_learning_twice_is_bit_equal(adapter: Adapter, regularizer: ITA | IEL, t
         torch.manual_seed(len(contents(tmp_path)))  # the global generator has no part in it
         learn(backbone(), stream(2), adapter=adapter, regularizer=regularizer, training=QUICK, out=tmp_path / out)
     files = contents(tmp_path / "a", {"log.jsonl"})
-    assert len(files) == 12
+    assert len(files) == 14
     assert files == contents(tmp_path / "b", {"log.jsonl"})
 
 
@@ -215,7 +218,7 @@ def test_two_tasks_and_two_more_in_another_process_are_four(regularizer: ITA | I
     learn(backbone(), stream().subset([0, 1]), out=tmp_path / "parts", **options)
     learn(backbone(), stream().subset([2, 3]), out=tmp_path / "parts", add=True, **options)
     files = [contents(tmp_path / out, {"log.jsonl"}) for out in ("whole", "parts")]
-    assert len(files[0]) == 4 * 4 + 4 + 2  # modules, reference heads, fisher and index
+    assert len(files[0]) == 4 * 5 + 4 + 2  # modules, reference heads, fisher and index
     assert files[0] == files[1]
 
 

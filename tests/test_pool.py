@@ -37,7 +37,7 @@ def test_holds_the_files_it_says_and_their_hashes(learned: Path) -> None:
     files = contents(learned, without={"pool.json", "log.jsonl"})
     record = json.loads((learned / "pool.json").read_text())
     assert record["files"] == files
-    kept = ("card.json", "head.safetensors", "statistics.safetensors", "vector.safetensors")
+    kept = ("card.json", "drift.safetensors", "head.safetensors", "statistics.safetensors", "vector.safetensors")
     modules = {f"modules/task0{t}/{name}" for t in (1, 2, 3, 4) for name in kept}
     assert files.keys() == modules | {"fisher-4.safetensors", *(f"reference-{t}.safetensors" for t in (1, 2, 3, 4))}
     assert record["tasks"] == ["task01", "task02", "task03", "task04"]

@@ -7,7 +7,7 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 from torch import Tensor
 
-from cases import randn, same, seeded
+from cases import plain_statistics, randn, same, seeded
 from intarsia.statistics import ClassStatistics, fit_statistics
 
 
@@ -16,31 +16,35 @@ def mixtures(classes: int = 2, components: int = 3, width: int = 4, seed: int = 
     weights = randn(classes, components, seed=seed).square() + 0.2
     weights[-1, -1] = 0
     means, variances = (randn(classes, components, width, seed=seed + i) for i in (1, 2))
-    return ClassStatistics(weights / weights.sum(1, keepdim=True), 2 * means, variances.square() + 0.1)
+    bases = randn(2, width, width, seed=seed + 3).tril(-1) + torch.eye(width, dtype=torch.float64) / 2
+    weights = weights / weights.sum(1, keepdim=True)
+    return ClassStatistics(weights, 2 * means, variances.square() + 0.1, bases, torch.arange(classes) % 2)
 
 
 def moments(statistics: ClassStatistics) -> tuple[Tensor, Tensor]:
-    """Mean (C, D) and variance (C, D) of each class's mixture."""
-    w = statistics.weights[..., None]
-    mean = (w * statistics.means).sum(1)
-    return mean, (w * (statistics.variances + statistics.means.square())).sum(1) - mean.square()
+    """Mean (C, D) and covariance (C, D, D) of each class's mixture, in plain features."""
+    w, m = statistics.weights, statistics.means
+    mean = (w[..., None] * m).sum(1)
+    square = torch.diag_embed((w[..., None] * statistics.variances).sum(1)) + torch.einsum("ck,cki,ckj->cij", w, m, m)
+    within, basis = square - mean[:, :, None] * mean[:, None], statistics.bases[statistics.basis]
+    return torch.einsum("cij,cj->ci", basis, mean), basis @ within @ basis.mT
 
 
 def test_samples_have_the_moments_of_the_mixture() -> None:
     statistics, n = mixtures(), 20_000
     features, labels = statistics.sample(n, seeded(1))
     assert torch.equal(labels, torch.arange(2).repeat_interleave(n))
-    mean, variance = moments(statistics)
-    drawn = features.reshape(2, n, -1)
-    z = (drawn.mean(1) - mean) / (variance / n).sqrt()
+    mean, covariance = moments(statistics)
+    away = features.reshape(2, n, -1) - mean[:, None]
+    z = away.mean(1) / (covariance.diagonal(dim1=1, dim2=2) / n).sqrt()
     assert float(z.abs().max()) < 4
-    squares = (drawn - mean[:, None]).square()
-    z = (squares.mean(1) - variance) / (squares.std(1) / n**0.5)
+    products = away[..., :, None] * away[..., None, :]
+    z = (products.mean(1) - covariance) / (products.std(1) / n**0.5)
     assert float(z.abs().max()) < 4
 
 
 def test_samples_of_one_component_have_its_variance_not_its_root() -> None:
-    single = ClassStatistics(torch.ones(1, 1), torch.zeros(1, 1, 2), torch.tensor([[[100.0, 0.01]]]))
+    single = plain_statistics(torch.ones(1, 1), torch.zeros(1, 1, 2), torch.tensor([[[100.0, 0.01]]]))
     features, _ = single.sample(20_000, seeded(2))
     torch.testing.assert_close(features.var(0), torch.tensor([100.0, 0.01]), rtol=0.05, atol=0)
 
@@ -56,12 +60,18 @@ def test_density_is_scipys() -> None:
     got = statistics.log_density(x)
     for c in range(2):
         terms = [
-            multivariate_normal.logpdf(x, statistics.means[c, k].numpy(), np.diag(statistics.variances[c, k].numpy()))  # pyright: ignore[reportArgumentType]
+            multivariate_normal.logpdf(x, *_in_features(statistics, c, k))  # pyright: ignore[reportArgumentType]
             + np.log(float(w))
             for k, w in enumerate(statistics.weights[c])
             if w > 0
         ]
         np.testing.assert_allclose(got[:, c].numpy(), logsumexp(np.array(terms), axis=0), rtol=1e-10)
+
+
+def _in_features(statistics: ClassStatistics, c: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance of one Gaussian in plain features."""
+    basis = statistics.bases[statistics.basis[c]]
+    return (basis @ statistics.means[c, k]).numpy(), (basis * statistics.variances[c, k] @ basis.T).numpy()
 
 
 def clusters(count: int, width: int = 3, seed: int = 0) -> Tensor:
@@ -83,20 +93,39 @@ def test_few_images_get_few_components(images: int, components: int) -> None:
     torch.testing.assert_close(mean[0], clusters(images).mean(0), rtol=1e-3, atol=1e-3)
 
 
-def test_one_component_is_the_mean_and_variance_of_the_class() -> None:
+def test_one_component_has_the_mean_of_the_class_and_the_variance_along_the_axes_of_its_basis() -> None:
     features = clusters(8)
     statistics = fit_statistics(features, torch.zeros(8, dtype=torch.long), 1, seed=0)
-    torch.testing.assert_close(statistics.means[0, 0], features.mean(0))
-    torch.testing.assert_close(statistics.variances[0, 0], features.var(0, unbiased=False) + 1e-4)
+    torch.testing.assert_close(moments(statistics)[0][0], features.mean(0))
+    inside = torch.linalg.solve_triangular(statistics.bases[0], features.T, upper=False).T
+    torch.testing.assert_close(statistics.variances[0, 0], inside.var(0, unbiased=False) + 1e-4, rtol=1e-4, atol=1e-6)
+
+
+def test_basis_is_that_of_the_covariance_within_classes() -> None:
+    """Many correlated features of two far classes: covariance as drawn, whatever lies between the classes."""
+    mix = randn(3, 3, seed=1, dtype=torch.float32) + torch.eye(3)
+    features = randn(4000, 3, seed=2, dtype=torch.float32) @ mix.T
+    labels = torch.arange(2).repeat_interleave(2000)
+    statistics = fit_statistics(features + 50 * labels[:, None], labels, 2, seed=0)
+    basis = statistics.bases[0]
+    torch.testing.assert_close(basis @ basis.T, mix @ mix.T, rtol=0.1, atol=0.1)
+    torch.testing.assert_close(moments(statistics)[1][0], mix @ mix.T, rtol=0.1, atol=0.1)
+
+
+def test_fewer_images_than_features_still_make_a_density() -> None:
+    features = randn(6, 20, seed=3, dtype=torch.float32)
+    statistics = fit_statistics(features, torch.arange(2).repeat(3), 2, seed=0)
+    drawn, _ = statistics.sample(10, seeded(0))
+    assert bool(statistics.log_density(drawn).isfinite().all())
 
 
 def test_two_far_clusters_are_found() -> None:
     features = clusters(40)
     statistics = fit_statistics(features, torch.zeros(40, dtype=torch.long), 1, components=2, seed=0)
-    order = statistics.means[0, :, 0].argsort()
+    means = statistics.means[0] @ statistics.bases[0].T
     torch.testing.assert_close(statistics.weights[0], torch.full((2,), 0.5))
     expected = torch.stack([features[0::2].mean(0), features[1::2].mean(0)])
-    torch.testing.assert_close(statistics.means[0, order], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(means[means[:, 0].argsort()], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_classes_do_not_mix_and_a_fit_is_repeatable() -> None:
@@ -117,8 +146,10 @@ def test_a_class_without_images_is_refused() -> None:
 
 def test_joined_classes_keep_their_densities_and_tensors_are_inverse() -> None:
     one, other = mixtures(1, 2, seed=1), mixtures(2, 4, seed=20)
+    assert not torch.equal(one.bases, other.bases)
     joined, x = ClassStatistics.join([one, other]), randn(6, 4, seed=9)
     assert len(joined) == 3
     torch.testing.assert_close(joined.log_density(x), torch.cat([one.log_density(x), other.log_density(x)], 1))
     assert bool(joined.sample(200, seeded(0))[0].isfinite().all())
     assert same(ClassStatistics.from_tensors(joined.tensors()).tensors(), joined.tensors())
+    torch.testing.assert_close(joined[slice(1, 3)].log_density(x), other.log_density(x))

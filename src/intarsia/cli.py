@@ -16,7 +16,7 @@ from intarsia import backbone, builtin, composition
 from intarsia.adapters import Adapter
 from intarsia.backbone import BUILTIN, TARGETS, Backbone
 from intarsia.composition import ComposedModel, Recipe
-from intarsia.config import AdapterKind, Method, Training, build_adapter, build_regularizer
+from intarsia.config import AdapterKind, Method, Training, build_adapter, build_regularizer, recommended
 from intarsia.console import OUT, LearningBars, bar, bars, facts, table
 from intarsia.diagnostics import diagnose
 from intarsia.errors import InputError
@@ -87,9 +87,9 @@ class Learn:
     rank: int = 16
     """LoRA's rank (three times that on a fused qkv)."""
     alpha: float | None = None
-    """Strength of ITA's regularizer."""
+    """Strength of ITA's regularizer; if not given, the tool's own for the adapter."""
     beta: float | None = None
-    """Strength of IEL's regularizer."""
+    """Strength of IEL's regularizer; if not given, the tool's own for the adapter."""
     source: OmitArgPrefixes[Source] = field(default_factory=Source)
     training: OmitArgPrefixes[Training] = field(default_factory=Training)
     keep_fishers: bool = False
@@ -128,7 +128,7 @@ class Learn:
         if getattr(self, other) is not None:
             raise InputError(f"--{other} with --method {self.method}: its strength is --{name}")
         if strength is None:
-            return ITA() if self.method == "ita" else IEL()
+            strength, _ = recommended(self.method, self.adapter)
         return build_regularizer(self.method, strength)
 
 
@@ -383,18 +383,32 @@ def _parse(arguments: list[str]) -> Any:
     description = (
         "Modules for pre-trained vision transformers: learn classes task by task, compose, specialize, unlearn."
     )
-    if arguments[:1] == ["learn"] and "--add" in arguments:
-        default = _settings_of_pool(arguments)
+    if arguments[:1] == ["learn"]:
+        default = _settings_of_pool(arguments) if "--add" in arguments else _recommended(arguments)
         return tyro.cli(Learn, args=arguments[1:], default=default, prog="intarsia learn")
     return tyro.extras.subcommand_cli_from_dict(VERBS, args=arguments, prog="intarsia", description=description)
 
 
+def _flag(arguments: list[str], name: str) -> str | None:
+    """The value of ``--name value`` or ``--name=value``, before anything is parsed."""
+    for position, argument in enumerate(arguments):
+        key, _, value = argument.partition("=")
+        if key == f"--{name}" and (value or arguments[position + 1 :]):
+            return value or arguments[position + 1]
+    return None
+
+
+def _recommended(arguments: list[str]) -> Learn:
+    """What ``learn`` starts from: the tool's own settings for the method and adapter asked for."""
+    method, adapter = _flag(arguments, "method"), _flag(arguments, "adapter")
+    chosen: Method = "iel" if method == "iel" else "ita"
+    kind: AdapterKind = "full" if adapter == "full" else "ia3" if adapter == "ia3" else "lora"
+    return Learn(method=chosen, adapter=kind, training=recommended(chosen, kind)[1])
+
+
 def _settings_of_pool(arguments: list[str]) -> Learn:
     """What ``learn --add`` starts from: the pool's own settings; flags on the command line still win."""
-    given = [a.partition("=") for a in arguments]
-    out = next(
-        (v or arguments[i + 1] for i, (k, _, v) in enumerate(given) if k == "--out" and (v or arguments[i + 1 :])), None
-    )
+    out = _flag(arguments, "out")
     pool = Pool.open(Path(out) if out is not None else Learn.out)
     settings = dict(pool.index.settings)
     method, strength = settings.pop("method"), settings.pop("strength")

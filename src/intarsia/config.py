@@ -22,6 +22,8 @@ class Training:
     """Images a step."""
     lr: float = 3e-4
     """AdamW's learning rate, cosine by epoch."""
+    warmup: float = 1.0
+    """Epochs over which the learning rate first rises from zero, step by step."""
     weight_decay: float = 0.0
     """AdamW's weight decay."""
     augment: bool = True
@@ -59,7 +61,7 @@ class Training:
         for name in ("epochs", "batch_size", "probes", "components", "alignment_epochs"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name.replace('_', '-')} {getattr(self, name)}: expected 1 or more")
-        for name in ("lr", "weight_decay", "lambda_h", "lambda_0", "pretune_lr", "pretune_epochs"):
+        for name in ("lr", "warmup", "weight_decay", "lambda_h", "lambda_0", "pretune_lr", "pretune_epochs"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"{name.replace('_', '-')} {getattr(self, name)}: expected a finite number, 0 or more")
 

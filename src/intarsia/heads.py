@@ -15,12 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from intarsia.drift import FeatureDrift
 from intarsia.regularizers import Step, head_step
 from intarsia.statistics import ClassStatistics
 
 TEMPERATURE = 0.1
 RIDGE = 0.01
 MOMENTUM = 0.9
+ALIGNMENT_SAMPLES = 256
+ALIGNMENT_BATCH = 128
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -127,10 +130,9 @@ def align(
     statistics: ClassStatistics,
     *,
     epochs: int,
-    per_class: int,
     lr: float,
-    batch_size: int,
     generator: torch.Generator,
+    drift: FeatureDrift | None = None,
 ) -> Head:
     """Calibrate the heads of all classes seen to each other, on features drawn from their statistics.
 
@@ -140,13 +142,13 @@ def align(
         head: all classes seen (C, D), the new ones pre-tuned.
         statistics: of the same classes, in the same order.
         epochs: passes; the paper makes 10 + 5 t at task t, and 20 reach the same on whitened features.
-        per_class: features drawn for each class.
         lr: learning rate.
-        batch_size: features a step.
         generator: of the draws and their order.
+        drift: of the network that the heads are for, if it is not theta0.
     """
-    features, labels = statistics.sample(per_class, generator)
-    return _fit(head, features, labels, _normalised_cross_entropy, epochs, lr, batch_size, generator)
+    features, labels = statistics.sample(ALIGNMENT_SAMPLES, generator)
+    features = features if drift is None else drift(features)
+    return _fit(head, features, labels, _normalised_cross_entropy, epochs, lr, ALIGNMENT_BATCH, generator)
 
 
 def _normalised_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

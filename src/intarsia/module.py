@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from intarsia.adapters import Adapter
+from intarsia.drift import FeatureDrift
 from intarsia.heads import Head
 from intarsia.statistics import ClassStatistics
 from intarsia.task_vector import TaskVector
@@ -54,7 +55,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Module:
-    """Task vector, head, reference head, class statistics and card of one task.
+    """Task vector, head, reference head, class statistics, feature drift and card of one task.
 
     Args:
         card: what it is.
@@ -62,6 +63,7 @@ class Module:
         head: the fine-tuned head of its classes.
         reference: the reference head it started from.
         statistics: of its classes at theta0.
+        drift: what the whole task vector does to features at theta0.
     """
 
     card: Card
@@ -69,6 +71,7 @@ class Module:
     head: Head
     reference: Head
     statistics: ClassStatistics
+    drift: FeatureDrift
 
     def head_on(self, aligned: Head) -> Head:
         """The fine-tuned head as a vector on another reference: aligned + (head - reference).

@@ -3,7 +3,7 @@
     pool.json                  format, backbone, adapter, settings, order of the modules, hash of every file
     fisher-<T>.safetensors     running sum of the T tasks' Fishers, and the number of images
     reference-<t>.safetensors  the reference heads as aligned after the first t tasks, for every t
-    modules/<task>/            vector, head, statistics (.safetensors) and card.json
+    modules/<task>/            vector, head, statistics, drift (.safetensors) and card.json
     log.jsonl                  when and how long each task took: not part of what the pool is
 
 Everything is safetensors and JSON, never pickle. A new task's files are written beside the old ones and ``pool.json``,
@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,8 +29,9 @@ from torch import Tensor
 from intarsia import composition
 from intarsia.adapters import Adapter
 from intarsia.backbone import Backbone
-from intarsia.composition import ComposedModel, Recipe, merge
+from intarsia.composition import ComposedModel, Heads, Recipe, compose_heads, merge
 from intarsia.config import adapter_record, build_adapter
+from intarsia.drift import FeatureDrift
 from intarsia.errors import InputError
 from intarsia.fisher import Fisher
 from intarsia.heads import Head
@@ -38,7 +39,6 @@ from intarsia.module import Card, Module
 from intarsia.statistics import ClassStatistics
 from intarsia.task_vector import TaskVector
 
-Heads = Literal["aligned", "own"]
 FORMAT = 1
 INDEX = "pool.json"
 
@@ -181,6 +181,7 @@ class Pool:
                 head=Head(head["weight"], head["bias"]),
                 reference=Head(head["reference.weight"], head["reference.bias"]),
                 statistics=ClassStatistics.from_tensors(_load(self._file(task, "statistics.safetensors"))),
+                drift=FeatureDrift.from_tensors(_load(self._file(task, "drift.safetensors"))),
             )
 
     def vector(self, task: str) -> TaskVector:
@@ -252,6 +253,7 @@ class Pool:
         save_file(_contiguous(module.vector), fresh / "vector.safetensors")
         save_file(_contiguous(heads), fresh / "head.safetensors")
         save_file(_contiguous(module.statistics.tensors()), fresh / "statistics.safetensors")
+        save_file(_contiguous(module.drift.tensors()), fresh / "drift.safetensors")
         if own_fisher is not None:
             _save_fisher(own_fisher, fresh / "fisher.safetensors")
         (fresh / "card.json").write_text(json.dumps(module.card.record(), indent=1) + "\n")
@@ -282,22 +284,20 @@ class Pool:
 
     # Models
 
-    def compose(self, recipe: Recipe, *, heads: Heads = "aligned") -> ComposedModel:
+    def compose(self, recipe: Recipe, *, heads: Heads = "realigned") -> ComposedModel:
         """The model of a recipe; its ``before(i)`` is the same rule over the first i tasks.
 
         Args:
             recipe: what to compose.
-            heads: ``aligned``: each module's head as a vector on the reference heads as last aligned, so that heads
-                tuned at different times are on one scale; ``own``: the heads just as they were fine-tuned.
+            heads: ``realigned`` for the composed model, ``aligned`` at theta0, or the modules' ``own``; see
+                ``composition.compose_heads``.
         """
         return self._composed(recipe, heads, len(self.tasks))
 
     def _composed(self, recipe: Recipe, heads: Heads, known: int) -> ComposedModel:
         """A recipe with the reference heads as they were aligned after the first ``known`` tasks."""
         modules = [self.module(t) for t in self.tasks if t in recipe.tasks or recipe.weights.get(t)]
-        aligned = self._aligned(known)
-        chosen = [m for m in modules if m.card.task in recipe.tasks]
-        joined = Head.join([m.head_on(aligned[m.card.task]) if heads == "aligned" else m.head for m in chosen])
+        joined = self._heads(modules, recipe, heads, known)
 
         def before(count: int) -> ComposedModel:
             first = recipe.tasks[:count]
@@ -308,9 +308,9 @@ class Pool:
 
     def frozen(self, tasks: Sequence[str] | None = None) -> ComposedModel:
         """theta0 itself with the aligned reference heads: what one gets without any fine-tuning."""
-        chosen = tuple(t for t in self.tasks if tasks is None or t in tasks)
-        aligned = self._aligned(len(self.tasks))
-        return self._model(Recipe({}, chosen, "frozen"), [], Head.join([aligned[t] for t in chosen]))
+        chosen = tuple(t for t in self.learned() if tasks is None or t in tasks)
+        recipe, modules = Recipe({}, chosen, "frozen"), [self.module(t) for t in chosen]
+        return self._model(recipe, [], self._heads(modules, recipe, "aligned", len(self.tasks)))
 
     def mean(self) -> ComposedModel:
         """Uniform weights over all tasks."""
@@ -332,6 +332,19 @@ class Pool:
         """Other tasks whose modules saw something of ``task`` -> what: its fisher, statistics, vectors."""
         ways = {t: self.card(t).influenced_by.of(task) for t in self.tasks if t != task}
         return {t: w for t, w in ways.items() if w}
+
+    def _heads(self, modules: Sequence[Module], recipe: Recipe, heads: Heads, known: int) -> Head:
+        """Heads of a recipe, with the pool's own settings of alignment."""
+        settings = self.index.settings
+        return compose_heads(
+            modules,
+            recipe,
+            self._aligned(known),
+            heads=heads,
+            epochs=settings["alignment_epochs"],
+            lr=settings["pretune_lr"],
+            seed=settings["seed"],
+        )
 
     def _aligned(self, known: int) -> dict[str, Head]:
         """Task -> reference head as aligned after the first ``known`` tasks, for these."""

@@ -64,7 +64,7 @@ class _DiagonalQuadratic(ABC):
         """
         if how == "coupled":
             raise ValueError("a coupled penalty joins the loss: call add_gradient before optimizer.step()")
-        if scale == 0:
+        if scale == 0 or self.strength == 0:
             return
         if how == "proximal":
             self._proximal_step(adapter, scale)
