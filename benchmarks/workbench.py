@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+import torch
+
 from intarsia.backbone import Backbone
 from intarsia.composition import ComposedModel, Heads, Recipe, compose_heads, merge
 from intarsia.config import Training, build_adapter, build_regularizer
@@ -95,7 +97,7 @@ class Workbench:
         modules: Sequence[Module],
         weights: Mapping[str, float] | None = None,
         *,
-        heads: Heads = "realigned",
+        heads: Heads = "carried",
         known: int | None = None,
     ) -> ComposedModel:
         """The mean of some modules, or another combination, heads as of the first ``known`` tasks."""
@@ -105,18 +107,9 @@ class Workbench:
         reference = self.preludes[(known or len(self.preludes)) - 1].memory.reference
         assert reference is not None
         aligned = {p.prepared.task.name: reference[p.prepared.rows] for p in self.preludes}
-        base = self.base
         return ComposedModel(
             merge(self.backbone, adapter, modules, recipe.weights),
-            compose_heads(
-                modules,
-                recipe,
-                aligned,
-                heads=heads,
-                epochs=base.alignment_epochs,
-                lr=base.pretune_lr,
-                seed=base.seed,
-            ),
+            compose_heads(modules, recipe, aligned, heads),
             {m.card.task: m.card.classes for m in modules},
             self.backbone.preprocessing,
             {},
@@ -128,7 +121,7 @@ class Workbench:
         modules: list[Module] = []
         for prelude in self.preludes:
             task, head = prelude.prepared.task, self.reference[prelude.prepared.rows]
-            still = FeatureDrift.weighted([], [], width=head.weight.shape[1])
+            still = FeatureDrift(torch.zeros(0), torch.zeros(0))
             card = Card(task.name, task.classes, len(task.train), {}, {}, {})
             modules.append(Module(card, {}, head, head, prelude.prepared.statistics, still))
         return self.compose(Setting("ita", "lora", 0.0, self.base), modules, {}, heads="aligned")

@@ -152,9 +152,11 @@ def module(task: str, classes: Sequence[str], adapter: Adapter, theta0: Backbone
 
 
 def plain_statistics(weights: Tensor, means: Tensor, variances: Tensor) -> ClassStatistics:
-    """Mixtures whose basis is that of the features: one task, the identity."""
-    basis = torch.eye(means.shape[-1], dtype=means.dtype)[None]
-    return ClassStatistics(weights, means, variances, basis, torch.zeros(len(weights), dtype=torch.long))
+    """Mixtures whose basis is (nearly) that of the features: one task, of as good as infinitely many images."""
+    many = 10**12
+    scatter = torch.eye(means.shape[-1], dtype=means.dtype)[None] * many
+    task = torch.zeros(len(weights), dtype=torch.long)
+    return ClassStatistics(weights, means, variances, scatter, torch.tensor([many]), task)
 
 
 def contents(folder: Path, without: Iterable[str] = ()) -> dict[str, str]:

@@ -14,10 +14,8 @@ from cases import ADAPTERS, KINDS, backbone, contents, inputs, module, same, see
 from intarsia import Backbone, ComposedModel, InputError, LoRA, Pool, TaskVector
 from intarsia.adapters import Adapter
 from intarsia.composition import Recipe, mean, merge, specialize, unlearn, weighted
-from intarsia.drift import FeatureDrift
-from intarsia.heads import Head, align
+from intarsia.heads import Head
 from intarsia.module import Module
-from intarsia.statistics import ClassStatistics
 
 DOUBLE = torch.float64
 NAMES = ("birds", "cars", "dogs", "eels")
@@ -263,20 +261,19 @@ def test_models_of_a_pool_are_its_recipes(pool: Pool) -> None:
 
 
 def carried(pool: Pool, recipe: Recipe, coefficients: Mapping[str, float]) -> Head:
-    """Heads aligned on statistics carried by so much of every module's drift, written out."""
+    """Heads carried by so much of every module's drift, written out."""
     chosen = [pool.module(t) for t in recipe.tasks]
-    start = Head.join([m.head_on(Head(*rows_of(pool, len(pool.tasks))[m.card.task])) for m in chosen])
+    joined = Head.join([m.head_on(Head(*rows_of(pool, len(pool.tasks))[m.card.task])) for m in chosen])
     drifts = [(pool.module(t).drift, w) for t, w in coefficients.items()]
     matrix = sum(w * d.matrix for d, w in drifts)
     offset = sum(w * d.offset for d, w in drifts)
     assert isinstance(matrix, Tensor) and isinstance(offset, Tensor)
-    statistics = ClassStatistics.join([m.statistics for m in chosen])
-    settings, drift = pool.index.settings, FeatureDrift(matrix, offset)
-    epochs, lr, seed = (settings[name] for name in ("alignment_epochs", "pretune_lr", "seed"))
-    return align(start, statistics, epochs=epochs, lr=lr, generator=seeded(seed), drift=drift)
+    back = torch.linalg.inv(torch.eye(len(offset)) + matrix)
+    weight = joined.weight @ back.T
+    return Head(weight, joined.bias - weight @ offset)
 
 
-def test_heads_are_aligned_for_the_composed_model(pool: Pool) -> None:
+def test_heads_are_carried_to_the_composed_model(pool: Pool) -> None:
     tasks = pool.tasks
     thirds, uniform = dict.fromkeys(tasks[1:], 1 / 3), dict.fromkeys(tasks, 1 / 4)
     some = {tasks[0]: 0.7, tasks[2]: 0.3}
@@ -288,8 +285,8 @@ def test_heads_are_aligned_for_the_composed_model(pool: Pool) -> None:
     ]
     for model, recipe, coefficients in cases:
         expected = carried(pool, recipe, coefficients)
-        torch.testing.assert_close(model.head.weight, expected.weight)
-        torch.testing.assert_close(model.head.bias, expected.bias)
+        torch.testing.assert_close(model.head.weight, expected.weight, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(model.head.bias, expected.bias, rtol=1e-3, atol=1e-3)
 
 
 def test_a_negated_composition_keeps_the_heads_of_the_mean(pool: Pool) -> None:

@@ -111,3 +111,35 @@ def test_random_head_is_uniform_and_a_function_of_the_generator() -> None:
     assert float(drawn.weight.std()) == pytest.approx(0.1 / 3**0.5, rel=0.02)
     assert not drawn.bias.any()
     assert torch.equal(drawn.weight, Head.random(500, 100, seeded(1)).weight)
+
+
+def test_discriminant_is_the_log_posterior_of_gaussians_with_one_covariance() -> None:
+    features = torch.cat([randn(60, 4, seed=s) @ (randn(4, 4, seed=9) + torch.eye(4)) + s for s in range(3)]).float()
+    labels = torch.arange(3).repeat_interleave(60)
+    parts = [fit_statistics(features[:120], labels[:120], 2, seed=0), fit_statistics(features[120:], labels[:60], 1, seed=0)]
+    statistics = ClassStatistics.join(parts)
+    logits = discriminant(statistics)(features).double()
+    densities = [
+        multivariate_normal(centre.numpy(), statistics.covariance().numpy()).logpdf(features.numpy())
+        for centre in statistics.centres()
+    ]
+    expected = torch.from_numpy(np.stack(densities, 1)).softmax(1)
+    torch.testing.assert_close(logits.softmax(1), expected, rtol=1e-3, atol=1e-4)
+    assert float((logits.argmax(1) == labels).double().mean()) > 0.6
+
+
+def test_discriminant_does_not_depend_on_where_the_features_lie() -> None:
+    """Rows sum to zero: what all classes share, as a board's grey, does not reach the logits' differences."""
+    made = discriminant(fit_statistics(randn(40, 5, seed=1).float() + 100, torch.arange(40) % 4, 4, seed=0))
+    torch.testing.assert_close(made.weight.sum(0), torch.zeros(5), rtol=0, atol=1e-4)
+
+
+def test_a_carried_head_says_of_drifted_features_what_it_said_of_the_features() -> None:
+    x, made = randn(7, 5, seed=1), head(3, 5, seed=2)
+    drift = FeatureDrift(randn(5, 5, seed=3) / 5, randn(5, seed=4))
+    torch.testing.assert_close(carry(made, drift)(drift(x)), made(x))
+
+
+def test_a_drift_that_cannot_be_undone_is_refused() -> None:
+    with pytest.raises(InputError, match="smaller coefficients"):
+        carry(head(3, 5, seed=2), FeatureDrift(-torch.eye(5), torch.zeros(5)))

@@ -1,6 +1,6 @@
 """Composition: theta_P = theta0 + sum_t w_t tau_t (METHOD.md section 6), merged once into an ordinary network.
 
-A composed model costs at inference what theta0 costs; its heads are aligned for it when it is made. Terms are always
+A composed model costs at inference what theta0 costs; its heads are carried along once. Terms are always
 added in the pool's order, so that a composition does not depend on the order in which it was asked for.
 """
 
@@ -20,13 +20,12 @@ from intarsia.adapters import Adapter
 from intarsia.backbone import Backbone
 from intarsia.drift import FeatureDrift
 from intarsia.errors import InputError
-from intarsia.heads import Head, align
+from intarsia.heads import Head, carry
 from intarsia.images import Preprocessing, decode
 from intarsia.module import Module
-from intarsia.statistics import ClassStatistics
 
 PREDICT_BATCH = 64
-Heads = Literal["realigned", "aligned", "own"]
+Heads = Literal["carried", "aligned", "own"]
 
 
 @dataclass(frozen=True)
@@ -235,45 +234,32 @@ def merge(backbone: Backbone, adapter: Adapter, modules: Sequence[Module], weigh
     return network
 
 
-def compose_heads(
-    modules: Sequence[Module],
-    recipe: Recipe,
-    aligned: Mapping[str, Head],
-    *,
-    heads: Heads,
-    epochs: int,
-    lr: float,
-    seed: int,
-) -> Head:
+def compose_heads(modules: Sequence[Module], recipe: Recipe, aligned: Mapping[str, Head], heads: Heads) -> Head:
     """The heads of a recipe's tasks, joined.
 
     ``own`` are the heads as they were fine-tuned. ``aligned`` takes each as a vector on the reference head as last
-    aligned, so that heads tuned at different times are on one scale. ``realigned`` aligns those once more, on class
-    statistics that every module's drift has carried to the composed model's features. A module that answers alone
-    keeps its own head, and a negated composition has the heads of the mean: unlearning by negation keeps heads.
+    aligned, so that heads tuned at different times are on one scale. ``carried`` takes those from the features at
+    theta0 along to the composed model's, by the modules' drifts. A module that answers alone keeps its own head, and a
+    negated composition has the heads of the mean: unlearning by negation keeps heads.
 
     Args:
         modules: all that have a coefficient or a class in the recipe, in the pool's order.
         recipe: what is composed; no coefficient at all is theta0 with reference heads.
         aligned: task -> its reference head as last aligned.
         heads: which.
-        epochs: of the alignment.
-        lr: of the alignment.
-        seed: of the alignment.
     """
     answering = [m for m in modules if m.card.task in recipe.tasks]
     if heads == "own" or (len(answering) == 1 and recipe.weights == {answering[0].card.task: 1.0}):
         return Head.join([m.head for m in answering])
-    start = [m.head_on(aligned[m.card.task]) if recipe.weights else aligned[m.card.task] for m in answering]
+    if not recipe.weights:
+        return Head.join([aligned[m.card.task] for m in answering])
+    head = Head.join([m.head_on(aligned[m.card.task]) for m in answering])
     if heads == "aligned":
-        return Head.join(start)
+        return head
     weights = mean(recipe.tasks).weights if any(w < 0 for w in recipe.weights.values()) else recipe.weights
     moving = [m for m in modules if weights.get(m.card.task, 0.0)]
-    statistics = ClassStatistics.join([m.statistics for m in answering])
     coefficients = [weights[m.card.task] for m in moving]
-    drift = FeatureDrift.weighted([m.drift for m in moving], coefficients, width=statistics.means.shape[-1])
-    generator = torch.Generator().manual_seed(seed)
-    return align(Head.join(start), statistics, epochs=epochs, lr=lr, generator=generator, drift=drift)
+    return carry(head, FeatureDrift.weighted([m.drift for m in moving], coefficients))
 
 
 def _known(tasks: Sequence[str], asked: Sequence[str] | Mapping[str, float]) -> None:

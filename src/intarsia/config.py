@@ -40,12 +40,14 @@ class Training:
     """Classes whose statistics the head's Fisher is taken on: all seen, or those of earlier tasks only."""
     head_start: Literal["reference", "random"] = "reference"
     """Where the head's fine-tuning begins."""
+    alignment: Literal["discriminant", "sgd"] = "discriminant"
+    """Reference heads: the linear discriminant of the class statistics, or (the paper) pre-tuned and aligned by SGD."""
     pretune_epochs: int = 3
-    """Passes over the features when a new head is pre-tuned."""
+    """Passes over the features when a new head is pre-tuned by SGD."""
     pretune_lr: float = 0.01
-    """SGD's learning rate for pre-tuning and alignment."""
+    """Learning rate of SGD's pre-tuning and alignment."""
     alignment_epochs: int = 20
-    """Passes over the drawn features when the heads of all classes seen are aligned."""
+    """Passes over the drawn features when the heads of all classes seen are aligned by SGD."""
     components: int = 5
     """Gaussians a class in the class statistics."""
     fisher: Estimator = "rademacher"
@@ -70,7 +72,7 @@ class Training:
         return asdict(self)
 
 
-def recommended(method: Method, adapter: AdapterKind) -> tuple[float, Training]:
+def recommended(method: str, adapter: str) -> tuple[float, Training]:
     """The tool's own strength and training settings for a method and adapter, chosen as docs/results.md says."""
     return (0.02 if method == "ita" else 20.0), Training()
 

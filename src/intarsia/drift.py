@@ -1,9 +1,9 @@
 """How a task vector moves the features, as an affine map fitted on its own task's images.
 
-Heads and class statistics are made on features at theta0; a composed model has others, and no image is left to see
-them. To first order in the task vectors f(theta0 + sum_t w_t tau_t) - f(theta0) is the sum of w_t times what tau_t does
-alone, so every module keeps an affine estimate of that, and the class statistics of all tasks can be carried along
-into any composition (semantic drift compensation, Yu et al., arXiv 2004.00440, for task vectors).
+Heads are made on features at theta0; a composed model has others, and no image is left to see them. To first order in
+the task vectors f(theta0 + sum_t w_t tau_t) - f(theta0) is the sum of w_t times what tau_t does alone, so every module
+keeps an affine estimate of that, and the heads of all tasks can be carried along into any composition (semantic drift
+compensation, Yu et al., arXiv 2004.00440, for task vectors).
 Convention: features (N, D) as rows.
 """
 
@@ -31,7 +31,7 @@ class FeatureDrift:
 
     def __call__(self, features: Tensor) -> Tensor:
         """Features (N, D) at theta0 -> where they drift to, (N, D)."""
-        return features + features @ self.matrix.to(features) + self.offset.to(features)
+        return features + features @ self.matrix + self.offset
 
     def tensors(self) -> dict[str, Tensor]:
         """What a module keeps."""
@@ -43,9 +43,9 @@ class FeatureDrift:
         return cls(tensors["matrix"], tensors["offset"])
 
     @classmethod
-    def weighted(cls, drifts: Sequence["FeatureDrift"], weights: Sequence[float], *, width: int) -> "FeatureDrift":
-        """sum_t w_t drift_t over features of some width, added in the order given."""
-        matrix, offset = torch.zeros(width, width), torch.zeros(width)
+    def weighted(cls, drifts: Sequence["FeatureDrift"], weights: Sequence[float]) -> "FeatureDrift":
+        """sum_t w_t drift_t, added in the order given; at least one."""
+        matrix, offset = torch.zeros_like(drifts[0].matrix), torch.zeros_like(drifts[0].offset)
         for drift, weight in zip(drifts, weights, strict=True):
             matrix, offset = matrix.add(drift.matrix, alpha=weight), offset.add(drift.offset, alpha=weight)
         return cls(matrix, offset)

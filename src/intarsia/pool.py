@@ -284,12 +284,12 @@ class Pool:
 
     # Models
 
-    def compose(self, recipe: Recipe, *, heads: Heads = "realigned") -> ComposedModel:
+    def compose(self, recipe: Recipe, *, heads: Heads = "carried") -> ComposedModel:
         """The model of a recipe; its ``before(i)`` is the same rule over the first i tasks.
 
         Args:
             recipe: what to compose.
-            heads: ``realigned`` for the composed model, ``aligned`` at theta0, or the modules' ``own``; see
+            heads: ``carried`` to the composed model's features, ``aligned`` at theta0, or the modules' ``own``; see
                 ``composition.compose_heads``.
         """
         return self._composed(recipe, heads, len(self.tasks))
@@ -297,7 +297,7 @@ class Pool:
     def _composed(self, recipe: Recipe, heads: Heads, known: int) -> ComposedModel:
         """A recipe with the reference heads as they were aligned after the first ``known`` tasks."""
         modules = [self.module(t) for t in self.tasks if t in recipe.tasks or recipe.weights.get(t)]
-        joined = self._heads(modules, recipe, heads, known)
+        joined = compose_heads(modules, recipe, self._aligned(known), heads)
 
         def before(count: int) -> ComposedModel:
             first = recipe.tasks[:count]
@@ -310,7 +310,7 @@ class Pool:
         """theta0 itself with the aligned reference heads: what one gets without any fine-tuning."""
         chosen = tuple(t for t in self.learned() if tasks is None or t in tasks)
         recipe, modules = Recipe({}, chosen, "frozen"), [self.module(t) for t in chosen]
-        return self._model(recipe, [], self._heads(modules, recipe, "aligned", len(self.tasks)))
+        return self._model(recipe, [], compose_heads(modules, recipe, self._aligned(len(self.tasks)), "aligned"))
 
     def mean(self) -> ComposedModel:
         """Uniform weights over all tasks."""
@@ -332,19 +332,6 @@ class Pool:
         """Other tasks whose modules saw something of ``task`` -> what: its fisher, statistics, vectors."""
         ways = {t: self.card(t).influenced_by.of(task) for t in self.tasks if t != task}
         return {t: w for t, w in ways.items() if w}
-
-    def _heads(self, modules: Sequence[Module], recipe: Recipe, heads: Heads, known: int) -> Head:
-        """Heads of a recipe, with the pool's own settings of alignment."""
-        settings = self.index.settings
-        return compose_heads(
-            modules,
-            recipe,
-            self._aligned(known),
-            heads=heads,
-            epochs=settings["alignment_epochs"],
-            lr=settings["pretune_lr"],
-            seed=settings["seed"],
-        )
 
     def _aligned(self, known: int) -> dict[str, Head]:
         """Task -> reference head as aligned after the first ``known`` tasks, for these."""

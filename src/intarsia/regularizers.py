@@ -35,6 +35,10 @@ CLIP = 100.0
 class _DiagonalQuadratic(ABC):
     """What ITA and IEL share: everything but (c, d)."""
 
+    @property
+    @abstractmethod
+    def strength(self) -> float: ...
+
     @abstractmethod
     def quadratic(self, name: str, like: Tensor) -> tuple[Tensor, Tensor]: ...
 

@@ -1,9 +1,9 @@
-"""Class statistics: for every class a mixture of Gaussians on its features at theta0.
+"""Class statistics: for every class a mixture of Gaussians on its features at theta0, for every task their scatter.
 
-They stand in for the images of a class once those are gone: heads are aligned, and their Fisher taken, on features
-drawn from them (METHOD.md section 3). The Gaussians are diagonal in the task's *basis*: coordinates in which the
-features of a class, all classes of the task together, vary alike and independently. Axis by axis in plain features they
-would draw images that there are none of: a head aligned on those is 10 points worse on `chalk`, 5 on `sketches`.
+They stand in for the images of a class once those are gone: heads are aligned, and their Fisher taken, on them
+(METHOD.md section 3). The Gaussians are diagonal in the task's *basis*: coordinates in which the features of a class,
+all classes of the task together, vary alike and independently. Axis by axis in plain features they would draw images
+that there are none of: a head aligned on those is 10 points worse on `chalk`, 5 on `sketches`.
 Convention: C classes, K components, D feature width, G tasks.
 """
 
@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from sklearn.covariance import oas
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
@@ -23,31 +22,46 @@ SMALLEST = 1e-6
 
 @dataclass(frozen=True)
 class ClassStatistics:
-    """Mixtures of several classes.
+    """Mixtures of several classes, and the scatter within classes of their tasks.
 
     Args:
         weights: (C, K), rows sum to 1; a class with fewer components has zeros.
-        means: (C, K, D), in the coordinates of the class's basis.
+        means: (C, K, D), in the coordinates of the task's basis.
         variances: (C, K, D), likewise; variances, not standard deviations.
-        bases: (G, D, D), lower triangular: features = basis @ coordinates.
-        basis: (C,), which of the bases is a class's own.
+        scatter: (G, D, D), sum over a task's images of (f - class mean)(f - class mean)^T, plain features.
+        freedom: (G,), images less classes of each task: scatter / freedom is the covariance within classes.
+        task: (C,), which of the tasks is a class's own.
     """
 
     weights: Tensor
     means: Tensor
     variances: Tensor
-    bases: Tensor
-    basis: Tensor
+    scatter: Tensor
+    freedom: Tensor
+    task: Tensor
 
     def __len__(self) -> int:
         return len(self.weights)
 
     def __getitem__(self, classes: slice) -> "ClassStatistics":
-        """The statistics of some classes."""
-        used, basis = self.basis[classes].unique(return_inverse=True)
-        return ClassStatistics(
-            self.weights[classes], self.means[classes], self.variances[classes], self.bases[used], basis
-        )
+        """The statistics of some classes; of a part of a task's classes with the scatter of all."""
+        used, task = self.task[classes].unique(return_inverse=True)
+        mixtures = self.weights[classes], self.means[classes], self.variances[classes]
+        return ClassStatistics(*mixtures, self.scatter[used], self.freedom[used], task)
+
+    def bases(self) -> Tensor:
+        """(G, D, D), lower triangular: features = basis @ coordinates."""
+        return torch.stack([basis_of(s, int(n)) for s, n in zip(self.scatter, self.freedom, strict=True)])
+
+    def centres(self) -> Tensor:
+        """The mean of every class in plain features, (C, D)."""
+        inside = (self.weights[..., None] * self.means).sum(1)
+        return torch.einsum("cij,cj->ci", self.bases()[self.task], inside)
+
+    def covariance(self) -> Tensor:
+        """The covariance within classes of all tasks together, shrunk, (D, D) float64."""
+        basis = basis_of(self.scatter.double().sum(0), int(self.freedom.sum()))
+        return basis @ basis.T
 
     def sample(self, per_class: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw features (C * per_class, D) and their labels (C * per_class,), class by class."""
@@ -55,15 +69,15 @@ class ClassStatistics:
         rows = torch.arange(len(self))[:, None]
         noise = torch.randn(len(self), per_class, self.means.shape[-1], generator=generator)
         drawn = self.means[rows, component] + self.variances[rows, component].sqrt() * noise  # (C, n, D)
-        for group, basis in enumerate(self.bases):
-            drawn[self.basis == group] @= basis.T
+        for task, basis in enumerate(self.bases()):
+            drawn[self.task == task] @= basis.T
         return drawn.flatten(0, 1), rows.expand(-1, per_class).flatten()
 
     def log_density(self, features: Tensor) -> Tensor:
         """Log p(f | c) of features (N, D) under every class, (N, C)."""
         found = features.new_empty(len(features), len(self))
-        for group, basis in enumerate(self.bases):
-            own = self.basis == group
+        for task, basis in enumerate(self.bases()):
+            own = self.task == task
             x = torch.linalg.solve_triangular(basis, features.T, upper=False).T[:, None, None]  # (N, 1, 1, D)
             means, variances = self.means[own], self.variances[own]
             gaussian = -0.5 * ((x - means).square() / variances + (2 * torch.pi * variances).log()).sum(-1)
@@ -77,27 +91,29 @@ class ClassStatistics:
             "weights": self.weights,
             "means": self.means,
             "variances": self.variances,
-            "bases": self.bases,
-            "basis": self.basis,
+            "scatter": self.scatter,
+            "freedom": self.freedom,
+            "task": self.task,
         }
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "ClassStatistics":
         """The inverse of ``tensors``."""
-        basis = tensors["basis"].long()
-        return cls(tensors["weights"], tensors["means"], tensors["variances"], tensors["bases"], basis)
+        mixtures = tensors["weights"], tensors["means"], tensors["variances"]
+        return cls(*mixtures, tensors["scatter"], tensors["freedom"].long(), tensors["task"].long())
 
     @classmethod
     def join(cls, parts: Sequence["ClassStatistics"]) -> "ClassStatistics":
         """The classes of several tasks after one another; fewer components are padded with weight 0."""
         k = max(p.weights.shape[1] for p in parts)
-        first = [sum(len(p.bases) for p in parts[:i]) for i in range(len(parts))]
+        first = [sum(len(p.scatter) for p in parts[:i]) for i in range(len(parts))]
         return cls(
             torch.cat([_pad(p.weights, k, 0.0) for p in parts]),
             torch.cat([_pad(p.means, k, 0.0) for p in parts]),
             torch.cat([_pad(p.variances, k, 1.0) for p in parts]),
-            torch.cat([p.bases for p in parts]),
-            torch.cat([p.basis + n for p, n in zip(parts, first, strict=True)]),
+            torch.cat([p.scatter for p in parts]),
+            torch.cat([p.freedom for p in parts]),
+            torch.cat([p.task + n for p, n in zip(parts, first, strict=True)]),
         )
 
 
@@ -118,7 +134,10 @@ def fit_statistics(
     """
     if len(missing := set(range(classes)) - set(labels.tolist())):
         raise ValueError(f"class {min(missing)} has no image to take statistics from")
-    basis = _within_class_basis(features, labels, classes)
+    centres = torch.stack([features[labels == c].double().mean(0) for c in range(classes)])
+    residual = features.double() - centres[labels]
+    scatter, freedom = (residual.T @ residual).to(features.dtype), len(features) - classes
+    basis = basis_of(scatter, freedom).double()
     coordinates = torch.linalg.solve_triangular(basis, features.double().T, upper=False).T
     width = features.shape[1]
     weights = torch.zeros(classes, components)
@@ -138,27 +157,30 @@ def fit_statistics(
         weights[c, :k] = torch.from_numpy(mixture.weights_)
         means[c, :k] = torch.from_numpy(mixture.means_)
         variances[c, :k] = torch.from_numpy(mixture.covariances_)
-    return ClassStatistics(
-        weights, means, variances, basis[None].to(features.dtype), torch.zeros(classes, dtype=torch.long)
-    )
+    task = torch.zeros(classes, dtype=torch.long)
+    return ClassStatistics(weights, means, variances, scatter[None], torch.tensor([freedom]), task)
 
 
-def _within_class_basis(features: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Cholesky factor (D, D), float64, of the covariance within classes.
+def basis_of(scatter: Tensor, freedom: int) -> Tensor:
+    """Cholesky factor of the shrunk covariance of a scatter, in the scatter's type.
 
-    Shrunk as oracle approximating shrinkage says (OAS, Chen et al. 2010), on standardised features: with fewer images
-    than features it still is one.
+    Shrunk on standardised features, towards independence, by as much as oracle approximating shrinkage says (OAS, Chen
+    et al. 2010, eq. 23): little where images are many, and with fewer images than features it still is a basis.
+
+    Args:
+        scatter: (D, D), of residuals.
+        freedom: how many residuals are free: images less classes.
     """
-    x = features.double()
-    own = torch.stack([x[labels == c].mean(0) for c in range(classes)])
-    residual = x - own[labels]
-    scale = residual.square().mean(0).sqrt() + SMALLEST
-    if not bool(residual.any()):  # one image each, or all alike
-        return torch.diag(scale)
-    found, _ = oas((residual / scale).numpy(), assume_centered=True)
-    correlation = torch.from_numpy(found)
-    correlation.diagonal().add_(SMALLEST)  # for features that do not vary
-    return scale[:, None] * torch.linalg.cholesky(correlation)
+    covariance = scatter.double() / max(freedom, 1)
+    scale = covariance.diagonal().sqrt() + SMALLEST
+    correlation = covariance / scale[:, None] / scale
+    width = len(scale)
+    square, mean = correlation.square().mean(), correlation.diagonal().mean()
+    excess = (freedom + 1) * (square - mean**2 / width)
+    shrinkage = float(((square + mean**2) / excess).clamp(max=1)) if excess > 0 else 1.0
+    shrunk = (1 - shrinkage) * correlation
+    shrunk.diagonal().add_(shrinkage * mean + SMALLEST)
+    return (scale[:, None] * torch.linalg.cholesky(shrunk)).to(scatter.dtype)
 
 
 def _pad(tensor: Tensor, components: int, value: float) -> Tensor:
