@@ -1,13 +1,17 @@
 """Heads: pre-tuning, alignment and calibration."""
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import multivariate_normal
 from torch import Tensor
 from torch.nn import functional as F
 
 from cases import head, plain_statistics, randn, same, seeded
-from intarsia.heads import MOMENTUM, RIDGE, Head, align, pretune
-from intarsia.statistics import ClassStatistics
+from intarsia import InputError
+from intarsia.drift import FeatureDrift
+from intarsia.heads import MOMENTUM, RIDGE, Head, align, carry, discriminant, pretune
+from intarsia.statistics import ClassStatistics, fit_statistics
 
 
 def points(count: int, classes: int = 3, width: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -116,11 +120,13 @@ def test_random_head_is_uniform_and_a_function_of_the_generator() -> None:
 def test_discriminant_is_the_log_posterior_of_gaussians_with_one_covariance() -> None:
     features = torch.cat([randn(60, 4, seed=s) @ (randn(4, 4, seed=9) + torch.eye(4)) + s for s in range(3)]).float()
     labels = torch.arange(3).repeat_interleave(60)
-    parts = [fit_statistics(features[:120], labels[:120], 2, seed=0), fit_statistics(features[120:], labels[:60], 1, seed=0)]
+    first = fit_statistics(features[:120], labels[:120], 2, seed=0)
+    parts = [first, fit_statistics(features[120:], labels[:60], 1, seed=0)]
     statistics = ClassStatistics.join(parts)
     logits = discriminant(statistics)(features).double()
+    covariance = statistics.covariance().numpy()
     densities = [
-        multivariate_normal(centre.numpy(), statistics.covariance().numpy()).logpdf(features.numpy())
+        multivariate_normal.logpdf(features, centre.numpy(), covariance)  # pyright: ignore[reportArgumentType]
         for centre in statistics.centres()
     ]
     expected = torch.from_numpy(np.stack(densities, 1)).softmax(1)
