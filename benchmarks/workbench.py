@@ -116,15 +116,15 @@ class Workbench:
             None if weights == {} else lambda count: self.compose(setting, modules[:count], heads=heads, known=count),
         )
 
-    def frozen(self) -> ComposedModel:
-        """theta0 with the aligned reference heads of all tasks."""
+    def frozen(self, heads: Heads = "carried") -> ComposedModel:
+        """theta0 with the discriminant of all classes, or with the ``aligned`` reference heads of all tasks."""
         modules: list[Module] = []
         for prelude in self.preludes:
             task, head = prelude.prepared.task, self.reference[prelude.prepared.rows]
             still = FeatureDrift(torch.zeros(0), torch.zeros(0))
             card = Card(task.name, task.classes, len(task.train), {}, {}, {})
             modules.append(Module(card, {}, head, head, prelude.prepared.statistics, still))
-        return self.compose(Setting("ita", "lora", 0.0, self.base), modules, {}, heads="aligned")
+        return self.compose(Setting("ita", "lora", 0.0, self.base), modules, {}, heads=heads)
 
     def measure(self, setting: Setting, *, history: bool) -> dict[str, Any]:
         """Learn, compose the mean, evaluate."""

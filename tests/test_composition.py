@@ -14,8 +14,9 @@ from cases import ADAPTERS, KINDS, backbone, contents, inputs, module, same, see
 from intarsia import Backbone, ComposedModel, InputError, LoRA, Pool, TaskVector
 from intarsia.adapters import Adapter
 from intarsia.composition import Recipe, mean, merge, specialize, unlearn, weighted
-from intarsia.heads import Head
+from intarsia.heads import Head, discriminant
 from intarsia.module import Module
+from intarsia.statistics import ClassStatistics
 
 DOUBLE = torch.float64
 NAMES = ("birds", "cars", "dogs", "eels")
@@ -263,7 +264,8 @@ def test_models_of_a_pool_are_its_recipes(pool: Pool) -> None:
 def carried(pool: Pool, recipe: Recipe, coefficients: Mapping[str, float]) -> Head:
     """Heads carried by so much of every module's drift, written out."""
     chosen = [pool.module(t) for t in recipe.tasks]
-    joined = Head.join([m.head_on(Head(*rows_of(pool, len(pool.tasks))[m.card.task])) for m in chosen])
+    rows = discriminant(ClassStatistics.join([m.statistics for m in chosen]))
+    joined = Head.join([m.head_on(rows[slice(2 * i, 2 * i + 2)]) for i, m in enumerate(chosen)])
     drifts = [(pool.module(t).drift, w) for t, w in coefficients.items()]
     matrix = sum(w * d.matrix for d, w in drifts)
     offset = sum(w * d.offset for d, w in drifts)
@@ -310,14 +312,21 @@ def test_unlearning_by_dropping_takes_the_classes_by_negation_only_the_vector(po
         torch.testing.assert_close(w, expected)
 
 
-def test_frozen_model_is_theta0_with_the_reference_heads(pool: Pool) -> None:
-    model, reference = pool.frozen(), pool.reference()
-    assert reference is not None
+def test_frozen_model_is_theta0_with_the_discriminant(pool: Pool) -> None:
+    model, statistics = pool.frozen(), pool.statistics()
+    assert statistics is not None
     assert same(model.network.state_dict(), pool.backbone.model.state_dict())
-    assert torch.equal(model.head.weight, reference.weight)
+    assert torch.equal(model.head.weight, discriminant(statistics).weight)
     some = pool.frozen([pool.tasks[3], pool.tasks[1]])
     assert some.labels == pool.classes[pool.tasks[1]] + pool.classes[pool.tasks[3]]
-    assert torch.equal(some.head.weight, reference.weight[[2, 3, 6, 7]])
+    both = ClassStatistics.join([pool.module(pool.tasks[t]).statistics for t in (1, 3)])
+    assert torch.equal(some.head.weight, discriminant(both).weight)
+
+
+def test_composition_without_vectors_has_the_aligned_reference_heads(pool: Pool) -> None:
+    model, reference = pool.compose(Recipe({}, pool.tasks, "nothing"), heads="aligned"), pool.reference()
+    assert reference is not None
+    assert torch.equal(model.head.weight, reference.weight)
 
 
 def test_history_of_a_model_is_composed_of_the_first_modules(pool: Pool) -> None:

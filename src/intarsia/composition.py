@@ -20,9 +20,10 @@ from intarsia.adapters import Adapter
 from intarsia.backbone import Backbone
 from intarsia.drift import FeatureDrift
 from intarsia.errors import InputError
-from intarsia.heads import Head, carry
+from intarsia.heads import Head, carry, discriminant
 from intarsia.images import Preprocessing, decode
 from intarsia.module import Module
+from intarsia.statistics import ClassStatistics
 
 PREDICT_BATCH = 64
 Heads = Literal["carried", "aligned", "own"]
@@ -237,29 +238,35 @@ def merge(backbone: Backbone, adapter: Adapter, modules: Sequence[Module], weigh
 def compose_heads(modules: Sequence[Module], recipe: Recipe, aligned: Mapping[str, Head], heads: Heads) -> Head:
     """The heads of a recipe's tasks, joined.
 
-    ``own`` are the heads as they were fine-tuned. ``aligned`` takes each as a vector on the reference head as last
-    aligned, so that heads tuned at different times are on one scale. ``carried`` takes those from the features at
-    theta0 along to the composed model's, by the modules' drifts. A module that answers alone keeps its own head, and a
-    negated composition has the heads of the mean: unlearning by negation keeps heads.
+    ``own`` are the heads as they were fine-tuned. Those of several tasks were tuned at different times, from reference
+    heads on different scales; ``aligned`` takes each as a vector on the reference head as last aligned. ``carried``
+    takes it on the discriminant of the class statistics, which is the better classifier (and the worse start for
+    fine-tuning), and then from the features at theta0 to the composed model's, by the modules' drifts. There, a
+    module that answers alone keeps its own head, and a negated composition has the heads of the mean: unlearning by
+    negation keeps heads.
 
     Args:
         modules: all that have a coefficient or a class in the recipe, in the pool's order.
-        recipe: what is composed; no coefficient at all is theta0 with reference heads.
+        recipe: what is composed; no coefficient at all is theta0 with heads that were not fine-tuned.
         aligned: task -> its reference head as last aligned.
         heads: which.
     """
     answering = [m for m in modules if m.card.task in recipe.tasks]
-    if heads == "own" or (len(answering) == 1 and recipe.weights == {answering[0].card.task: 1.0}):
+    alone = len(answering) == 1 and recipe.weights == {answering[0].card.task: 1.0}
+    if heads == "own" or (heads == "carried" and alone):
         return Head.join([m.head for m in answering])
+    basis = [aligned[m.card.task] for m in answering]
+    if heads == "carried":
+        rows = discriminant(ClassStatistics.join([m.statistics for m in answering]))
+        basis = rows.split([len(m.head) for m in answering])
     if not recipe.weights:
-        return Head.join([aligned[m.card.task] for m in answering])
-    head = Head.join([m.head_on(aligned[m.card.task]) for m in answering])
+        return Head.join(basis)
+    head = Head.join([m.head_on(b) for m, b in zip(answering, basis, strict=True)])
     if heads == "aligned":
         return head
     weights = mean(recipe.tasks).weights if any(w < 0 for w in recipe.weights.values()) else recipe.weights
     moving = [m for m in modules if weights.get(m.card.task, 0.0)]
-    coefficients = [weights[m.card.task] for m in moving]
-    return carry(head, FeatureDrift.weighted([m.drift for m in moving], coefficients))
+    return carry(head, FeatureDrift.weighted([m.drift for m in moving], [weights[m.card.task] for m in moving]))
 
 
 def _known(tasks: Sequence[str], asked: Sequence[str] | Mapping[str, float]) -> None:

@@ -40,14 +40,12 @@ class Training:
     """Classes whose statistics the head's Fisher is taken on: all seen, or those of earlier tasks only."""
     head_start: Literal["reference", "random"] = "reference"
     """Where the head's fine-tuning begins."""
-    alignment: Literal["discriminant", "sgd"] = "discriminant"
-    """Reference heads: the linear discriminant of the class statistics, or (the paper) pre-tuned and aligned by SGD."""
     pretune_epochs: int = 3
-    """Passes over the features when a new head is pre-tuned by SGD."""
+    """Passes over the features when a new head is pre-tuned."""
     pretune_lr: float = 0.01
-    """Learning rate of SGD's pre-tuning and alignment."""
+    """SGD's learning rate for pre-tuning and alignment."""
     alignment_epochs: int = 20
-    """Passes over the drawn features when the heads of all classes seen are aligned by SGD."""
+    """Passes over the drawn features when the heads of all classes seen are aligned."""
     components: int = 5
     """Gaussians a class in the class statistics."""
     fisher: Estimator = "rademacher"

@@ -46,6 +46,11 @@ class Head:
         """The head of some classes."""
         return Head(self.weight[rows].clone(), self.bias[rows].clone())
 
+    def split(self, sizes: Sequence[int]) -> list["Head"]:
+        """The heads of tasks of so many classes: the inverse of ``join``."""
+        parts = zip(self.weight.split(list(sizes)), self.bias.split(list(sizes)), strict=True)
+        return [Head(weight, bias) for weight, bias in parts]
+
     def to(self, device: torch.device) -> "Head":
         """A copy on another device."""
         return Head(self.weight.to(device), self.bias.to(device))
@@ -153,7 +158,11 @@ def discriminant(statistics: ClassStatistics) -> Head:
     """The heads of all classes seen in closed form: the log posterior of Gaussians with one covariance within classes.
 
     W_c = S^-1 (m_c - m), b_c = -1/2 (m_c - m)^T S^-1 (m_c + m), m the mean of the classes' means m_c: Fisher's linear
-    discriminant, all classes equally likely. Calibrated across tasks as it stands: nothing is left to align.
+    discriminant, all classes equally likely. Calibrated across tasks as it stands: nothing is left to align. It leans
+    on directions in which features hardly vary, so that fine-tuning under it gets nowhere; as the last layer of a
+    network that was fine-tuned under aligned heads it is the better classifier.
+    It leans on directions in which features hardly vary, so that a network fine-tuned under it gets nowhere; as the
+    last layer of a network that was fine-tuned under aligned heads it is the better classifier.
 
     Args:
         statistics: of all classes seen; their order is that of the rows.

@@ -27,7 +27,7 @@ from intarsia.config import Training, recommended, regularizer_record
 from intarsia.drift import FeatureDrift, fit_drift
 from intarsia.errors import InputError
 from intarsia.fisher import Fisher, diagonal_fisher, head_fisher
-from intarsia.heads import ALIGNMENT_SAMPLES, Head, TrainedHead, align, discriminant, pretune
+from intarsia.heads import ALIGNMENT_SAMPLES, Head, TrainedHead, align, pretune
 from intarsia.images import augment
 from intarsia.module import Card, Influence, Module
 from intarsia.pool import Pool
@@ -365,10 +365,8 @@ class Learner:
         return losses
 
     def _reference_heads(self, number: int, features: Tensor, labels: Tensor, classes: int, memory: Memory) -> Head:
-        """Step 3: the heads of all classes seen, in closed form, or the new ones pre-tuned and then all aligned."""
+        """Step 3: pre-tune a head for the new classes, then align the heads of all classes seen."""
         assert memory.statistics is not None
-        if self.training.alignment == "discriminant":
-            return discriminant(memory.statistics)
         training, generator = self.training, self._generator(number, "heads")
         fresh = pretune(
             Head.random(classes, features.shape[1], generator),

@@ -74,13 +74,13 @@ class Module:
     drift: FeatureDrift
 
     def head_on(self, aligned: Head) -> Head:
-        """The fine-tuned head as a vector on another reference: aligned + (head - reference).
+        """The fine-tuned head as a vector on another head of its classes: that + (head - reference).
 
-        A module's head was tuned from the reference heads of its day. Those aligned since, with the classes that came
-        later, are on one scale with them; what fine-tuning changed is added to them.
+        A module's head was tuned from the reference heads of its day. Others made since, with the classes that came
+        later, are on one scale with each other; what fine-tuning changed is added to them.
 
         Args:
-            aligned: reference head of the module's classes as last aligned.
+            aligned: head of the module's classes that was not fine-tuned.
         """
         weight = aligned.weight + (self.head.weight - self.reference.weight)
         return Head(weight, aligned.bias + (self.head.bias - self.reference.bias))

@@ -307,10 +307,10 @@ class Pool:
         return self._model(recipe, modules, joined, before if positive else None)
 
     def frozen(self, tasks: Sequence[str] | None = None) -> ComposedModel:
-        """theta0 itself with the aligned reference heads: what one gets without any fine-tuning."""
+        """theta0 itself with the best heads that need no fine-tuning: the discriminant of the class statistics."""
         chosen = tuple(t for t in self.learned() if tasks is None or t in tasks)
         recipe, modules = Recipe({}, chosen, "frozen"), [self.module(t) for t in chosen]
-        return self._model(recipe, [], compose_heads(modules, recipe, self._aligned(len(self.tasks)), "aligned"))
+        return self._model(recipe, [], compose_heads(modules, recipe, self._aligned(len(self.tasks)), "carried"))
 
     def mean(self) -> ComposedModel:
         """Uniform weights over all tasks."""
@@ -338,8 +338,7 @@ class Pool:
         tasks, reference = self.learned()[:known], self.reference(known)
         assert reference is not None
         sizes = [len(self.card(task).classes) for task in tasks]
-        parts = zip(tasks, reference.weight.split(sizes), reference.bias.split(sizes), strict=True)
-        return {task: Head(weight, bias) for task, weight, bias in parts}
+        return dict(zip(tasks, reference.split(sizes), strict=True))
 
     def _model(
         self,
