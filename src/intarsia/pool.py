@@ -408,7 +408,9 @@ def _save_fisher(fisher: Fisher, path: Path) -> None:
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k: v.detach().to("cpu").to(torch.float32).contiguous() for k, v in tensors.items()}
+    """On the CPU, in single precision; whole numbers as they are."""
+    kept = {k: v.detach().to("cpu") for k, v in tensors.items()}
+    return {k: (v.to(torch.float32) if v.is_floating_point() else v).contiguous() for k, v in kept.items()}
 
 
 def _hash(path: Path) -> str:

@@ -100,7 +100,7 @@ class ClassStatistics:
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "ClassStatistics":
         """The inverse of ``tensors``."""
         mixtures = tensors["weights"], tensors["means"], tensors["variances"]
-        return cls(*mixtures, tensors["scatter"], tensors["freedom"].long(), tensors["task"].long())
+        return cls(*mixtures, tensors["scatter"], tensors["freedom"], tensors["task"])
 
     @classmethod
     def join(cls, parts: Sequence["ClassStatistics"]) -> "ClassStatistics":
