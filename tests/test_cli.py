@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from intarsia import cli
 from intarsia.cli import main, parse_weights
+from intarsia.config import recommended
 from intarsia.errors import InputError
 
 COLOURS = {
@@ -278,3 +281,15 @@ def test_parse_weights() -> None:
     for bad in ("", "a", "a=", "=1", "a=1,a=2", "a=one"):
         with pytest.raises(InputError, match="name=number"):
             parse_weights(bad)
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full", "ia3"])
+@pytest.mark.parametrize("method", ["ita", "iel"])
+def test_learn_starts_from_the_settings_of_its_method_and_adapter(method: str, adapter: str) -> None:
+    strength, training = recommended(method, adapter)
+    for given in ([f"--method={method}", f"--adapter={adapter}"], ["--method", method, "--adapter", adapter]):
+        parsed = cli._parse(["learn", *given])
+        assert parsed.training == training
+        assert parsed._regularizer().strength == strength
+    changed = cli._parse(["learn", "--method", method, "--adapter", adapter, "--epochs", "9"])
+    assert changed.training == replace(training, epochs=9)

@@ -9,11 +9,13 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
 from cases import ADAPTERS, GREY, KINDS, QUICK, backbone, contents, same, stream, tiny_vit
-from intarsia import IEL, ITA, Backbone, Full, InputError, LoRA, Pool, TaskStream, TaskVector, Training, learn
+from intarsia import IA3, IEL, ITA, Backbone, Full, InputError, LoRA, Pool, TaskStream, TaskVector, Training, learn
 from intarsia.adapters import Adapter
 from intarsia.fisher import diagonal_fisher
 from intarsia.heads import Head
@@ -407,3 +409,25 @@ def test_only_the_named_weights_are_tuned(tmp_path: Path) -> None:
     merged, plain = pool.mean().network.state_dict(), theta0.model.state_dict()
     changed = {name for name, value in merged.items() if not torch.equal(value, plain[name])}
     assert changed == set(pool.vector("task01"))
+
+
+@given(every=st.integers(1, 9), batches=st.integers(1, 40))
+def test_rarer_proximal_steps_are_as_large_as_those_left_out(every: int, batches: int) -> None:
+    learner = Learner(backbone(), LoRA(1), ITA(), replace(QUICK, proximal_every=every), stream(1))
+    due = [learner._due(number, batches) for number in range(1, batches + 1)]
+    assert sum(due) == batches
+    assert max(due) <= every
+    explicit = Learner(backbone(), LoRA(1), ITA(), replace(QUICK, proximal_every=every, step="decoupled"), stream(1))
+    assert [explicit._due(number, batches) for number in range(1, batches + 1)] == [1] * batches
+
+
+def test_settings_that_are_not_given_are_those_of_the_method_and_adapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("intarsia.config.RECOMMENDED", {("ita", "lora"): (1e-3, 0.25), ("iel", "ia3"): (1e-2, 4.0)})
+    first = learn(backbone(), stream(1), out=tmp_path / "a")
+    settings = first.card(first.tasks[0]).settings
+    assert (settings["method"], settings["strength"], settings["lr"]) == ("ita", 0.25, 1e-3)
+    second = learn(backbone(), stream(1), out=tmp_path / "b", adapter=IA3(), regularizer=IEL(2.0))
+    settings = second.card(second.tasks[0]).settings
+    assert (settings["method"], settings["strength"], settings["lr"]) == ("iel", 2.0, 1e-2)

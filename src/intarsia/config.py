@@ -11,6 +11,16 @@ from intarsia.regularizers import IEL, ITA, Step
 AdapterKind = Literal["lora", "full", "ia3"]
 Method = Literal["ita", "iel"]
 
+RECOMMENDED: dict[tuple[str, str], tuple[float, float]] = {
+    ("ita", "lora"): (3e-3, 0.1),
+    ("iel", "lora"): (3e-3, 1.0),
+    ("ita", "full"): (1e-4, 0.1),
+    ("iel", "full"): (2e-4, 1.0),
+    ("ita", "ia3"): (2e-2, 0.1),
+    ("iel", "ia3"): (5e-2, 1.0),
+}
+"""Learning rate, and strength on the Fisher of unit mean."""
+
 
 @dataclass(frozen=True)
 class Training:
@@ -30,6 +40,8 @@ class Training:
     """Vary the training images (the stream says how)."""
     step: Step = "proximal"
     """The regularizer's step: implicit (proximal), explicit beside the optimizer (decoupled), in the loss (coupled)."""
+    proximal_every: int = 4
+    """Make one proximal step in place of so many, as large as they together: it is stable at any size, and dear."""
     unit_fisher: bool = False
     """Divide the Fisher by its mean over the tuned weights, so that one strength travels between backbones."""
     lambda_h: float = 0.025
@@ -58,7 +70,7 @@ class Training:
     """Seed of everything random."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "probes", "components", "alignment_epochs"):
+        for name in ("epochs", "batch_size", "proximal_every", "probes", "components", "alignment_epochs"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name.replace('_', '-')} {getattr(self, name)}: expected 1 or more")
         for name in ("lr", "warmup", "weight_decay", "lambda_h", "lambda_0", "pretune_lr", "pretune_epochs"):
@@ -72,7 +84,8 @@ class Training:
 
 def recommended(method: str, adapter: str) -> tuple[float, Training]:
     """The tool's own strength and training settings for a method and adapter, chosen as docs/results.md says."""
-    return (0.02 if method == "ita" else 20.0), Training()
+    lr, strength = RECOMMENDED[method, adapter]
+    return strength, Training(epochs=5, batch_size=32, lr=lr, unit_fisher=True)
 
 
 def build_adapter(kind: str, rank: int = 16) -> Adapter:

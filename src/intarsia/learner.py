@@ -358,11 +358,19 @@ class Learner:
                     optimizer.step()
                 else:
                     optimizer.step()
-                    penalty.step(adapter, factor, training.step)
+                    if due := self._due(number, len(batches)):
+                        penalty.step(adapter, factor * due, training.step)
                     head.pull(training.lambda_h, training.lambda_0, factor, training.step)
             losses.append(total / len(images))
             self.progress(task.name, "training", epoch + 1, training.epochs)
         return losses
+
+    def _due(self, number: int, batches: int) -> int:
+        """How many of the regularizer's steps are due after so many of an epoch's batches."""
+        if self.training.step != "proximal":
+            return 1
+        every = self.training.proximal_every
+        return (number % every or every) if number % every == 0 or number == batches else 0
 
     def _reference_heads(self, number: int, features: Tensor, labels: Tensor, classes: int, memory: Memory) -> Head:
         """Step 3: pre-tune a head for the new classes, then align the heads of all classes seen."""
