@@ -501,7 +501,7 @@ def _print_evaluation(pool: Pool, recipe: Mapping[str, Any], found: Evaluation, 
         learned = found.accuracy_matrix[j][j] if len(found.accuracy_matrix) == len(found.tasks) else None
         rows.append((task, learned, accuracy, frozen.per_task[task]))
     rows.append(("all test images", None, found.final_accuracy, frozen.final_accuracy))
-    note = "Accuracy in percent, all classes of these tasks competing; frozen: the backbone untouched, aligned heads."
+    note = "Accuracy in percent, all classes of these tasks competing; frozen: the backbone untouched, best heads."
     table(f"{pool.path}: {recipe['name']}", ("task", "when learned", "now", "frozen"), rows, note)
     facts(
         {

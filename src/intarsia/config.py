@@ -17,7 +17,7 @@ RECOMMENDED: dict[tuple[str, str], tuple[float, float]] = {
     ("ita", "full"): (1e-4, 0.1),
     ("iel", "full"): (2e-4, 1.0),
     ("ita", "ia3"): (2e-2, 0.1),
-    ("iel", "ia3"): (5e-2, 1.0),
+    ("iel", "ia3"): (2e-2, 1.0),
 }
 """Learning rate, and strength on the Fisher of unit mean."""
 
@@ -85,7 +85,7 @@ class Training:
 def recommended(method: str, adapter: str) -> tuple[float, Training]:
     """The tool's own strength and training settings for a method and adapter, chosen as docs/results.md says."""
     lr, strength = RECOMMENDED[method, adapter]
-    return strength, Training(epochs=5, batch_size=32, lr=lr, unit_fisher=True)
+    return strength, Training(epochs=4, batch_size=32, lr=lr, unit_fisher=True)
 
 
 def build_adapter(kind: str, rank: int = 16) -> Adapter:
