@@ -82,13 +82,13 @@ def test_composed_forward_is_that_of_the_dense_mean(adapter: Adapter, zero_row: 
 @each_adapter
 def test_gradients_of_the_forward_are_those_through_the_dense_weight(adapter: Adapter) -> None:
     layer = adapted(adapter)
-    theta0, x = layer.linear.weight, randn(6, 5, seed=9)
+    theta0, x = layer.linear.weight, randn(2, 3, 5, seed=9).requires_grad_()
     layer.compose(randn(4, 5, seed=11) if not isinstance(adapter, IA3) else theta0 * randn(4, 1, seed=11), 3)
     total = layer.base - theta0 if not isinstance(adapter, IA3) else theta0 * (layer.base - 1)[:, None]
-    ours = torch.autograd.grad(layer(x).sin().sum(), list(layer.parts.values()))
+    ours = torch.autograd.grad(layer(x).sin().sum(), [x, *layer.parts.values()])
     parts = {key: value.requires_grad_() for key, value in values(layer).items()}
     y = F.linear(x, theta0 + total + dense(parts, theta0) / 3, layer.linear.bias)
-    expected = torch.autograd.grad(y.sin().sum(), list(parts.values()))
+    expected = torch.autograd.grad(y.sin().sum(), [x, *parts.values()])
     torch.testing.assert_close(ours, expected)
 
 
