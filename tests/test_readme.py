@@ -24,7 +24,7 @@ def commands() -> list[str]:
 def test_the_first_two_commands_install_and_run() -> None:
     first, second = commands()[:2]
     assert "pip install ." in first
-    assert first.endswith("intarsia learn --data sketches --out runs/sketches")
+    assert first.endswith("intarsia learn --out runs/sketches")
     assert second.endswith("pip install -e '.[dev]' && pytest")
 
 

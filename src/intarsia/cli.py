@@ -72,7 +72,7 @@ class Source:
 class Learn:
     """Learn a stream of tasks, each as a module of a pool, and evaluate their mean."""
 
-    out: Path = Path("runs/chalk")
+    out: Path = Path("runs/sketches")
     """Folder of the pool: new or empty, or with --add an existing pool."""
     add: bool = False
     """Add the stream's tasks to the pool in --out, with the pool's own settings unless told otherwise."""
@@ -103,7 +103,7 @@ class Learn:
     def run(self) -> dict[str, Any]:
         """Learn and evaluate."""
         regularizer = self._regularizer()
-        stream = self.source.load("chalk", self.training.seed)
+        stream = self.source.load("sketches", self.training.seed)
         theta0 = Backbone.load(self.backbone, targets=self.targets).to(_device(self.device))
         adapter: Adapter = build_adapter(self.adapter, self.rank)
         with bars() as progress:

@@ -158,7 +158,7 @@ class TaskStream(Sequence[Task]):
     @classmethod
     def load(
         cls,
-        spec: str = "chalk",
+        spec: str = "sketches",
         *,
         tasks: int | None = None,
         split: str | Path | Split | None = None,

@@ -85,7 +85,9 @@ class _LowRank(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, gradient: Tensor
+    ) -> tuple[Tensor | None, None, None, Tensor, Tensor]:
         rows, low, weight, a, b = ctx.saved_tensors
         g = gradient.reshape(-1, gradient.shape[-1])
         g_low = g @ b
