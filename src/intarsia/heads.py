@@ -158,9 +158,7 @@ def discriminant(statistics: ClassStatistics) -> Head:
     """The heads of all classes seen in closed form: the log posterior of Gaussians with one covariance within classes.
 
     W_c = S^-1 (m_c - m), b_c = -1/2 (m_c - m)^T S^-1 (m_c + m), m the mean of the classes' means m_c: Fisher's linear
-    discriminant, all classes equally likely. Calibrated across tasks as it stands: nothing is left to align. It leans
-    on directions in which features hardly vary, so that fine-tuning under it gets nowhere; as the last layer of a
-    network that was fine-tuned under aligned heads it is the better classifier.
+    discriminant, all classes equally likely. Calibrated across tasks as it stands: nothing is left to align.
     It leans on directions in which features hardly vary, so that a network fine-tuned under it gets nowhere; as the
     last layer of a network that was fine-tuned under aligned heads it is the better classifier.
 
