@@ -16,6 +16,9 @@ from torch.nn import functional as F
 from intarsia.adapters.adapter import AdaptedLinear, Parts
 from intarsia.errors import InputError
 
+ROWS = 128
+"""Rows of a weight solved for at a time: their systems stay in the processor's cache."""
+
 
 @dataclass(frozen=True)
 class LoRA:
@@ -61,12 +64,16 @@ class LoRA:
         """With A fixed each row of B is a system of its own: (I + A diag(c_i) A^T) b_i = b_i,old + A d_i."""
         a, b = parts["A"].double(), parts["B"].double()  # float32 loses its way where the Fisher's largest entries are
         rank = len(a)
-        products = (a[:, None] * a).reshape(rank * rank, -1)  # (r r, I)
-        gram = (curvature.double() @ products.T).reshape(-1, rank, rank)
-        gram.diagonal(dim1=-2, dim2=-1).add_(1.0)
-        right = b + pull.double() @ a.T
-        factor, _ = torch.linalg.cholesky_ex(gram)  # I + a positive matrix: only NaN fails, and shows in the loss
-        return {"B": torch.cholesky_solve(right.unsqueeze(-1), factor).squeeze(-1).to(parts["B"].dtype)}
+        row, column = torch.tril_indices(rank, rank, device=a.device)
+        products = (a[row] * a[column]).T.contiguous()  # (I, r (r + 1) / 2): the lower half is all Cholesky reads
+        solved: list[Tensor] = []
+        for c, right in zip(curvature.split(ROWS), (b + pull.double() @ a.T).split(ROWS), strict=True):
+            gram = a.new_zeros(len(c), rank, rank)
+            gram.flatten(1)[:, row * rank + column] = c.double() @ products
+            gram.diagonal(dim1=-2, dim2=-1).add_(1.0)
+            factor, _ = torch.linalg.cholesky_ex(gram)  # I + a positive matrix: only NaN fails, and shows in the loss
+            solved.append(torch.cholesky_solve(right.unsqueeze(-1), factor).squeeze(-1))
+        return {"B": torch.cat(solved).to(parts["B"].dtype)}
 
 
 class _LowRank(torch.autograd.Function):
