@@ -1,7 +1,7 @@
 """One stream and seed with steps 1 to 4 of METHOD.md done once: every configuration is learned from there.
 
 Features, class statistics, reference heads and Fisher depend on neither adapter, method nor strength. What is measured
-is what ``intarsia learn`` and ``intarsia evaluate`` compute: the same ``Learner``, ``merge``, ``evaluate``.
+is what ``intarsia learn`` and ``evaluate`` compute: the same ``prepare``, ``fine_tune``, ``merge`` and ``evaluate``.
 """
 
 import time
@@ -17,9 +17,11 @@ from intarsia.config import Training, build_adapter, build_regularizer
 from intarsia.drift import FeatureDrift
 from intarsia.evaluation import evaluate
 from intarsia.fisher import Fisher
-from intarsia.learner import Learner, Memory, Prepared
 from intarsia.module import Card, Module
+from intarsia.preparation import Memory, Prepared, prepare
+from intarsia.run import Run
 from intarsia.stream import TaskStream
+from intarsia.tuning import fine_tune
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,12 @@ class Workbench:
         self.backbone = Backbone.load()
         self.stream = stream
         self.base = replace(training or Training(), seed=seed)
-        learner = Learner(self.backbone, build_adapter("lora"), build_regularizer("ita", 0.0), self.base, stream)
+        run = Run(self.backbone, build_adapter("lora"), build_regularizer("ita", 0.0), self.base, stream)
         started, memory = time.perf_counter(), Memory()
         self.preludes: list[Prelude] = []
         for task in stream:
             earlier = memory.fisher
-            prepared = learner.prepare(task, memory)
+            prepared = prepare(run, task, memory)
             self.preludes.append(Prelude(prepared, replace(memory), earlier))
         self.set_up_seconds = time.perf_counter() - started
         assert memory.fisher is not None and memory.reference is not None
@@ -75,7 +77,7 @@ class Workbench:
         training = replace(setting.training, seed=self.base.seed)
         adapter = build_adapter(setting.adapter, setting.rank)
         regularizer = build_regularizer(setting.method, setting.strength)
-        learner = Learner(self.backbone, adapter, regularizer, training, self.stream)
+        run = Run(self.backbone, adapter, regularizer, training, self.stream)
         total, modules = None, list[Module]()
         for prelude in self.preludes:
             prepared, task = prelude.prepared, prelude.prepared.task
@@ -83,7 +85,7 @@ class Workbench:
             if training.fisher_over == "others":
                 memory = replace(self.preludes[-1].memory, total=total)
                 others = self.fisher - prepared.fisher
-            tuned = learner.fine_tune(prepared, memory, others)
+            tuned = fine_tune(run, prepared, memory, others)
             total = memory.total
             assert memory.reference is not None
             card = Card(task.name, task.classes, len(task.train), {}, {}, {}, measures=tuned.measures)

@@ -19,8 +19,10 @@ from intarsia import IA3, IEL, ITA, Backbone, Full, InputError, LoRA, Pool, Task
 from intarsia.adapters import Adapter
 from intarsia.fisher import diagonal_fisher
 from intarsia.heads import Head
-from intarsia.learner import DivergenceError, Learner, Memory
+from intarsia.preparation import Memory, prepare
 from intarsia.regularizers import Step
+from intarsia.run import Run
+from intarsia.tuning import DivergenceError, _due, _head_fisher, fine_tune
 
 each_adapter = pytest.mark.parametrize("adapter", ADAPTERS, ids=KINDS)
 METHODS = pytest.mark.parametrize("regularizer", [ITA(0.5), IEL(0.5)], ids=["ita", "iel"])
@@ -30,22 +32,22 @@ PLAIN = replace(QUICK, lambda_h=0.0, lambda_0=0.0)
 def tuned_on(task: int, adapter: Adapter, regularizer: ITA | IEL, training: Training) -> tuple[dict[str, Tensor], Head]:
     """Parts and head of one task of a stream of two, learned as the first task it is."""
     tasks = stream(2)
-    learner = Learner(backbone(), adapter, regularizer, training, tasks)
+    run = Run(backbone(), adapter, regularizer, training, tasks)
     memory = Memory()
-    tuned = learner.fine_tune(learner.prepare(tasks[task], memory), memory, None)
+    tuned = fine_tune(run, prepare(run, tasks[task], memory), memory, None)
     return tuned.parts, tuned.head
 
 
 def by_hand(task: int, adapter: Adapter, training: Training) -> tuple[dict[str, Tensor], Head]:
     """The same without any regularizer: AdamW on the cross-entropy, warm-up, cosine, from the reference head."""
     tasks, theta0, memory = stream(2), backbone(), Memory()
-    learner = Learner(theta0, adapter, ITA(0.0), training, tasks)
-    learner.prepare(tasks[task], memory)
+    run = Run(theta0, adapter, ITA(0.0), training, tasks)
+    prepare(run, tasks[task], memory)
     assert memory.reference is not None
     images, labels = tasks[task].train.tensor(GREY), tasks[task].train.labels
     weight, bias = (t.clone().requires_grad_() for t in (memory.reference.weight, memory.reference.bias))
-    order = learner._generator(1, "training")
-    with theta0.attach(adapter, learner._generator(1, "adapter")) as attachment:
+    order = run.generator(1, "training")
+    with theta0.attach(adapter, run.generator(1, "adapter")) as attachment:
         parameters = [*attachment.parameters(), weight, bias]
         optimizer = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=0.0)
         for epoch in range(training.epochs):
@@ -256,8 +258,8 @@ def test_the_reference_head_of_a_small_task_is_pre_tuned() -> None:
     references = []
     for epochs in (0, 3):
         memory = Memory()
-        learner = Learner(backbone(), LoRA(1), ITA(), replace(QUICK, pretune_epochs=epochs), tasks)
-        learner.prepare(tasks[0], memory)
+        run = Run(backbone(), LoRA(1), ITA(), replace(QUICK, pretune_epochs=epochs), tasks)
+        prepare(run, tasks[0], memory)
         assert memory.reference is not None
         references.append(memory.reference.weight)
     assert not torch.allclose(references[0], references[1])
@@ -285,7 +287,7 @@ def test_a_head_may_start_at_random() -> None:
         tuned_on(0, LoRA(1), ITA(), replace(PLAIN, lr=0.0, head_start=start))[1] for start in ("reference", "random")
     ]
     tasks, memory = stream(2), Memory()
-    Learner(backbone(), LoRA(1), ITA(), PLAIN, tasks).prepare(tasks[0], memory)
+    prepare(Run(backbone(), LoRA(1), ITA(), PLAIN, tasks), tasks[0], memory)
     assert memory.reference is not None
     assert same(heads[0].tensors(), memory.reference.tensors())
     assert not torch.allclose(heads[1].weight, heads[0].weight)
@@ -390,14 +392,14 @@ def test_training_settings_that_are_none_are_refused(name: str, value: float) ->
 def test_head_fisher_is_taken_on_the_classes_seen_or_on_the_earlier_ones(over: Literal["seen", "earlier"]) -> None:
     """Mean p (1 - p) f^2 on features drawn from their statistics, the softmax over all classes seen; then the floor."""
     tasks, memory = stream(2), Memory()
-    learner = Learner(backbone(), LoRA(1), ITA(), replace(QUICK, head_fisher_over=over), tasks)
-    prepared = [learner.prepare(task, memory) for task in tasks]
+    run = Run(backbone(), LoRA(1), ITA(), replace(QUICK, head_fisher_over=over), tasks)
+    prepared = [prepare(run, task, memory) for task in tasks]
     assert memory.reference is not None
     assert memory.statistics is not None
     statistics = memory.statistics if over == "seen" else prepared[0].statistics
-    features, _ = statistics.sample(256, learner._generator(2, "head fisher"))
+    features, _ = statistics.sample(256, run.generator(2, "head fisher"))
     p = torch.softmax(memory.reference(features), 1)[:, 2:]
-    got = learner._head_fisher(prepared[1], memory)
+    got = _head_fisher(run, prepared[1], memory)
     torch.testing.assert_close(got.weight, torch.einsum("nc,nd->cd", p * (1 - p), features**2) / len(features) + 1e-5)
     torch.testing.assert_close(got.bias, (p * (1 - p)).mean(0) + 1e-5)
 
@@ -413,12 +415,12 @@ def test_only_the_named_weights_are_tuned(tmp_path: Path) -> None:
 
 @given(every=st.integers(1, 9), batches=st.integers(1, 40))
 def test_rarer_proximal_steps_are_as_large_as_those_left_out(every: int, batches: int) -> None:
-    learner = Learner(backbone(), LoRA(1), ITA(), replace(QUICK, proximal_every=every), stream(1))
-    due = [learner._due(number, batches) for number in range(1, batches + 1)]
+    run = Run(backbone(), LoRA(1), ITA(), replace(QUICK, proximal_every=every), stream(1))
+    due = [_due(run, number, batches) for number in range(1, batches + 1)]
     assert sum(due) == batches
     assert max(due) <= every
-    explicit = Learner(backbone(), LoRA(1), ITA(), replace(QUICK, proximal_every=every, step="decoupled"), stream(1))
-    assert [explicit._due(number, batches) for number in range(1, batches + 1)] == [1] * batches
+    explicit = Run(backbone(), LoRA(1), ITA(), replace(QUICK, proximal_every=every, step="decoupled"), stream(1))
+    assert [_due(explicit, number, batches) for number in range(1, batches + 1)] == [1] * batches
 
 
 def test_settings_that_are_not_given_are_those_of_the_method_and_adapter(

@@ -1,0 +1,115 @@
+"""Steps 1 to 4 of a task: features at theta0, class statistics, reference heads, Fisher (METHOD.md section 3).
+
+They depend on neither method, adapter nor strength.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from intarsia.fisher import Fisher, diagonal_fisher
+from intarsia.heads import Head, align, pretune
+from intarsia.pool import Pool
+from intarsia.run import Laps, Run
+from intarsia.statistics import ClassStatistics, fit_statistics
+from intarsia.stream import Task
+from intarsia.task_vector import TaskVector
+
+
+@dataclass
+class Memory:
+    """What the learner carries from task to task.
+
+    Args:
+        fisher: running sum over the tasks prepared so far.
+        total: S, the running sum of task vectors (IEL only).
+        reference: aligned heads of all classes seen.
+        statistics: of all classes seen.
+        tasks: names, in order.
+    """
+
+    fisher: Fisher | None = None
+    total: TaskVector | None = None
+    reference: Head | None = None
+    statistics: ClassStatistics | None = None
+    tasks: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, pool: Pool, *, vectors: bool) -> "Memory":
+        """As it stood after the pool's last task; ``vectors`` to sum up the task vectors too."""
+        total = pool.total() if vectors else None
+        return cls(pool.fisher(), total, pool.reference(), pool.statistics(), pool.tasks)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Steps 1 to 4 of one task.
+
+    Args:
+        task: the task.
+        number: its place among all tasks, from 1.
+        rows: where its classes stand among all classes seen.
+        features: (N, D) of its training images at theta0.
+        statistics: of its classes.
+        fisher: its own, at theta0 under the reference heads.
+        seconds: how long each phase took, by name.
+    """
+
+    task: Task
+    number: int
+    rows: slice
+    features: Tensor
+    statistics: ClassStatistics
+    fisher: Fisher
+    seconds: dict[str, float]
+
+
+def prepare(run: Run, task: Task, memory: Memory) -> Prepared:
+    """Steps 1 to 4; afterwards ``memory`` knows the task's Fisher, classes and heads."""
+    laps, training = Laps(), run.training
+    number, classes = len(memory.tasks) + 1, len(task.classes)
+    images, labels = task.train.tensor(run.backbone.preprocessing), task.train.labels
+
+    features = run.features(task.name, images)
+    laps.lap("features")
+    seed = run.seed(number, "statistics") % 2**31
+    statistics = fit_statistics(features, labels, classes, components=training.components, seed=seed)
+    memory.statistics = ClassStatistics.join([s for s in (memory.statistics, statistics) if s is not None])
+    laps.lap("statistics")
+    memory.reference = _reference_heads(run, number, features, labels, classes, memory)
+    laps.lap("heads")
+    fisher = diagonal_fisher(
+        run.backbone,
+        memory.reference.to(run.backbone.device),
+        run.batches(task.name, "Fisher", images),
+        estimator=training.fisher,
+        probes=training.probes,
+        generator=run.generator(number, "fisher"),
+    )
+    laps.lap("fisher")
+    memory.fisher = fisher if memory.fisher is None else memory.fisher + fisher
+    memory.tasks = (*memory.tasks, task.name)
+    rows = slice(len(memory.reference) - classes, len(memory.reference))
+    return Prepared(task, number, rows, features, statistics, fisher, laps.seconds)
+
+
+def _reference_heads(run: Run, number: int, features: Tensor, labels: Tensor, classes: int, memory: Memory) -> Head:
+    """Step 3: pre-tune a head for the new classes, then align the heads of all classes seen."""
+    assert memory.statistics is not None
+    training, generator = run.training, run.generator(number, "heads")
+    fresh = pretune(
+        Head.random(classes, features.shape[1], generator),
+        features,
+        labels,
+        epochs=training.pretune_epochs,
+        lr=training.pretune_lr,
+        batch_size=training.batch_size,
+        generator=generator,
+    )
+    return align(
+        Head.join([h for h in (memory.reference, fresh) if h is not None]),
+        memory.statistics,
+        epochs=training.alignment_epochs,
+        lr=training.pretune_lr,
+        generator=generator,
+    )

@@ -1,0 +1,86 @@
+"""One run of learning: everything that stays the same over its tasks, and its sources of randomness."""
+
+import hashlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from intarsia.adapters import Adapter
+from intarsia.backbone import Backbone
+from intarsia.config import Training
+from intarsia.regularizers import IEL, ITA
+from intarsia.stream import TaskStream
+
+FEATURE_BATCH = 64
+
+
+class Progress(Protocol):
+    """Told how far a task is: a phase's name, units done, units in all."""
+
+    def __call__(self, task: str, phase: str, done: int, total: int) -> None:
+        """Report."""
+        ...
+
+
+def silent(task: str, phase: str, done: int, total: int) -> None:
+    """Report nothing."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every step of every task is given.
+
+    Args:
+        backbone: theta0.
+        adapter: what a task vector is made of.
+        regularizer: ITA or IEL, and its strength.
+        training: everything else.
+        stream: the tasks.
+        progress: told how far the work is.
+    """
+
+    backbone: Backbone
+    adapter: Adapter
+    regularizer: ITA | IEL
+    training: Training
+    stream: TaskStream
+    progress: Progress = silent
+
+    def features(self, task: str, images: Tensor) -> Tensor:
+        """(N, D) of the network as it stands, on the CPU, in one pass."""
+        return torch.cat([self.backbone.features(x).cpu() for x in self.batches(task, "features", images)])
+
+    def batches(self, task: str, phase: str, images: Tensor) -> Iterator[Tensor]:
+        """Normalised images in order, on the backbone's device."""
+        done = 0
+        for batch in images.split(FEATURE_BATCH):
+            yield self.backbone.preprocessing.normalize(batch.to(self.backbone.device))
+            done += len(batch)
+            self.progress(task, phase, done, len(images))
+
+    def seed(self, number: int, purpose: str) -> int:
+        """A seed of its own for each task (from 1) and purpose: nothing random is carried from task to task."""
+        digest = hashlib.sha256(f"{self.training.seed}/{number}/{purpose}".encode()).digest()
+        return int.from_bytes(digest[:7], "big")
+
+    def generator(self, number: int, purpose: str) -> torch.Generator:
+        """A generator with that seed, on the CPU."""
+        return torch.Generator().manual_seed(self.seed(number, purpose))
+
+
+class Laps:
+    """A stopwatch: seconds by phase, in the order they ran."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        """The phase that ran since the last lap is over."""
+        now = time.perf_counter()
+        self.seconds[phase] = now - self._last
+        self._last = now
