@@ -10,7 +10,18 @@ from torch.nn import functional as F
 from cases import head, plain_statistics, randn, same, seeded
 from intarsia import InputError
 from intarsia.drift import FeatureDrift
-from intarsia.heads import MOMENTUM, RIDGE, Head, align, carry, discriminant, pretune
+from intarsia.heads import (
+    MOMENTUM,
+    RIDGE,
+    TEMPERATURE,
+    Head,
+    _normalised_slope,
+    _slope,
+    align,
+    carry,
+    discriminant,
+    pretune,
+)
 from intarsia.statistics import ClassStatistics, fit_statistics
 
 
@@ -51,6 +62,17 @@ def test_pre_tuning_uses_every_image_each_epoch_the_last_smaller_batch_too() -> 
     steps = [times * whitened_gradient(start, x, y, b)[0] for b, times in zip(batches, heard, strict=True)]
     moved = (start.weight - tuned.weight) / lr
     torch.testing.assert_close(moved, torch.stack(steps).sum(0), rtol=1e-4, atol=1e-5)
+
+
+def test_slopes_are_the_gradients_of_their_losses() -> None:
+    """Of the mean cross-entropy, and of that of z / (0.1 |z|) (METHOD.md section 3, step 3)."""
+    labels = torch.tensor([0, 2, 1, 2])
+    logits = randn(4, 3, seed=5).requires_grad_()
+    plain = F.cross_entropy(logits, labels)
+    normalised = F.cross_entropy(logits / (TEMPERATURE * logits.norm(dim=1, keepdim=True)), labels)
+    for loss, slope in ((plain, _slope), (normalised, _normalised_slope)):
+        (expected,) = torch.autograd.grad(loss, logits)
+        torch.testing.assert_close(slope(logits.detach(), labels), expected)
 
 
 def test_pre_tuning_is_a_function_of_the_generator_and_leaves_its_start() -> None:

@@ -25,7 +25,8 @@ RIDGE = 0.01
 MOMENTUM = 0.9
 ALIGNMENT_SAMPLES = 256
 ALIGNMENT_BATCH = 128
-Loss = Callable[[Tensor, Tensor], Tensor]
+Slope = Callable[[Tensor, Tensor], Tensor]
+"""Logits (B, C), labels (B,) -> the gradient of a mean loss by the logits."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def pretune(
         batch_size: features a step.
         generator: of the order of the features.
     """
-    return _fit(head, features, labels, F.cross_entropy, epochs, lr, batch_size, generator)
+    return _fit(head, features, labels, _slope, epochs, lr, batch_size, generator)
 
 
 def align(
@@ -151,7 +152,7 @@ def align(
         generator: of the draws and their order.
     """
     features, labels = statistics.sample(ALIGNMENT_SAMPLES, generator)
-    return _fit(head, features, labels, _normalised_cross_entropy, epochs, lr, ALIGNMENT_BATCH, generator)
+    return _fit(head, features, labels, _normalised_slope, epochs, lr, ALIGNMENT_BATCH, generator)
 
 
 def discriminant(statistics: ClassStatistics) -> Head:
@@ -193,9 +194,19 @@ def carry(head: Head, drift: FeatureDrift) -> Head:
     return Head(weight.T.to(head.weight.dtype).contiguous(), bias.to(head.bias.dtype))
 
 
-def _normalised_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def _slope(logits: Tensor, labels: Tensor) -> Tensor:
+    """Gradient of the mean cross-entropy by the logits (B, C): (p - y) / B."""
+    slope = torch.softmax(logits, 1)
+    slope[torch.arange(len(labels)), labels] -= 1
+    return slope.div_(len(labels))
+
+
+def _normalised_slope(logits: Tensor, labels: Tensor) -> Tensor:
+    """The same through z -> z / (0.1 |z|): what points along z changes nothing."""
     norm = logits.norm(dim=1, keepdim=True).clamp_min(1e-7)
-    return F.cross_entropy(logits / (TEMPERATURE * norm), labels)
+    along = logits / norm
+    slope = _slope(along / TEMPERATURE, labels)
+    return slope.sub_((slope * along).sum(1, keepdim=True) * along).div_(TEMPERATURE * norm)
 
 
 @dataclass(frozen=True)
@@ -233,22 +244,25 @@ def _fit(
     head: Head,
     features: Tensor,
     labels: Tensor,
-    loss: Loss,
+    slope: Slope,
     epochs: int,
     lr: float,
     batch_size: int,
     generator: torch.Generator,
 ) -> Head:
-    """SGD with momentum and cosine by epoch on whitened features."""
+    """SGD with momentum and cosine by epoch on whitened features, gradients in closed form.
+
+    Weight and bias are one matrix (C, D + 1) on features with a column of ones: a step is two products.
+    """
     whitening = _Whitening.of(features)
-    inside, white = whitening.inward(head), whitening.features(features)
-    weight, bias = inside.weight.clone().requires_grad_(), inside.bias.clone().requires_grad_()
-    optimizer = torch.optim.SGD([weight, bias], lr=lr, momentum=MOMENTUM)
+    inside = whitening.inward(head)
+    matrix = torch.cat([inside.weight, inside.bias[:, None]], 1)
+    white = F.pad(whitening.features(features), (0, 1), value=1.0)
+    momentum = torch.zeros_like(matrix)
     for epoch in range(epochs):
-        for group in optimizer.param_groups:
-            group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
-        for index in torch.randperm(len(features), generator=generator).split(batch_size):
-            optimizer.zero_grad()
-            loss(F.linear(white[index], weight, bias), labels[index]).backward()
-            optimizer.step()
-    return whitening.outward(Head(weight.detach(), bias.detach()))
+        rate = lr * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+        order = torch.randperm(len(features), generator=generator)
+        for x, y in zip(white[order].split(batch_size), labels[order].split(batch_size), strict=True):
+            momentum.mul_(MOMENTUM).addmm_(slope(x @ matrix.T, y).T, x)
+            matrix.sub_(momentum, alpha=rate)
+    return whitening.outward(Head(matrix[:, :-1].contiguous(), matrix[:, -1].contiguous()))
