@@ -1,0 +1,334 @@
+"""What each phase of learning costs against its floor.
+
+    python benchmarks/phases.py                          # the built-in backbone, T = 10: a table
+    python benchmarks/phases.py --backbone vit_tiny      # 192 wide, 12 deep, 64 px
+    python benchmarks/phases.py --json
+
+Units of account, measured in the same run, alternating with what they judge, medians: **F**, a plain no-grad forward of
+the bare backbone over the same images at the same batch size; **B**, forward and backward of it with frozen weights,
+gradients flowing to its input; **P**, a training step of what a user would take instead: PEFT's LoRA or (IA)3 of the
+same rank and targets, or plain full fine-tuning of the same weights, AdamW, no regularizer, no augmentation.
+"""
+
+import copy
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal, cast
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import load_file
+from scene import Network, Scene, network, tasks
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from intarsia import IA3, IEL, ITA, Backbone, Full, LoRA, Training, evaluate, learn
+from intarsia.adapters import Adapter
+from intarsia.fisher import Fisher, diagonal_fisher
+from intarsia.pool import Pool
+from intarsia.preparation import Memory, prepare
+from intarsia.run import Run
+from intarsia.tuning import fine_tune
+
+STEPS: dict[str, tuple[Adapter, ITA | IEL]] = {
+    "ita_lora": (LoRA(16), ITA(0.1)),
+    "iel_lora": (LoRA(16), IEL(1.0)),
+    "full": (Full(), ITA(0.1)),
+    "ia3": (IA3(), ITA(0.1)),
+}
+FEW = 128
+"""Images on which the exact Fisher is timed."""
+Batches = Sequence[Tensor]
+"""Normalised images (B, C, S, S), on the backbone's device."""
+
+
+@dataclass(frozen=True)
+class Phases:
+    """What to measure."""
+
+    backbone: Network = "vit_sketch"
+    """The built-in one, or 192 wide, 12 deep, 64 px, random weights."""
+    images: int = 1000
+    """Of the task."""
+    classes: int = 10
+    """Of a task."""
+    tasks: int = 10
+    """T: the task measured is the last of so many."""
+    batch: int = 64
+    """Batch size of everything."""
+    rounds: int = 5
+    """Times everything is measured; medians are printed."""
+    error_images: int = 2000
+    """Images on which the random Fisher is compared with the exact one; 0 to leave it out."""
+    memory_tasks: tuple[int, ...] = (2, 50)
+    """Numbers of tasks between which peak memory is compared, each in a process of its own; none to leave it out."""
+    json: bool = False
+    """Print JSON."""
+    threads: int = 0
+    """Threads of torch; 0 for its own choice."""
+    peak: Literal["", "ita", "iel"] = ""
+    """Internal: learn --tasks tasks with this method and print the peak memory in MiB."""
+
+
+class Stopwatch:
+    """Seconds by name, of as many rounds as were run."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, list[float]] = {}
+
+    def time(self, name: str, work: Callable[[], object]) -> None:
+        """Run and time."""
+        started = time.perf_counter()
+        work()
+        self.add(name, time.perf_counter() - started)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Timed elsewhere."""
+        self._seconds.setdefault(name, []).append(seconds)
+
+    def medians(self) -> dict[str, float]:
+        """By name."""
+        return {name: median(values) for name, values in self._seconds.items()}
+
+
+def measure(chosen: Phases, backbone: Backbone, scene: Scene) -> dict[str, float]:
+    """Median seconds of every phase and floor."""
+    watch, task = Stopwatch(), scene.stream[0]
+    training = Training(epochs=1, batch_size=chosen.batch, unit_fisher=True)
+    labels = task.train.labels
+    images = _normalised(backbone, task.train.tensor(backbone.preprocessing), chosen.batch)
+    few = _normalised(backbone, task.train.tensor(backbone.preprocessing)[:: max(1, len(labels) // FEW)], chosen.batch)
+    test = torch.cat([t.test.tensor(backbone.preprocessing) for t in scene.test])
+    test = _normalised(backbone, test, chosen.batch)
+    rivals = {name: Rival.of(backbone, adapter, chosen.classes) for name, (adapter, _) in STEPS.items()}
+    for _ in range(chosen.rounds):
+        watch.time("F", lambda: _forward(backbone, images))
+        watch.time("B", lambda: _backward(backbone, images))
+        memory = scene.memory()
+        earlier = memory.fisher
+        prepared = prepare(Run(backbone, LoRA(16), ITA(0.1), training, scene.stream), task, memory)
+        for phase, seconds in prepared.seconds.items():
+            watch.add(phase, seconds)
+        for name, (adapter, regularizer) in STEPS.items():
+            watch.time(f"P {name}", lambda name=name: rivals[name].epoch(images, labels))
+            run = Run(backbone, adapter, regularizer, training, scene.stream)
+            watch.add(f"step {name}", fine_tune(run, prepared, replace(memory), earlier).seconds["training"])
+        watch.time("F few", lambda: _forward(backbone, few))
+        watch.time("B few", lambda: _backward(backbone, few))
+        assert memory.reference is not None
+        own = memory.reference[prepared.rows]
+        watch.time("fisher exact", lambda own=own: diagonal_fisher(backbone, own, few, estimator="exact"))
+        watch.time("read and add", lambda: _read_and_add(scene.pool, backbone))
+        watch.time("composition", scene.pool.mean)
+        model = scene.pool.mean()
+        watch.time("F test", lambda: _forward(backbone, test))
+        watch.time("evaluation", lambda model=model: evaluate(model, scene.test, history=False))
+    return watch.medians()
+
+
+def ratios(seconds: Mapping[str, float], classes: int) -> dict[str, tuple[float, float, str]]:
+    """Phase -> seconds, ratio to its floor, the floor's formula."""
+    exact = seconds["F few"] + 2 * classes * (seconds["B few"] - seconds["F few"])
+    pretuning = seconds["features"] + seconds["statistics"] + seconds["heads"]
+    found = {
+        "pretuning": (pretuning, pretuning / seconds["F"], "F"),
+        "fisher": (seconds["fisher"], seconds["fisher"] / seconds["B"], "B"),
+        "fisher_exact": (seconds["fisher exact"], seconds["fisher exact"] / exact, f"F + 2 x {classes} (B - F)"),
+    }
+    for name in STEPS:
+        key = name if "lora" in name else name.removeprefix("ita_")
+        found[f"step_{key}"] = (seconds[f"step {name}"], seconds[f"step {name}"] / seconds[f"P {name}"], "P")
+    read = seconds["read and add"]
+    found["composition"] = (seconds["composition"], seconds["composition"] / read, "read modules, add")
+    found["evaluation"] = (seconds["evaluation"], seconds["evaluation"] / seconds["F test"], "F")
+    return found
+
+
+@dataclass(frozen=True)
+class Rival:
+    """What a user would train instead: PEFT's adapter, or the tuned weights themselves, and a linear head."""
+
+    model: nn.Module
+    head: nn.Linear
+    optimizer: torch.optim.Optimizer
+
+    @classmethod
+    def of(cls, backbone: Backbone, adapter: Adapter, classes: int) -> "Rival":
+        """The counterpart of an adapter."""
+        from peft import IA3Config, LoraConfig, get_peft_model  # noqa: PLC0415  only beside an imported intarsia
+
+        model, paths = copy.deepcopy(backbone.model), list(backbone.targets.values())
+        match adapter:
+            case LoRA():
+                ranks = {path: 3 * adapter.rank for path in paths if path.endswith("qkv")}
+                config = LoraConfig(r=adapter.rank, lora_alpha=adapter.rank, target_modules=paths, rank_pattern=ranks)
+                model = cast(nn.Module, get_peft_model(model, config))  # pyright: ignore[reportArgumentType]
+            case IA3():
+                config = IA3Config(target_modules=paths, feedforward_modules=[])
+                model = cast(nn.Module, get_peft_model(model, config))  # pyright: ignore[reportArgumentType]
+            case _:
+                for path in paths:
+                    model.get_submodule(path).get_parameter("weight").requires_grad_(True)
+        with torch.no_grad():
+            width = backbone.features(_blank(backbone)).shape[1]
+        head = nn.Linear(width, classes).to(backbone.device)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        return cls(model, head, torch.optim.AdamW([*trained, *head.parameters()], lr=1e-4, foreach=True))
+
+    def epoch(self, batches: Batches, labels: Tensor) -> None:
+        """One pass."""
+        for x, y in zip(batches, labels.split(len(batches[0])), strict=True):
+            self.optimizer.zero_grad(set_to_none=True)
+            F.cross_entropy(self.head(self.model(x)), y.to(x.device)).backward()
+            self.optimizer.step()
+        _wait(batches[0])
+
+
+def fisher_errors(backbone: Backbone, classes: int, images: int, batch: int) -> dict[str, float]:
+    """Relative L2 error, in percent, of the random Fisher against the exact one, by number of probes."""
+    stream = tasks(0, 1, classes, -(-images // classes), backbone.preprocessing)
+    task = stream[0]
+    batches = _normalised(backbone, task.train.tensor(backbone.preprocessing), batch)
+    memory = Memory()
+    prepare(Run(backbone, LoRA(16), ITA(0.1), Training(batch_size=batch), stream), task, memory)
+    assert memory.reference is not None
+    exact = diagonal_fisher(backbone, memory.reference, batches, estimator="exact")
+    found: dict[str, float] = {}
+    for probes in (1, 2, 4):
+        generator = torch.Generator().manual_seed(probes)
+        drawn = diagonal_fisher(backbone, memory.reference, batches, probes=probes, generator=generator)
+        found[str(probes)] = 100 * _distance(drawn, exact)
+    return found
+
+
+def peak_memory(method: str, chosen: Phases) -> int:
+    """Learn T small tasks in this process; peak resident memory in MiB."""
+    backbone = network(chosen.backbone)
+    stream = tasks(0, chosen.tasks, chosen.classes, 13, backbone.preprocessing)
+    regularizer = ITA(0.1) if method == "ita" else IEL(1.0)
+    training = Training(epochs=1, batch_size=chosen.batch, lr=1e-4, unit_fisher=True)
+    with tempfile.TemporaryDirectory() as folder:
+        learn(backbone, stream, out=folder, adapter=LoRA(16), regularizer=regularizer, training=training)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def memory_growth(chosen: Phases) -> dict[str, dict[str, float]]:
+    """Method -> peak memory in MiB by number of tasks, each in a process of its own, and the growth in percent."""
+    found: dict[str, dict[str, float]] = {}
+    for method in ("ita", "iel"):
+        peaks: dict[str, float] = {}
+        for count in chosen.memory_tasks:
+            command = [sys.executable, __file__, "--backbone", chosen.backbone, "--classes", str(chosen.classes)]
+            command += ["--batch", str(chosen.batch), "--tasks", str(count), "--peak", method]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            peaks[str(count)] = float(done.stdout.split()[-1])
+        first, *_, last = peaks.values()
+        found[method] = {**peaks, "growth": 100 * (last / first - 1)}
+    return found
+
+
+def report(chosen: Phases) -> dict[str, Any]:
+    """Measure one configuration."""
+    backbone = network(chosen.backbone)
+    with tempfile.TemporaryDirectory() as folder:
+        scene = Scene.of(
+            backbone, Path(folder) / "pool", tasks_in_all=chosen.tasks, classes=chosen.classes, images=chosen.images
+        )
+        seconds = measure(chosen, backbone, scene)
+    rows = ratios(seconds, chosen.classes)
+    found: dict[str, Any] = {
+        "configuration": asdict(chosen),
+        "machine": f"{torch.get_num_threads()} threads, {backbone.device.type}, torch {torch.__version__}",
+        "ratios": {name: round(ratio, 3) for name, (_, ratio, _) in rows.items()},
+        "seconds": {name: round(value, 4) for name, value in seconds.items()},
+        "floors": {name: floor for name, (_, _, floor) in rows.items()},
+    }
+    if chosen.error_images:
+        errors = fisher_errors(backbone, chosen.classes, chosen.error_images, chosen.batch)
+        found |= {"fisher_error": round(errors["1"], 2), "fisher_errors": errors}
+    if chosen.memory_tasks:
+        growth = memory_growth(chosen)
+        found |= {"memory_growth_T": round(max(g["growth"] for g in growth.values()), 2), "memory": growth}
+    if not chosen.json:
+        show(found, rows)
+    return found
+
+
+def show(found: Mapping[str, Any], rows: Mapping[str, tuple[float, float, str]]) -> None:
+    """As a table."""
+    grid = Table("phase", "seconds", "ratio", "floor", title=f"Phases and floors: {found['machine']}")
+    for name, (seconds, ratio, floor) in rows.items():
+        grid.add_row(name, f"{seconds:.3f}", f"{ratio:.2f}", floor)
+    console = Console()
+    console.print(grid)
+    for name in ("fisher_errors", "memory"):
+        if name in found:
+            console.print(name, found[name])
+
+
+def _normalised(backbone: Backbone, images: Tensor, batch: int) -> Batches:
+    return [backbone.preprocessing.normalize(x).to(backbone.device) for x in images.split(batch)]
+
+
+def _blank(backbone: Backbone) -> Tensor:
+    p = backbone.preprocessing
+    return torch.zeros(1, p.channels, p.size, p.size, device=backbone.device)
+
+
+@torch.no_grad()
+def _forward(backbone: Backbone, batches: Batches) -> None:
+    for x in batches:
+        backbone.model(x)
+    _wait(batches[0])
+
+
+def _backward(backbone: Backbone, batches: Batches) -> None:
+    for x in batches:
+        out = backbone.model(x.detach().requires_grad_())
+        out.backward(torch.ones_like(out))
+    _wait(batches[0])
+
+
+@torch.no_grad()
+def _read_and_add(pool: Pool, backbone: Backbone) -> None:
+    total = {name: torch.zeros_like(w) for name, w in backbone.tuned.items()}
+    for folder in sorted((pool.path / "modules").iterdir()):
+        files = {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
+        for name, into in total.items():
+            into.addmm_(files["vector"][f"{name}.B"], files["vector"][f"{name}.A"])
+
+
+def _distance(one: Fisher, other: Fisher) -> float:
+    apart = sum(float((f - other.sums[name]).square().sum()) for name, f in one.sums.items())
+    return (apart / sum(float(f.square().sum()) for f in other.sums.values())) ** 0.5
+
+
+def _wait(x: Tensor) -> None:
+    if x.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def main(chosen: Phases) -> None:
+    """Do what was asked."""
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
+    if chosen.peak:
+        print(peak_memory(chosen.peak, chosen))
+        return
+    found = report(chosen)
+    if chosen.json:
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Phases, description=__doc__))

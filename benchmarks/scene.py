@@ -1,0 +1,108 @@
+"""What cost is measured on: a backbone, a pool of tasks learned before, and the next task in full size.
+
+Drawings are those of the built-in stream; beyond its hundred classes come rotations, mirror images and inversions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from intarsia import Backbone, LoRA, Pool, Training, learn
+from intarsia.images import Preprocessing
+from intarsia.preparation import Memory
+from intarsia.regularizers import ITA
+from intarsia.stream import TaskStream
+
+Network = Literal["vit_sketch", "vit_tiny"]
+PER_CLASS = 100
+VARIANTS = 16
+
+
+def network(name: Network, *, width: int = 192, depth: int = 12) -> Backbone:
+    """The built-in backbone, or a vision transformer of random weights: 64 px, patch 8, three channels."""
+    if name == "vit_sketch":
+        return Backbone.load()
+    from timm.models.vision_transformer import VisionTransformer  # noqa: PLC0415  only beside an imported intarsia
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = VisionTransformer(
+            img_size=64, patch_size=8, embed_dim=width, depth=depth, num_heads=max(1, width // 64), num_classes=0
+        )
+    preprocessing = Preprocessing(64, 64, 3, (0.5,) * 3, (0.5,) * 3)
+    return Backbone(model, name=f"vit-{width}-{depth}", preprocessing=preprocessing)
+
+
+def drawings(classes: Sequence[int], per_class: int, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
+    """Images uint8 (N, channels, R, R) of some of 1,600 classes, and their labels (N,), positions in ``classes``."""
+    stream = TaskStream.load("sketches")
+    native = Backbone.load().preprocessing
+    made: list[Tensor] = []
+    for number in classes:
+        task, kind, variant = stream[number // 10 % 10], number % 10, number // 100
+        parts = [p.tensor(native)[p.labels == kind] for p in (task.train, task.test)]
+        images = torch.cat(parts)
+        picked = images[torch.arange(per_class) % len(images)]
+        made.append(_varied(picked, variant))
+    size, channels = preprocessing.resize, preprocessing.channels
+    images = torch.cat(made)
+    if images.shape[-1] != size:
+        images = F.interpolate(images.float(), size, mode="bilinear").round().to(torch.uint8)
+    return images.expand(-1, channels, -1, -1).contiguous(), torch.arange(len(classes)).repeat_interleave(per_class)
+
+
+def _varied(images: Tensor, variant: int) -> Tensor:
+    if not 0 <= variant < VARIANTS:
+        raise ValueError(f"variant {variant}: there are {VARIANTS}")
+    turned = torch.rot90(images, variant % 4, (2, 3))
+    mirrored = turned.flip(3) if variant // 4 % 2 else turned
+    return 255 - mirrored if variant // 8 else mirrored
+
+
+def tasks(first: int, count: int, classes: int, per_class: int, preprocessing: Preprocessing) -> TaskStream:
+    """Tasks from number ``first`` (from 0) on, of so many classes and images to train, a fifth of them to test."""
+    numbers = range(first * classes, (first + count) * classes)
+    images, labels = drawings(numbers, per_class, preprocessing)
+    test = torch.cat([(labels == c).nonzero()[: max(1, per_class // 5), 0] for c in range(len(numbers))])
+    names = [f"class{n}" for n in numbers]
+    split = {f"task{first + t}": names[t * classes : (t + 1) * classes] for t in range(count)}
+    sides = (images, labels), (images[test], labels[test])
+    return TaskStream.from_arrays(*sides, names, split=split, name="relabelled", augmentation="sketch")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The last of T tasks, about to be learned.
+
+    Args:
+        backbone: theta0.
+        pool: of the T - 1 tasks before, learned from few images.
+        stream: the task, in full size.
+        test: the tasks before it, with as many test images as they would have in full size.
+    """
+
+    backbone: Backbone
+    pool: Pool
+    stream: TaskStream
+    test: TaskStream
+
+    @classmethod
+    def of(
+        cls, backbone: Backbone, folder: Path, *, tasks_in_all: int, classes: int, images: int, few: int = 8
+    ) -> "Scene":
+        """Learn T - 1 >= 1 tasks of ``few`` images a class into ``folder``; the last one has ``images`` in all."""
+        per_class = max(2, images // classes)
+        last = tasks(tasks_in_all - 1, 1, classes, per_class, backbone.preprocessing)
+        quick = Training(epochs=1, batch_size=64, lr=1e-4, unit_fisher=True)
+        earlier = tasks(0, tasks_in_all - 1, classes, few, backbone.preprocessing)
+        pool = learn(backbone, earlier, out=folder, adapter=LoRA(16), regularizer=ITA(0.1), training=quick)
+        return cls(backbone, pool, last, tasks(0, tasks_in_all - 1, classes, per_class, backbone.preprocessing))
+
+    def memory(self) -> Memory:
+        """What the learner knows before the task."""
+        return Memory.of(self.pool, vectors=True)
