@@ -28,7 +28,7 @@ def moments(statistics: ClassStatistics) -> tuple[Tensor, Tensor]:
     w, m = statistics.weights, statistics.means
     mean = (w[..., None] * m).sum(1)
     square = torch.diag_embed((w[..., None] * statistics.variances).sum(1)) + torch.einsum("ck,cki,ckj->cij", w, m, m)
-    within, basis = square - mean[:, :, None] * mean[:, None], statistics.bases()[statistics.task]
+    within, basis = square - mean[:, :, None] * mean[:, None], statistics.bases[statistics.task]
     return torch.einsum("cij,cj->ci", basis, mean), basis @ within @ basis.mT
 
 
@@ -72,7 +72,7 @@ def test_density_is_scipys() -> None:
 
 def _in_features(statistics: ClassStatistics, c: int, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean and covariance of one Gaussian in plain features."""
-    basis = statistics.bases()[statistics.task[c]]
+    basis = statistics.bases[statistics.task[c]]
     return (basis @ statistics.means[c, k]).numpy(), (basis * statistics.variances[c, k] @ basis.T).numpy()
 
 
@@ -99,7 +99,7 @@ def test_one_component_has_the_mean_of_the_class_and_the_variance_along_the_axes
     features = clusters(8)
     statistics = fit_statistics(features, torch.zeros(8, dtype=torch.long), 1, seed=0)
     torch.testing.assert_close(moments(statistics)[0][0], features.mean(0))
-    inside = torch.linalg.solve_triangular(statistics.bases()[0], features.T, upper=False).T
+    inside = torch.linalg.solve_triangular(statistics.bases[0], features.T, upper=False).T
     torch.testing.assert_close(statistics.variances[0, 0], inside.var(0, unbiased=False) + 1e-4, rtol=1e-4, atol=1e-6)
 
 
@@ -109,7 +109,7 @@ def test_basis_is_that_of_the_covariance_within_classes() -> None:
     features = randn(4000, 3, seed=2, dtype=torch.float32) @ mix.T
     labels = torch.arange(2).repeat_interleave(2000)
     statistics = fit_statistics(features + 50 * labels[:, None], labels, 2, seed=0)
-    basis = statistics.bases()[0]
+    basis = statistics.bases[0]
     torch.testing.assert_close(basis @ basis.T, mix @ mix.T, rtol=0.1, atol=0.1)
     torch.testing.assert_close(moments(statistics)[1][0], mix @ mix.T, rtol=0.1, atol=0.1)
 
@@ -141,7 +141,7 @@ def test_fewer_images_than_features_still_make_a_density() -> None:
 def test_two_far_clusters_are_found() -> None:
     features = clusters(40)
     statistics = fit_statistics(features, torch.zeros(40, dtype=torch.long), 1, components=2, seed=0)
-    means = statistics.means[0] @ statistics.bases()[0].T
+    means = statistics.means[0] @ statistics.bases[0].T
     torch.testing.assert_close(statistics.weights[0], torch.full((2,), 0.5))
     expected = torch.stack([features[0::2].mean(0), features[1::2].mean(0)])
     torch.testing.assert_close(means[means[:, 0].argsort()], expected, rtol=1e-4, atol=1e-4)
@@ -165,7 +165,7 @@ def test_a_class_without_images_is_refused() -> None:
 
 def test_joined_classes_keep_their_densities_and_tensors_are_inverse() -> None:
     one, other = mixtures(1, 2, seed=1), mixtures(2, 4, seed=20)
-    assert not torch.equal(one.bases(), other.bases())
+    assert not torch.equal(one.bases, other.bases)
     joined, x = ClassStatistics.join([one, other]), randn(6, 4, seed=9)
     assert len(joined) == 3
     torch.testing.assert_close(joined.log_density(x), torch.cat([one.log_density(x), other.log_density(x)], 1))

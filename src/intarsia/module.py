@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -91,6 +92,13 @@ class Module:
 
     def delta(self, name: str, adapter: Adapter, theta0: Tensor) -> Tensor:
         """Tau (O, I) of one weight, dense."""
-        prefix = f"{name}."
-        parts = {k.removeprefix(prefix): v.to(theta0) for k, v in self.vector.items() if k.startswith(prefix)}
-        return adapter.delta(parts, theta0)
+        return adapter.delta({part: value.to(theta0) for part, value in self._parts[name].items()}, theta0)
+
+    @cached_property
+    def _parts(self) -> dict[str, dict[str, Tensor]]:
+        """Weight name -> part -> tensor."""
+        found: dict[str, dict[str, Tensor]] = {}
+        for key, value in self.vector.items():
+            name, _, part = key.rpartition(".")
+            found.setdefault(name, {})[part] = value
+        return found

@@ -10,6 +10,7 @@ Convention: C classes, K components, D feature width, G tasks.
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from sklearn.exceptions import ConvergenceWarning
@@ -49,6 +50,7 @@ class ClassStatistics:
         mixtures = self.weights[classes], self.means[classes], self.variances[classes]
         return ClassStatistics(*mixtures, self.scatter[used], self.freedom[used], task)
 
+    @cached_property
     def bases(self) -> Tensor:
         """(G, D, D), lower triangular: features = basis @ coordinates."""
         return torch.stack([basis_of(s, int(n)) for s, n in zip(self.scatter, self.freedom, strict=True)])
@@ -56,7 +58,10 @@ class ClassStatistics:
     def centres(self) -> Tensor:
         """The mean of every class in plain features, (C, D)."""
         inside = (self.weights[..., None] * self.means).sum(1)
-        return torch.einsum("cij,cj->ci", self.bases()[self.task], inside)
+        for task, basis in enumerate(self.bases):
+            own = self.task == task
+            inside[own] = inside[own] @ basis.T
+        return inside
 
     def covariance(self) -> Tensor:
         """The covariance within classes of all tasks together, shrunk, (D, D) float64."""
@@ -69,14 +74,14 @@ class ClassStatistics:
         rows = torch.arange(len(self))[:, None]
         noise = torch.randn(len(self), per_class, self.means.shape[-1], generator=generator)
         drawn = self.means[rows, component] + self.variances[rows, component].sqrt() * noise  # (C, n, D)
-        for task, basis in enumerate(self.bases()):
+        for task, basis in enumerate(self.bases):
             drawn[self.task == task] @= basis.T
         return drawn.flatten(0, 1), rows.expand(-1, per_class).flatten()
 
     def log_density(self, features: Tensor) -> Tensor:
         """Log p(f | c) of features (N, D) under every class, (N, C)."""
         found = features.new_empty(len(features), len(self))
-        for task, basis in enumerate(self.bases()):
+        for task, basis in enumerate(self.bases):
             own = self.task == task
             x = torch.linalg.solve_triangular(basis, features.T, upper=False).T[:, None, None]  # (N, 1, 1, D)
             means, variances = self.means[own], self.variances[own]

@@ -12,7 +12,7 @@ from intarsia.adapters import Attachment
 from intarsia.drift import FeatureDrift, fit_drift
 from intarsia.errors import InputError
 from intarsia.fisher import Fisher, head_fisher
-from intarsia.heads import ALIGNMENT_SAMPLES, Head, TrainedHead
+from intarsia.heads import Head, TrainedHead, samples
 from intarsia.images import augment
 from intarsia.preparation import Memory, Prepared
 from intarsia.regularizers import IEL, ITA
@@ -158,7 +158,7 @@ def _head_fisher(run: Run, prepared: Prepared, memory: Memory) -> Head:
         statistics = statistics[: prepared.rows.start]
     weight, bias = torch.zeros_like(memory.reference.weight), torch.zeros_like(memory.reference.bias)
     if len(statistics):
-        features, _ = statistics.sample(ALIGNMENT_SAMPLES, run.generator(prepared.number, "head fisher"))
+        features, _ = statistics.sample(samples(len(statistics)), run.generator(prepared.number, "head fisher"))
         weight, bias = head_fisher(features, memory.reference.weight, memory.reference.bias)
     return Head(weight + FLOOR, bias + FLOOR)[prepared.rows]
 
