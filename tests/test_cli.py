@@ -14,9 +14,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from intarsia import cli
-from intarsia.cli import main, parse_weights
+from intarsia.cli import main
 from intarsia.config import recommended
 from intarsia.errors import InputError
+from intarsia.verbs import parse_weights
 
 COLOURS = {
     "blue": (40, 40, 220),
@@ -273,6 +274,16 @@ def test_help_of_every_verb_names_its_flags() -> None:
     for verb in ("learn", "ls", "evaluate", "predict", "compose", "unlearn", "diagnose"):
         assert verb in overview.stdout
     assert "--alpha" in run("learn", "--help").stdout
+
+
+def test_a_dry_run_says_the_cost_and_writes_nothing(tmp_path: Path) -> None:
+    given = ["learn", "--out", tmp_path / "pool", "--max-per-class", 4, "--dry-run"]
+    cost = result(*given)
+    assert (cost["tasks"], cost["images"], cost["steps"]) == (10, 400, 80)
+    done = run(*given)
+    assert done.returncode == 0
+    assert "training_minutes" in done.stdout
+    assert not (tmp_path / "pool").exists()
 
 
 def test_parse_weights() -> None:

@@ -18,9 +18,11 @@ from intarsia.heads import (
     _normalised_slope,
     _slope,
     align,
+    alignment_steps,
     carry,
     discriminant,
     pretune,
+    samples,
 )
 from intarsia.statistics import ClassStatistics, fit_statistics
 
@@ -106,6 +108,14 @@ def test_alignment_ends_the_reign_of_one_tasks_louder_head() -> None:
     assert int((start(features).argmax(1) == labels).sum()) == 100
     aligned = align(start, far_classes(), epochs=20, lr=0.01, generator=seeded(0))
     assert torch.equal(aligned(features).argmax(1), labels)
+
+
+def test_the_work_of_alignment_stops_growing_at_a_hundred_classes() -> None:
+    assert [samples(c) for c in (1, 100, 200, 1000, 10**6)] == [256, 256, 128, 25, 1]
+    work = {c: c * alignment_steps(c, 20) for c in (100, 200, 400, 1000)}  # a step costs as many products as classes
+    assert work[100] == 100 * 4000
+    assert all(0.9 * work[100] < w <= 1.1 * work[100] for w in work.values())
+    assert alignment_steps(10_000, 1) == 157  # never more passes than asked for, all classes in each
 
 
 def test_a_mean_all_features_share_and_their_scales_do_not_hinder_learning() -> None:

@@ -154,10 +154,18 @@ def align(
         lr: learning rate.
         generator: of the draws and their order.
     """
-    share = min(1.0, ALIGNMENT_CLASSES / len(statistics))
-    features, labels = statistics.sample(samples(len(statistics)), generator)
-    epochs = max(2, round(share * epochs))
-    return _fit(head, features, labels, _normalised_slope, epochs, lr, ALIGNMENT_BATCH, generator)
+    classes = len(statistics)
+    features, labels = statistics.sample(samples(classes), generator)
+    return _fit(head, features, labels, _normalised_slope, _passes(classes, epochs), lr, ALIGNMENT_BATCH, generator)
+
+
+def alignment_steps(classes: int, epochs: int) -> int:
+    """How many steps ``align`` makes for so many classes."""
+    return _passes(classes, epochs) * math.ceil(classes * samples(classes) / ALIGNMENT_BATCH)
+
+
+def _passes(classes: int, epochs: int) -> int:
+    return epochs if classes <= ALIGNMENT_CLASSES else min(epochs, max(2, round(epochs * ALIGNMENT_CLASSES / classes)))
 
 
 def samples(classes: int) -> int:

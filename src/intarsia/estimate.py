@@ -1,0 +1,116 @@
+"""What learning a stream will cost: counted where it can be, timed on a few batches where it cannot."""
+
+import math
+import resource
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from intarsia.heads import alignment_steps
+from intarsia.preparation import Memory, prepare
+from intarsia.regularizers import IEL
+from intarsia.run import Run
+from intarsia.stream import ImageSet, Task
+from intarsia.tuning import fine_tune
+
+BATCHES = 4
+"""Batches on which a step is timed."""
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run costs.
+
+    Args:
+        tasks: in all.
+        classes: in all.
+        images: to train, in all.
+        steps: of the optimizer, in all.
+        set_up_minutes: features, class statistics, heads and Fisher.
+        training_minutes: fine-tuning and the drift.
+        memory_mib: the process at its peak; on an accelerator that of the host.
+        disk_mib: of the pool.
+    """
+
+    tasks: int
+    classes: int
+    images: int
+    steps: int
+    set_up_minutes: float
+    training_minutes: float
+    memory_mib: float
+    disk_mib: float
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        return {key: round(value, 2) if isinstance(value, float) else value for key, value in asdict(self).items()}
+
+
+def estimate(run: Run, *, keep_fishers: bool = False) -> Estimate:
+    """Learn a few images of the first task and scale up; nothing is written, and no other image is decoded.
+
+    Args:
+        run: what would be run.
+        keep_fishers: whether each task's Fisher would be kept.
+
+    Raises:
+        InputError: an image of the few cannot be read.
+    """
+    training, tasks = run.training, list(run.stream)
+    few = _few(tasks[0], BATCHES * training.batch_size)
+    quick, memory = replace(run, training=replace(training, epochs=1)), Memory()
+    with torch.no_grad():  # the first pass through a network is slower than those after it
+        run.backbone.model(next(iter(run.batches(few.name, "features", few.train.tensor(run.backbone.preprocessing)))))
+    prepared = prepare(quick, few, memory)
+    tuned = fine_tune(quick, prepared, memory, prepared.fisher)
+
+    images, classes = sum(len(t.train) for t in tasks), sum(len(t.classes) for t in tasks)
+    per_image, per_class = images / len(few.train), classes / len(few.classes)
+    seen = torch.tensor([len(t.classes) for t in tasks]).cumsum(0).tolist()
+    heads = sum(alignment_steps(c, training.alignment_epochs) for c in seen)
+    heads /= alignment_steps(len(few.classes), training.alignment_epochs)
+    s, t = prepared.seconds, tuned.seconds
+    set_up = (s["features"] + s["fisher"]) * per_image + s["statistics"] * per_class + s["heads"] * heads
+    fine = (t["training"] * training.epochs + t["drift"]) * per_image + t["regularizer"] * len(tasks)
+
+    weights = _mib(run.backbone.tuned)
+    head, scatter = _mib(tuned.head.tensors()), _mib({"scatter": prepared.statistics.scatter})
+    module = _mib(tuned.parts) + _mib(tuned.drift.tensors()) + scatter
+    a_class = (_mib(prepared.statistics.tensors()) - scatter + 2 * head) / len(few.classes)
+    references = head / len(few.classes) * sum(seen)
+    disk = module * len(tasks) + a_class * classes + references + weights * (1 + keep_fishers * len(tasks))
+    sums = weights * (2 if isinstance(run.regularizer, IEL) else 1)
+    pixels = sum(len(t.train) + len(t.test) for t in tasks) * _pixels(few.train.tensor(run.backbone.preprocessing))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return Estimate(
+        tasks=len(tasks),
+        classes=classes,
+        images=images,
+        steps=training.epochs * sum(math.ceil(len(t.train) / training.batch_size) for t in tasks),
+        set_up_minutes=set_up / 60,
+        training_minutes=fine / 60,
+        memory_mib=peak + sums + pixels + a_class * classes,
+        disk_mib=disk,
+    )
+
+
+def _few(task: Task, images: int) -> Task:
+    """The first images of every class, about so many in all."""
+    each = max(2, math.ceil(images / len(task.classes)))
+    labels = task.train.labels
+    index = torch.cat([(labels == c).nonzero()[:each, 0] for c in range(len(task.classes))])
+    if task.train.paths is None:
+        return replace(task, train=task.train.select(index))
+    return replace(task, train=ImageSet.of_files([task.train.paths[i] for i in index.tolist()], labels[index]))
+
+
+def _mib(tensors: Mapping[str, Tensor]) -> float:
+    return sum(t.numel() * t.element_size() for t in tensors.values()) / MIB
+
+
+def _pixels(images: Tensor) -> float:
+    return images[0].numel() / MIB

@@ -1,0 +1,453 @@
+"""What the command line can do: every verb has a twin in Python and prints a table, or JSON with ``--json``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional
+
+from intarsia import backbone, builtin, composition
+from intarsia.adapters import Adapter
+from intarsia.backbone import BUILTIN, TARGETS, Backbone
+from intarsia.composition import ComposedModel, Recipe
+from intarsia.config import AdapterKind, Method, Training, build_adapter, build_regularizer, recommended
+from intarsia.console import OUT, LearningBars, bar, bars, facts, table
+from intarsia.diagnostics import diagnose
+from intarsia.errors import InputError
+from intarsia.estimate import estimate
+from intarsia.evaluation import Evaluation, evaluate, recorded_stream, target_and_control
+from intarsia.learner import learn
+from intarsia.pool import INDEX, Pool
+from intarsia.regularizers import IEL, ITA
+from intarsia.run import Run
+from intarsia.stream import TaskStream
+
+Json = Annotated[bool, tyro.conf.arg(name="json", help="Print JSON instead of a table.")]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where images come from, and which classes make a task."""
+
+    data: str | None = None
+    """sketches or chalk (built in), or folder:<dir> with train/<class>/* and test/<class>/*, or <class>/*."""
+    tasks: int | None = None
+    """Split the classes into so many tasks."""
+    split: Path | None = None
+    """A JSON file: task -> list of its classes."""
+    order: Literal["natural", "seeded"] = "natural"
+    """Order of the classes: as named, or drawn by the seed."""
+    test_fraction: float | None = None
+    """Share of each class kept for testing, where the folder has no train/ and test/."""
+    max_per_class: int | None = None
+    """Use at most so many training and test images of a class."""
+    only: tuple[str, ...] = ()
+    """Names of the tasks to use; all if none is named."""
+
+    def load(self, default: str, seed: int) -> TaskStream:
+        """The stream."""
+        stream = TaskStream.load(
+            self.data or default,
+            tasks=self.tasks,
+            split=self.split,
+            order=self.order,
+            seed=seed,
+            test_fraction=self.test_fraction,
+            max_per_class=self.max_per_class,
+        )
+        return stream.subset(self.only) if self.only else stream
+
+    def of(self, pool: Pool) -> TaskStream:
+        """The stream named here, or the one the pool was learned from."""
+        if self.data is None:
+            return recorded_stream(pool)
+        return self.load(self.data, int(pool.index.settings.get("seed", 0)))
+
+
+@dataclass(frozen=True)
+class Learn:
+    """Learn a stream of tasks, each as a module of a pool, and evaluate their mean."""
+
+    out: Path = Path("runs/sketches")
+    """Folder of the pool: new or empty, or with --add an existing pool."""
+    add: bool = False
+    """Add the stream's tasks to the pool in --out, with the pool's own settings unless told otherwise."""
+    backbone: str = BUILTIN
+    """vit_sketch (built in), timm/<name> or timm/<name>@<weights.safetensors>."""
+    targets: tuple[str, ...] = TARGETS
+    """Patterns of the linear layers whose weights are tuned."""
+    method: Method = "ita"
+    """Train each module alone (ita) or through the composed model (iel)."""
+    adapter: AdapterKind = "lora"
+    """What a task vector is made of."""
+    rank: int = 16
+    """LoRA's rank (three times that on a fused qkv)."""
+    alpha: float | None = None
+    """Strength of ITA's regularizer; if not given, the tool's own for the adapter."""
+    beta: float | None = None
+    """Strength of IEL's regularizer; if not given, the tool's own for the adapter."""
+    source: OmitArgPrefixes[Source] = field(default_factory=Source)
+    training: OmitArgPrefixes[Training] = field(default_factory=Training)
+    keep_fishers: bool = False
+    """Keep every task's own Fisher in its module."""
+    dry_run: bool = False
+    """Say what the run will cost, from a few timed batches; nothing is written."""
+    evaluate: bool = True
+    """Measure the mean of the modules on the test images at the end."""
+    device: str = "auto"
+    """cpu, cuda, mps, or the best there is."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        """Learn and evaluate."""
+        regularizer = self._regularizer()
+        stream = self.source.load("sketches", self.training.seed)
+        theta0 = Backbone.load(self.backbone, targets=self.targets).to(_device(self.device))
+        adapter: Adapter = build_adapter(self.adapter, self.rank)
+        if self.dry_run:
+            cost = estimate(Run(theta0, adapter, regularizer, self.training, stream), keep_fishers=self.keep_fishers)
+            if not self.json:
+                facts(cost.record())
+            return cost.record()
+        with bars() as progress:
+            pool = learn(
+                theta0,
+                stream,
+                out=self.out,
+                adapter=adapter,
+                regularizer=regularizer,
+                training=self.training,
+                add=self.add,
+                keep_fishers=self.keep_fishers,
+                progress=LearningBars(progress, len(stream)),
+            )
+        if not self.evaluate:
+            return {"pool": str(self.out), "tasks": list(pool.tasks)}
+        return _evaluated(pool, pool.mean(), recorded_stream(pool) if self.add else stream, self.json)
+
+    def _regularizer(self) -> ITA | IEL:
+        name, strength = ("alpha", self.alpha) if self.method == "ita" else ("beta", self.beta)
+        other = "beta" if name == "alpha" else "alpha"
+        if getattr(self, other) is not None:
+            raise InputError(f"--{other} with --method {self.method}: its strength is --{name}")
+        if strength is None:
+            strength, _ = recommended(self.method, self.adapter)
+        return build_regularizer(self.method, strength)
+
+
+@dataclass(frozen=True)
+class Ls:
+    """List the modules of a pool, or what is built in."""
+
+    pool: Positional[Path | None] = None
+    """Folder of the pool."""
+    builtin: bool = False
+    """List the built-in streams and backbone, with source and licence."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        """List."""
+        if self.builtin or self.pool is None:
+            if not self.builtin:
+                raise InputError("ls: expected a pool's folder, or --builtin")
+            return self._builtin()
+        pool = Pool.open(self.pool)
+        cards = [pool.card(t) for t in pool.tasks]
+        if not self.json:
+            rows = [
+                (
+                    c.task,
+                    len(c.classes),
+                    c.images,
+                    c.settings["method"],
+                    100 * c.measures["relative_norm"],
+                    ", ".join(c.classes),
+                )
+                for c in cards
+            ]
+            title = f"{self.pool}: {len(cards)} modules of {pool.adapter} on {pool.index.backbone['name']}"
+            table(title, ("task", "classes", "images", "method", "|tau|/|theta0| %", "class names"), rows)
+        return {**pool.index.record(), "modules": [c.record() for c in cards]}
+
+    def _builtin(self) -> dict[str, Any]:
+        about = [*builtin.describe(), backbone.describe()]
+        if not self.json:
+            for entry in about:
+                facts(entry)
+                OUT.print()
+        return {"builtin": about}
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a composition of a pool's modules on the test images."""
+
+    pool: Positional[Path]
+    """Folder of the pool."""
+    keep: tuple[str, ...] = ()
+    """Specialize to these tasks."""
+    drop: tuple[str, ...] = ()
+    """Compose all tasks but these."""
+    weights: str | None = None
+    """Coefficients that sum to 1: a=.7,b=.3."""
+    source: OmitArgPrefixes[Source] = field(default_factory=Source)
+    device: str = "auto"
+    """cpu, cuda, mps, or the best there is."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        """Compose and measure."""
+        pool = _open(self.pool, self.device)
+        recipe = _recipe(pool, self.keep, self.drop, self.weights)
+        return _evaluated(pool, pool.compose(recipe), self.source.of(pool), self.json)
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Name the class of image files."""
+
+    model: Positional[Path]
+    """Folder of a pool (its mean answers), or of a composed model."""
+    images: Positional[tuple[Path, ...]]
+    """Image files."""
+    keep: tuple[str, ...] = ()
+    """Specialize to these tasks of the pool."""
+    device: str = "auto"
+    """cpu, cuda, mps, or the best there is."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        """Predict."""
+        if (self.model / INDEX).exists() or not (self.model / "model.json").exists():
+            pool = _open(self.model, self.device)
+            model = pool.compose(_recipe(pool, self.keep, (), None))
+        elif self.keep:
+            raise InputError("--keep with a composed model: its tasks are fixed; name the pool instead")
+        else:
+            model = ComposedModel.load(self.model).to(_device(self.device))
+        best = model.probabilities(self.images).max(1)
+        rows = [
+            {"image": str(path), "class": model.labels[int(i)], "probability": round(float(p), 4)}
+            for path, i, p in zip(self.images, best.indices, best.values, strict=True)
+        ]
+        if not self.json:
+            cells = [(r["image"], r["class"], f"{r['probability']:.2f}") for r in rows]
+            table("", ("image", "class", "probability"), cells)
+        return {"predictions": rows}
+
+
+@dataclass(frozen=True)
+class Compose:
+    """Merge modules into one ordinary model and write it."""
+
+    pool: Positional[Path]
+    """Folder of the pool."""
+    out: Path
+    """New folder for model.safetensors and model.json."""
+    keep: tuple[str, ...] = ()
+    """Specialize to these tasks."""
+    drop: tuple[str, ...] = ()
+    """All tasks but these."""
+    weights: str | None = None
+    """Coefficients that sum to 1: a=.7,b=.3."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        """Compose and write."""
+        pool = Pool.open(self.pool)
+        model = pool.compose(_recipe(pool, self.keep, self.drop, self.weights))
+        model.save(self.out)
+        result = {"out": str(self.out), "recipe": model.recipe, "classes": len(model.labels)}
+        if not self.json:
+            facts({"written": self.out, "recipe": model.recipe["name"], "classes": len(model.labels)})
+        return result
+
+
+@dataclass(frozen=True)
+class Unlearn:
+    """Take one task out of the composed model; say what it cost, and what still carries its influence."""
+
+    pool: Positional[Path]
+    """Folder of the pool; it is not changed."""
+    task: Positional[str]
+    """The task to unlearn."""
+    mode: Literal["drop", "negate"] = "drop"
+    """drop: the mean of the others, its classes gone. negate: subtract its vector, all heads kept."""
+    scale: float | None = None
+    """Of negate: how much of the vector to subtract; its share in the mean (1/T) if not given."""
+    out: Path | None = None
+    """New folder to write the resulting model to."""
+    source: OmitArgPrefixes[Source] = field(default_factory=Source)
+    device: str = "auto"
+    """cpu, cuda, mps, or the best there is."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        """Unlearn, measure, write."""
+        pool = _open(self.pool, self.device)
+        model = pool.unlearn(self.task, mode=self.mode, scale=self.scale)
+        stream = self.source.of(pool)
+        before = target_and_control(pool.mean(), stream, self.task)
+        after = target_and_control(model, stream, self.task)
+        if self.out is not None:
+            model.save(self.out)
+        influence = pool.influenced_by(self.task)
+        result = {
+            "task": self.task,
+            "mode": self.mode,
+            "recipe": model.recipe,
+            "before": {"target_accuracy": before[0], "control_accuracy": before[1]},
+            "after": {"target_accuracy": after[0], "control_accuracy": after[1]},
+            "influenced": influence,
+            "out": None if self.out is None else str(self.out),
+        }
+        if not self.json:
+            rows = [("all modules", *before), (model.recipe["name"], *after)]
+            table("", ("model", f"{self.task} %", "other tasks %"), rows)
+            for other, ways in influence.items():
+                OUT.print(f"still influenced by {self.task}: {other} (its {', '.join(ways)})", markup=False)
+        return result
+
+
+@dataclass(frozen=True)
+class Diagnose:
+    """Measure the theorem on a pool: Jensen's gap of the composed model, true and predicted by the Fisher."""
+
+    pool: Positional[Path]
+    """Folder of the pool."""
+    weights: str | None = None
+    """Coefficients that sum to 1: a=.7,b=.3."""
+    per_task: int = 200
+    """Training images drawn from each task."""
+    source: OmitArgPrefixes[Source] = field(default_factory=Source)
+    device: str = "auto"
+    """cpu, cuda, mps, or the best there is."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        """Diagnose."""
+        pool = _open(self.pool, self.device)
+        weights = None if self.weights is None else parse_weights(self.weights)
+        with bar("networks") as progress:
+            found = diagnose(pool, self.source.of(pool), weights=weights, per_task=self.per_task, progress=progress)
+        if not self.json:
+            rows = [
+                (t, f"{x:.4f}", f"{n:.4f}", f"{c:.3f}")
+                for t, x, n, c in zip(
+                    found.tasks, found.module_losses, found.vector_norms, found.cosine_to_composed, strict=True
+                )
+            ]
+            table("Modules alone", ("task", "loss", "|tau|", "cosine to the composed vector"), rows)
+            facts(
+                {
+                    "loss at theta0": f"{found.theta0_loss:.4f}",
+                    "loss of the composed model": f"{found.composed_loss:.4f}",
+                    "mean loss of the modules": f"{found.mean_module_loss:.4f}",
+                    "true gap": f"{found.true_gap:.4f}",
+                    "gap predicted by the Fisher": f"{found.predicted_gap:.4f}",
+                    "|g| at theta0": f"{found.gradient_norm:.4f}",
+                    "images": found.images,
+                }
+            )
+        return found.record()
+
+
+def _open(path: Path, device: str) -> Pool:
+    pool = Pool.open(path)
+    pool.backbone.to(_device(device))
+    return pool
+
+
+def _device(name: str) -> torch.device:
+    if name != "auto":
+        try:
+            return torch.device(name)
+        except RuntimeError as error:
+            raise InputError(f"unknown device {name!r}: expected auto, cpu, cuda or mps") from error
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _recipe(pool: Pool, keep: tuple[str, ...], drop: tuple[str, ...], weights: str | None) -> Recipe:
+    """What --keep, --drop and --weights ask for; the mean if none is given."""
+    tasks = pool.learned()
+    given = [name for name, value in (("--keep", keep), ("--drop", drop), ("--weights", weights)) if value]
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(given)} together: expected one of them")
+    if weights:
+        return composition.weighted(tasks, parse_weights(weights))
+    if drop:
+        unknown = [t for t in drop if t not in tasks]
+        if unknown:
+            raise InputError(f"unknown task {unknown[0]!r}: the pool has {', '.join(tasks)}")
+        keep = tuple(t for t in tasks if t not in drop)
+    return composition.specialize(tasks, keep) if keep or drop else composition.mean(tasks)
+
+
+def parse_weights(text: str) -> dict[str, float]:
+    """``a=.7,b=.3`` -> {"a": 0.7, "b": 0.3}.
+
+    Raises:
+        InputError: a part is not name=number, or a name comes twice.
+    """
+    weights: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, number = part.strip().rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = None
+        if not equals or not name or value is None or name in weights:
+            raise InputError(f"weights {text!r}: {part!r} is not a new name=number; write for example birds=.7,cars=.3")
+        weights[name] = value
+    return weights
+
+
+def _evaluated(pool: Pool, model: ComposedModel, stream: TaskStream, as_json: bool) -> dict[str, Any]:
+    """Measure a composition beside the frozen head over the same tasks, and print it."""
+    with bar("evaluating") as progress:
+        found = evaluate(model, stream, progress=progress)
+        frozen = evaluate(pool.frozen(tuple(model.classes)), stream)
+    if not as_json:
+        _print_evaluation(pool, model.recipe, found, frozen)
+    return {
+        "pool": str(pool.path),
+        "recipe": model.recipe,
+        **found.record(),
+        "frozen_head_accuracy": frozen.final_accuracy,
+        "frozen_head_task_il_accuracy": frozen.task_il_accuracy,
+    }
+
+
+def _print_evaluation(pool: Pool, recipe: Mapping[str, Any], found: Evaluation, frozen: Evaluation) -> None:
+    rows: list[tuple[object, ...]] = []
+    for j, (task, accuracy) in enumerate(found.per_task.items()):
+        learned = found.accuracy_matrix[j][j] if len(found.accuracy_matrix) == len(found.tasks) else None
+        rows.append((task, learned, accuracy, frozen.per_task[task]))
+    rows.append(("all test images", None, found.final_accuracy, frozen.final_accuracy))
+    note = "Accuracy in percent, all classes of these tasks competing; frozen: the backbone untouched, best heads."
+    table(f"{pool.path}: {recipe['name']}", ("task", "when learned", "now", "frozen"), rows, note)
+    facts(
+        {
+            "final accuracy (class-incremental)": found.final_accuracy,
+            "final forgetting": found.final_forgetting,
+            "average incremental accuracy": found.average_incremental_accuracy,
+            "within the image's own task": found.task_il_accuracy,
+            "frozen head": frozen.final_accuracy,
+        }
+    )
+
+
+VERBS = {
+    "learn": Learn,
+    "ls": Ls,
+    "evaluate": Evaluate,
+    "predict": Predict,
+    "compose": Compose,
+    "unlearn": Unlearn,
+    "diagnose": Diagnose,
+}

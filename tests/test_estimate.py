@@ -1,0 +1,47 @@
+"""What a run will cost: the counts are those of the run, the times and sizes near them."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cases import GREY, QUICK, backbone, stream
+from intarsia import IEL, ITA, InputError, LoRA, TaskStream, learn
+from intarsia.estimate import estimate
+from intarsia.run import Run
+
+
+@pytest.mark.parametrize("regularizer", [ITA(0.5), IEL(0.5)], ids=["ita", "iel"])
+@pytest.mark.parametrize("keep", [False, True])
+def test_what_is_counted_is_what_a_run_leaves(tmp_path: Path, regularizer: ITA | IEL, keep: bool) -> None:
+    tasks = stream(3, classes=2, train=20)
+    cost = estimate(Run(backbone(), LoRA(2), regularizer, QUICK, tasks), keep_fishers=keep)
+    assert (cost.tasks, cost.classes, cost.images) == (3, 6, 120)
+    assert cost.steps == QUICK.epochs * 3 * -(-40 // QUICK.batch_size)
+    learn(backbone(), tasks, out=tmp_path, adapter=LoRA(2), regularizer=regularizer, training=QUICK, keep_fishers=keep)
+    files = [p.stat().st_size for p in tmp_path.rglob("*.safetensors")]
+    headers = 2000 * len(files)  # of the files, which are as large as what is in them here, and tiny in a real pool
+    assert sum(files) - headers < cost.disk_mib * 2**20 < sum(files)
+    assert cost.set_up_minutes > 0
+    assert cost.training_minutes > 0
+    assert cost.memory_mib > 50
+
+
+def test_images_are_read_only_as_far_as_they_are_timed(tmp_path: Path) -> None:
+    for side, count in (("train", 40), ("test", 1)):
+        for kind in ("a", "b"):
+            (tmp_path / side / kind).mkdir(parents=True)
+            for i in range(count):
+                Image.new("L", (8, 8), i).save(tmp_path / side / kind / f"{i:02}.png")
+    (tmp_path / "train" / "a" / "39.png").write_bytes(b"not an image")
+    folder = TaskStream.load(f"folder:{tmp_path}")
+    cost = estimate(Run(backbone(), LoRA(2), ITA(0.5), QUICK, folder))
+    assert cost.images == 80
+    with pytest.raises(InputError, match="39"):
+        folder.decode(GREY)
+
+
+def test_more_images_cost_more() -> None:
+    few, many = (estimate(Run(backbone(), LoRA(2), ITA(0.5), QUICK, stream(2, train=n))) for n in (20, 400))
+    assert many.training_minutes > few.training_minutes
+    assert many.record()["images"] == 20 * few.record()["images"]
