@@ -17,6 +17,7 @@ g^T a (O, I).
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
@@ -183,10 +184,23 @@ def add_squares(into: Tensor, a: Tensor, g: Tensor, weight: float = 1.0) -> None
         g: output gradients (B, N, O).
         weight: factor.
     """
+    if into.is_cuda and (kernel := _kernel()) is not None:
+        kernel(into, a, g, weight)
+        return
     step = max(1, _CHUNK // into.numel())
     for start in range(0, len(a), step):
         per_image = torch.bmm(g[start : start + step].transpose(1, 2), a[start : start + step])  # (b, O, I)
         into.add_(per_image.square_().sum(0), alpha=weight)
+
+
+@cache
+def _kernel() -> Callable[[Tensor, Tensor, Tensor, float], None] | None:
+    """The same for CUDA, where Triton is there."""
+    try:
+        from intarsia import kernels  # noqa: PLC0415  Triton is not everywhere
+    except ImportError:
+        return None
+    return kernels.add_squares
 
 
 class _Taps:
