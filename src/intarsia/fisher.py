@@ -28,6 +28,7 @@ from intarsia.errors import InputError
 
 Estimator = Literal["exact", "rademacher", "mc"]
 _Receive = Callable[[str, Tensor, Tensor], None]
+_ROWS = 4096  # features whose probabilities are held at once
 _CHUNK = 1 << 20  # numbers of per-image gradient held at once: they should stay in a core's cache
 
 
@@ -122,9 +123,13 @@ def head_fisher(features: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor,
         weight: (C, D).
         bias: (C,).
     """
-    p = torch.softmax(features @ weight.T + bias, 1)
-    variance = p * (1 - p)  # (N, C)
-    return variance.T @ features.square() / len(features), variance.mean(0)
+    by_weight, by_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+    for some in features.split(_ROWS):
+        p = torch.softmax(some @ weight.T + bias, 1)
+        variance = p.mul_(1 - p)  # (n, C)
+        by_weight.addmm_(variance.T, some.square(), alpha=1 / len(features))
+        by_bias.add_(variance.sum(0), alpha=1 / len(features))
+    return by_weight, by_bias
 
 
 def _accumulate(

@@ -25,6 +25,8 @@ RIDGE = 0.01
 MOMENTUM = 0.9
 ALIGNMENT_SAMPLES = 256
 ALIGNMENT_BATCH = 128
+CHUNK = 4096
+"""Features whitened at a time: what is held beside them all stays small."""
 ALIGNMENT_CLASSES = 100
 """Beyond so many classes, fewer features of each are drawn, and fewer passes made: the work stays what it is here."""
 Slope = Callable[[Tensor, Tensor], Tensor]
@@ -238,14 +240,20 @@ class _Whitening:
     def of(cls, features: Tensor) -> "_Whitening":
         """Standardised, then by the Cholesky factor of the inverse correlation, ridge added."""
         mean, scale = features.mean(0), features.std(0, correction=0).double() + 1e-12
-        white = (features - mean).double() / scale
-        correlation = white.T @ white / len(features)
+        correlation = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=features.device)
+        for some in features.split(CHUNK):
+            white = (some - mean).double() / scale
+            correlation.addmm_(white.T, white, alpha=1 / len(features))
         correlation.diagonal().add_(RIDGE)
         unmix = torch.linalg.cholesky(torch.linalg.inv(correlation)) / scale[:, None]
         return cls(mean, unmix.to(features.dtype))
 
     def features(self, features: Tensor) -> Tensor:
-        return (features - self.mean) @ self.unmix
+        """With a column of ones beside them, (N, D + 1)."""
+        white = features.new_ones(len(features), features.shape[1] + 1)
+        for some, into in zip(features.split(CHUNK), white.split(CHUNK), strict=True):
+            into[:, :-1] = (some - self.mean) @ self.unmix
+        return white
 
     def inward(self, head: Head) -> Head:
         """The head on whitened features with the same logits."""
@@ -275,12 +283,13 @@ def _fit(
     whitening = _Whitening.of(features)
     inside = whitening.inward(head)
     matrix = torch.cat([inside.weight, inside.bias[:, None]], 1)
-    white = F.pad(whitening.features(features), (0, 1), value=1.0)
+    white = whitening.features(features)
     momentum = torch.zeros_like(matrix)
     for epoch in range(epochs):
         rate = lr * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
         order = torch.randperm(len(features), generator=generator)
-        for x, y in zip(white[order].split(batch_size), labels[order].split(batch_size), strict=True):
-            momentum.mul_(MOMENTUM).addmm_(slope(x @ matrix.T, y).T, x)
+        for index in order.split(batch_size):
+            x = white[index]
+            momentum.mul_(MOMENTUM).addmm_(slope(x @ matrix.T, labels[index]).T, x)
             matrix.sub_(momentum, alpha=rate)
     return whitening.outward(Head(matrix[:, :-1].contiguous(), matrix[:, -1].contiguous()))

@@ -71,12 +71,13 @@ class ClassStatistics:
     def sample(self, per_class: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw features (C * per_class, D) and their labels (C * per_class,), class by class."""
         component = torch.multinomial(self.weights, per_class, replacement=True, generator=generator)  # (C, n)
-        rows = torch.arange(len(self))[:, None]
-        noise = torch.randn(len(self), per_class, self.means.shape[-1], generator=generator)
-        drawn = self.means[rows, component] + self.variances[rows, component].sqrt() * noise  # (C, n, D)
+        drawn = torch.randn(len(self), per_class, self.means.shape[-1], generator=generator)  # (C, n, D), used in place
+        drawn = drawn.to(self.means.dtype)
+        for c, which in enumerate(component):
+            drawn[c].mul_(self.variances[c].sqrt()[which]).add_(self.means[c, which])
         for task, basis in enumerate(self.bases):
             drawn[self.task == task] @= basis.T
-        return drawn.flatten(0, 1), rows.expand(-1, per_class).flatten()
+        return drawn.flatten(0, 1), torch.arange(len(self)).repeat_interleave(per_class)
 
     def log_density(self, features: Tensor) -> Tensor:
         """Log p(f | c) of features (N, D) under every class, (N, C)."""
