@@ -12,7 +12,6 @@ same rank and targets, or plain full fine-tuning of the same weights, AdamW, no 
 
 import copy
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import tyro
@@ -37,7 +36,7 @@ from intarsia.adapters import Adapter
 from intarsia.fisher import Fisher, diagonal_fisher
 from intarsia.pool import Pool
 from intarsia.preparation import Memory, prepare
-from intarsia.run import Run
+from intarsia.run import Run, peak_memory
 from intarsia.tuning import fine_tune
 
 STEPS: dict[str, tuple[Adapter, ITA | IEL]] = {
@@ -48,6 +47,7 @@ STEPS: dict[str, tuple[Adapter, ITA | IEL]] = {
 }
 FEW = 128
 """Images on which the exact Fisher is timed."""
+Result = TypeVar("Result")
 Batches = Sequence[Tensor]
 """Normalised images (B, C, S, S), on the backbone's device."""
 
@@ -86,11 +86,12 @@ class Stopwatch:
     def __init__(self) -> None:
         self._seconds: dict[str, list[float]] = {}
 
-    def time(self, name: str, work: Callable[[], object]) -> None:
-        """Run and time."""
+    def time(self, name: str, work: Callable[[], Result]) -> Result:
+        """Run and time; returns what the work does."""
         started = time.perf_counter()
-        work()
+        result = work()
         self.add(name, time.perf_counter() - started)
+        return result
 
     def add(self, name: str, seconds: float) -> None:
         """Timed elsewhere."""
@@ -110,7 +111,8 @@ def measure(chosen: Phases, backbone: Backbone, scene: Scene) -> dict[str, float
     few = _normalised(backbone, task.train.tensor(backbone.preprocessing)[:: max(1, len(labels) // FEW)], chosen.batch)
     test = torch.cat([t.test.tensor(backbone.preprocessing) for t in scene.test])
     test = _normalised(backbone, test, chosen.batch)
-    rivals = {name: Rival.of(backbone, adapter, chosen.classes) for name, (adapter, _) in STEPS.items()}
+    width = backbone.features(images[0]).shape[1]
+    rivals = {name: Rival.of(backbone, adapter, width, chosen.classes) for name, (adapter, _) in STEPS.items()}
     for _ in range(chosen.rounds):
         watch.time("F", lambda: _forward(backbone, images))
         watch.time("B", lambda: _backward(backbone, images))
@@ -129,8 +131,7 @@ def measure(chosen: Phases, backbone: Backbone, scene: Scene) -> dict[str, float
         own = memory.reference[prepared.rows]
         watch.time("fisher exact", lambda own=own: diagonal_fisher(backbone, own, few, estimator="exact"))
         watch.time("read and add", lambda: _read_and_add(scene.pool, backbone))
-        watch.time("composition", scene.pool.mean)
-        model = scene.pool.mean()
+        model = watch.time("composition", scene.pool.mean)
         watch.time("F test", lambda: _forward(backbone, test))
         watch.time("evaluation", lambda model=model: evaluate(model, scene.test, history=False))
     return watch.medians()
@@ -140,18 +141,15 @@ def ratios(seconds: Mapping[str, float], classes: int) -> dict[str, tuple[float,
     """Phase -> seconds, ratio to its floor, the floor's formula."""
     exact = seconds["F few"] + 2 * classes * (seconds["B few"] - seconds["F few"])
     pretuning = seconds["features"] + seconds["statistics"] + seconds["heads"]
-    found = {
-        "pretuning": (pretuning, pretuning / seconds["F"], "F"),
-        "fisher": (seconds["fisher"], seconds["fisher"] / seconds["B"], "B"),
-        "fisher_exact": (seconds["fisher exact"], seconds["fisher exact"] / exact, f"F + 2 x {classes} (B - F)"),
+    rows = {
+        "pretuning": (pretuning, seconds["F"], "F"),
+        "fisher": (seconds["fisher"], seconds["B"], "B"),
+        "fisher_exact": (seconds["fisher exact"], exact, f"F + 2 x {classes} (B - F)"),
+        **{f"step_{name}": (seconds[f"step {name}"], seconds[f"P {name}"], "P") for name in STEPS},
+        "composition": (seconds["composition"], seconds["read and add"], "read modules, add"),
+        "evaluation": (seconds["evaluation"], seconds["F test"], "F"),
     }
-    for name in STEPS:
-        key = name if "lora" in name else name.removeprefix("ita_")
-        found[f"step_{key}"] = (seconds[f"step {name}"], seconds[f"step {name}"] / seconds[f"P {name}"], "P")
-    read = seconds["read and add"]
-    found["composition"] = (seconds["composition"], seconds["composition"] / read, "read modules, add")
-    found["evaluation"] = (seconds["evaluation"], seconds["evaluation"] / seconds["F test"], "F")
-    return found
+    return {name: (cost, cost / floor, formula) for name, (cost, floor, formula) in rows.items()}
 
 
 @dataclass(frozen=True)
@@ -163,7 +161,7 @@ class Rival:
     optimizer: torch.optim.Optimizer
 
     @classmethod
-    def of(cls, backbone: Backbone, adapter: Adapter, classes: int) -> "Rival":
+    def of(cls, backbone: Backbone, adapter: Adapter, width: int, classes: int) -> "Rival":
         """The counterpart of an adapter."""
         from peft import IA3Config, LoraConfig, get_peft_model  # noqa: PLC0415  only beside an imported intarsia
 
@@ -179,8 +177,6 @@ class Rival:
             case _:
                 for path in paths:
                     model.get_submodule(path).get_parameter("weight").requires_grad_(True)
-        with torch.no_grad():
-            width = backbone.features(_blank(backbone)).shape[1]
         head = nn.Linear(width, classes).to(backbone.device)
         trained = [p for p in model.parameters() if p.requires_grad]
         return cls(model, head, torch.optim.AdamW([*trained, *head.parameters()], lr=1e-4, foreach=True))
@@ -196,7 +192,7 @@ class Rival:
 
 def fisher_errors(backbone: Backbone, classes: int, images: int, batch: int) -> dict[str, float]:
     """Relative L2 error, in percent, of the random Fisher against the exact one, by number of probes."""
-    stream = tasks(0, 1, classes, -(-images // classes), backbone.preprocessing)
+    stream = tasks(0, 1, classes, -(-images // classes))
     task = stream[0]
     batches = _normalised(backbone, task.train.tensor(backbone.preprocessing), batch)
     memory = Memory()
@@ -211,15 +207,15 @@ def fisher_errors(backbone: Backbone, classes: int, images: int, batch: int) -> 
     return found
 
 
-def peak_memory(method: str, chosen: Phases) -> int:
+def peak_of(method: str, chosen: Phases) -> int:
     """Learn T small tasks in this process; peak resident memory in MiB."""
     backbone = network(chosen.backbone)
-    stream = tasks(0, chosen.tasks, chosen.classes, 13, backbone.preprocessing)
+    stream = tasks(0, chosen.tasks, chosen.classes, 13)
     regularizer = ITA(0.1) if method == "ita" else IEL(1.0)
     training = Training(epochs=1, batch_size=chosen.batch, lr=1e-4, unit_fisher=True)
     with tempfile.TemporaryDirectory() as folder:
         learn(backbone, stream, out=folder, adapter=LoRA(16), regularizer=regularizer, training=training)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return peak_memory()
 
 
 def memory_growth(chosen: Phases) -> dict[str, dict[str, float]]:
@@ -280,11 +276,6 @@ def _normalised(backbone: Backbone, images: Tensor, batch: int) -> Batches:
     return [backbone.preprocessing.normalize(x).to(backbone.device) for x in images.split(batch)]
 
 
-def _blank(backbone: Backbone) -> Tensor:
-    p = backbone.preprocessing
-    return torch.zeros(1, p.channels, p.size, p.size, device=backbone.device)
-
-
 @torch.no_grad()
 def _forward(backbone: Backbone, batches: Batches) -> None:
     for x in batches:
@@ -323,7 +314,7 @@ def main(chosen: Phases) -> None:
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     if chosen.peak:
-        print(peak_memory(chosen.peak, chosen))
+        print(peak_of(chosen.peak, chosen))
         return
     found = report(chosen)
     if chosen.json:

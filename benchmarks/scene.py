@@ -10,9 +10,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from intarsia import Backbone, LoRA, Pool, Training, learn
+from intarsia.builtin import load_builtin
 from intarsia.images import Preprocessing
 from intarsia.preparation import Memory
 from intarsia.regularizers import ITA
@@ -38,22 +38,12 @@ def network(name: Network, *, width: int = 192, depth: int = 12) -> Backbone:
     return Backbone(model, name=f"vit-{width}-{depth}", preprocessing=preprocessing)
 
 
-def drawings(classes: Sequence[int], per_class: int, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
-    """Images uint8 (N, channels, R, R) of some of 1,600 classes, and their labels (N,), positions in ``classes``."""
-    stream = TaskStream.load("sketches")
-    native = Backbone.load().preprocessing
-    made: list[Tensor] = []
-    for number in classes:
-        task, kind, variant = stream[number // 10 % 10], number % 10, number // 100
-        parts = [p.tensor(native)[p.labels == kind] for p in (task.train, task.test)]
-        images = torch.cat(parts)
-        picked = images[torch.arange(per_class) % len(images)]
-        made.append(_varied(picked, variant))
-    size, channels = preprocessing.resize, preprocessing.channels
-    images = torch.cat(made)
-    if images.shape[-1] != size:
-        images = F.interpolate(images.float(), size, mode="bilinear").round().to(torch.uint8)
-    return images.expand(-1, channels, -1, -1).contiguous(), torch.arange(len(classes)).repeat_interleave(per_class)
+def drawings(classes: Sequence[int], per_class: int) -> tuple[Tensor, Tensor]:
+    """Images uint8 (N, 1, 28, 28) of some of 1,600 classes, and their labels (N,), positions in ``classes``."""
+    images = load_builtin("sketches").images[:, :, None]  # (100, 100, 1, 28, 28)
+    picked = torch.arange(per_class) % images.shape[1]
+    made = [_varied(images[number % 100][picked], number // 100) for number in classes]
+    return torch.cat(made), torch.arange(len(classes)).repeat_interleave(per_class)
 
 
 def _varied(images: Tensor, variant: int) -> Tensor:
@@ -64,10 +54,10 @@ def _varied(images: Tensor, variant: int) -> Tensor:
     return 255 - mirrored if variant // 8 else mirrored
 
 
-def tasks(first: int, count: int, classes: int, per_class: int, preprocessing: Preprocessing) -> TaskStream:
+def tasks(first: int, count: int, classes: int, per_class: int) -> TaskStream:
     """Tasks from number ``first`` (from 0) on, of so many classes and images to train, a fifth of them to test."""
     numbers = range(first * classes, (first + count) * classes)
-    images, labels = drawings(numbers, per_class, preprocessing)
+    images, labels = drawings(numbers, per_class)
     test = torch.cat([(labels == c).nonzero()[: max(1, per_class // 5), 0] for c in range(len(numbers))])
     names = [f"class{n}" for n in numbers]
     split = {f"task{first + t}": names[t * classes : (t + 1) * classes] for t in range(count)}
@@ -97,11 +87,11 @@ class Scene:
     ) -> "Scene":
         """Learn T - 1 >= 1 tasks of ``few`` images a class into ``folder``; the last one has ``images`` in all."""
         per_class = max(2, images // classes)
-        last = tasks(tasks_in_all - 1, 1, classes, per_class, backbone.preprocessing)
+        last = tasks(tasks_in_all - 1, 1, classes, per_class)
         quick = Training(epochs=1, batch_size=64, lr=1e-4, unit_fisher=True)
-        earlier = tasks(0, tasks_in_all - 1, classes, few, backbone.preprocessing)
+        earlier = tasks(0, tasks_in_all - 1, classes, few)
         pool = learn(backbone, earlier, out=folder, adapter=LoRA(16), regularizer=ITA(0.1), training=quick)
-        return cls(backbone, pool, last, tasks(0, tasks_in_all - 1, classes, per_class, backbone.preprocessing))
+        return cls(backbone, pool, last, tasks(0, tasks_in_all - 1, classes, per_class))
 
     def memory(self) -> Memory:
         """What the learner knows before the task."""

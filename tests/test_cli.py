@@ -17,7 +17,7 @@ from intarsia import cli
 from intarsia.cli import main
 from intarsia.config import recommended
 from intarsia.errors import InputError
-from intarsia.verbs import parse_weights
+from intarsia.options import parse_weights
 
 COLOURS = {
     "blue": (40, 40, 220),

@@ -1,9 +1,8 @@
 """What learning a stream will cost: counted where it can be, timed on a few batches where it cannot."""
 
 import math
-import resource
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from intarsia.heads import alignment_steps
 from intarsia.preparation import Memory, prepare
 from intarsia.regularizers import IEL
-from intarsia.run import Run
+from intarsia.run import FEATURE_BATCH, Run, peak_memory
 from intarsia.stream import ImageSet, Task
 from intarsia.tuning import fine_tune
 
@@ -63,29 +62,28 @@ def estimate(run: Run, *, keep_fishers: bool = False) -> Estimate:
     training, tasks = run.training, list(run.stream)
     few = _few(tasks[0], BATCHES * training.batch_size)
     quick, memory = replace(run, training=replace(training, epochs=1)), Memory()
-    with torch.no_grad():  # the first pass through a network is slower than those after it
-        run.backbone.model(next(iter(run.batches(few.name, "features", few.train.tensor(run.backbone.preprocessing)))))
+    pixels = few.train.tensor(run.backbone.preprocessing)
+    run.features(few.name, pixels[:FEATURE_BATCH])  # the first pass through a network is slower than those after it
     prepared = prepare(quick, few, memory)
     tuned = fine_tune(quick, prepared, memory, prepared.fisher)
 
     images, classes = sum(len(t.train) for t in tasks), sum(len(t.classes) for t in tasks)
     per_image, per_class = images / len(few.train), classes / len(few.classes)
-    seen = torch.tensor([len(t.classes) for t in tasks]).cumsum(0).tolist()
+    seen = list(accumulate(len(t.classes) for t in tasks))
     heads = sum(alignment_steps(c, training.alignment_epochs) for c in seen)
     heads /= alignment_steps(len(few.classes), training.alignment_epochs)
     s, t = prepared.seconds, tuned.seconds
     set_up = (s["features"] + s["fisher"]) * per_image + s["statistics"] * per_class + s["heads"] * heads
     fine = (t["training"] * training.epochs + t["drift"]) * per_image + t["regularizer"] * len(tasks)
 
-    weights = _mib(run.backbone.tuned)
-    head, scatter = _mib(tuned.head.tensors()), _mib({"scatter": prepared.statistics.scatter})
-    module = _mib(tuned.parts) + _mib(tuned.drift.tensors()) + scatter
-    a_class = (_mib(prepared.statistics.tensors()) - scatter + 2 * head) / len(few.classes)
+    weights = _mib(*run.backbone.tuned.values())
+    head, scatter = _mib(*tuned.head.tensors().values()), _mib(prepared.statistics.scatter)
+    module = _mib(*tuned.parts.values(), *tuned.drift.tensors().values()) + scatter
+    a_class = (_mib(*prepared.statistics.tensors().values()) - scatter + 2 * head) / len(few.classes)
     references = head / len(few.classes) * sum(seen)
     disk = module * len(tasks) + a_class * classes + references + weights * (1 + keep_fishers * len(tasks))
     sums = weights * (2 if isinstance(run.regularizer, IEL) else 1)
-    pixels = sum(len(t.train) + len(t.test) for t in tasks) * _pixels(few.train.tensor(run.backbone.preprocessing))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    decoded = sum(len(t.train) + len(t.test) for t in tasks) * _mib(pixels[0])
     return Estimate(
         tasks=len(tasks),
         classes=classes,
@@ -93,7 +91,7 @@ def estimate(run: Run, *, keep_fishers: bool = False) -> Estimate:
         steps=training.epochs * sum(math.ceil(len(t.train) / training.batch_size) for t in tasks),
         set_up_minutes=set_up / 60,
         training_minutes=fine / 60,
-        memory_mib=peak + sums + pixels + a_class * classes,
+        memory_mib=peak_memory() + sums + decoded + a_class * classes,
         disk_mib=disk,
     )
 
@@ -108,9 +106,5 @@ def _few(task: Task, images: int) -> Task:
     return replace(task, train=ImageSet.of_files([task.train.paths[i] for i in index.tolist()], labels[index]))
 
 
-def _mib(tensors: Mapping[str, Tensor]) -> float:
-    return sum(t.numel() * t.element_size() for t in tensors.values()) / MIB
-
-
-def _pixels(images: Tensor) -> float:
-    return images[0].numel() / MIB
+def _mib(*tensors: Tensor) -> float:
+    return sum(t.numel() * t.element_size() for t in tensors) / MIB

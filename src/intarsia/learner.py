@@ -6,7 +6,6 @@ not grow with their number, but for the heads and class statistics, which grow w
 """
 
 import platform
-import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,7 +25,7 @@ from intarsia.module import Card, Influence, Module
 from intarsia.pool import Pool
 from intarsia.preparation import Memory, Prepared, prepare
 from intarsia.regularizers import IEL, ITA
-from intarsia.run import Progress, Run, silent
+from intarsia.run import Progress, Run, peak_memory, silent
 from intarsia.stream import TaskStream
 from intarsia.tuning import fine_tune
 
@@ -155,7 +154,7 @@ def _finish(run: Run, prepared: Prepared, memory: Memory, others: Fisher | None)
         "set_up_seconds": round(sum(prepared.seconds.values()), 3),
         "training_seconds": round(sum(tuned.seconds.values()), 3),
         "seconds": {phase: round(s, 3) for phase, s in seconds.items()},
-        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak_memory_mib": peak_memory(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {run.backbone.device.type}",
     }
     module = Module(card, tuned.parts, tuned.head, reference, prepared.statistics, tuned.drift)

@@ -1,6 +1,7 @@
 """One run of learning: everything that stays the same over its tasks, and its sources of randomness."""
 
 import hashlib
+import resource
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,6 +71,11 @@ class Run:
     def generator(self, number: int, purpose: str) -> torch.Generator:
         """A generator with that seed, on the CPU."""
         return torch.Generator().manual_seed(self.seed(number, purpose))
+
+
+def peak_memory() -> int:
+    """Of this process so far, resident, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 class Laps:

@@ -5,14 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
-from intarsia import backbone, builtin, composition
+from intarsia import backbone, builtin
 from intarsia.adapters import Adapter
 from intarsia.backbone import BUILTIN, TARGETS, Backbone
-from intarsia.composition import ComposedModel, Recipe
+from intarsia.composition import ComposedModel
 from intarsia.config import AdapterKind, Method, Training, build_adapter, build_regularizer, recommended
 from intarsia.console import OUT, LearningBars, bar, bars, facts, table
 from intarsia.diagnostics import diagnose
@@ -20,51 +19,13 @@ from intarsia.errors import InputError
 from intarsia.estimate import estimate
 from intarsia.evaluation import Evaluation, evaluate, recorded_stream, target_and_control
 from intarsia.learner import learn
+from intarsia.options import Selection, Source, on_device, open_pool, parse_weights
 from intarsia.pool import INDEX, Pool
 from intarsia.regularizers import IEL, ITA
 from intarsia.run import Run
 from intarsia.stream import TaskStream
 
 Json = Annotated[bool, tyro.conf.arg(name="json", help="Print JSON instead of a table.")]
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where images come from, and which classes make a task."""
-
-    data: str | None = None
-    """sketches or chalk (built in), or folder:<dir> with train/<class>/* and test/<class>/*, or <class>/*."""
-    tasks: int | None = None
-    """Split the classes into so many tasks."""
-    split: Path | None = None
-    """A JSON file: task -> list of its classes."""
-    order: Literal["natural", "seeded"] = "natural"
-    """Order of the classes: as named, or drawn by the seed."""
-    test_fraction: float | None = None
-    """Share of each class kept for testing, where the folder has no train/ and test/."""
-    max_per_class: int | None = None
-    """Use at most so many training and test images of a class."""
-    only: tuple[str, ...] = ()
-    """Names of the tasks to use; all if none is named."""
-
-    def load(self, default: str, seed: int) -> TaskStream:
-        """The stream."""
-        stream = TaskStream.load(
-            self.data or default,
-            tasks=self.tasks,
-            split=self.split,
-            order=self.order,
-            seed=seed,
-            test_fraction=self.test_fraction,
-            max_per_class=self.max_per_class,
-        )
-        return stream.subset(self.only) if self.only else stream
-
-    def of(self, pool: Pool) -> TaskStream:
-        """The stream named here, or the one the pool was learned from."""
-        if self.data is None:
-            return recorded_stream(pool)
-        return self.load(self.data, int(pool.index.settings.get("seed", 0)))
 
 
 @dataclass(frozen=True)
@@ -105,7 +66,7 @@ class Learn:
         """Learn and evaluate."""
         regularizer = self._regularizer()
         stream = self.source.load("sketches", self.training.seed)
-        theta0 = Backbone.load(self.backbone, targets=self.targets).to(_device(self.device))
+        theta0 = Backbone.load(self.backbone, targets=self.targets).to(on_device(self.device))
         adapter: Adapter = build_adapter(self.adapter, self.rank)
         if self.dry_run:
             cost = estimate(Run(theta0, adapter, regularizer, self.training, stream), keep_fishers=self.keep_fishers)
@@ -187,12 +148,7 @@ class Evaluate:
 
     pool: Positional[Path]
     """Folder of the pool."""
-    keep: tuple[str, ...] = ()
-    """Specialize to these tasks."""
-    drop: tuple[str, ...] = ()
-    """Compose all tasks but these."""
-    weights: str | None = None
-    """Coefficients that sum to 1: a=.7,b=.3."""
+    selection: OmitArgPrefixes[Selection] = field(default_factory=Selection)
     source: OmitArgPrefixes[Source] = field(default_factory=Source)
     device: str = "auto"
     """cpu, cuda, mps, or the best there is."""
@@ -200,9 +156,8 @@ class Evaluate:
 
     def run(self) -> dict[str, Any]:
         """Compose and measure."""
-        pool = _open(self.pool, self.device)
-        recipe = _recipe(pool, self.keep, self.drop, self.weights)
-        return _evaluated(pool, pool.compose(recipe), self.source.of(pool), self.json)
+        pool = open_pool(self.pool, self.device)
+        return _evaluated(pool, pool.compose(self.selection.of(pool)), self.source.of(pool), self.json)
 
 
 @dataclass(frozen=True)
@@ -222,12 +177,12 @@ class Predict:
     def run(self) -> dict[str, Any]:
         """Predict."""
         if (self.model / INDEX).exists() or not (self.model / "model.json").exists():
-            pool = _open(self.model, self.device)
-            model = pool.compose(_recipe(pool, self.keep, (), None))
+            pool = open_pool(self.model, self.device)
+            model = pool.compose(Selection(keep=self.keep).of(pool))
         elif self.keep:
             raise InputError("--keep with a composed model: its tasks are fixed; name the pool instead")
         else:
-            model = ComposedModel.load(self.model).to(_device(self.device))
+            model = ComposedModel.load(self.model).to(on_device(self.device))
         best = model.probabilities(self.images).max(1)
         rows = [
             {"image": str(path), "class": model.labels[int(i)], "probability": round(float(p), 4)}
@@ -247,18 +202,13 @@ class Compose:
     """Folder of the pool."""
     out: Path
     """New folder for model.safetensors and model.json."""
-    keep: tuple[str, ...] = ()
-    """Specialize to these tasks."""
-    drop: tuple[str, ...] = ()
-    """All tasks but these."""
-    weights: str | None = None
-    """Coefficients that sum to 1: a=.7,b=.3."""
+    selection: OmitArgPrefixes[Selection] = field(default_factory=Selection)
     json: Json = False
 
     def run(self) -> dict[str, Any]:
         """Compose and write."""
         pool = Pool.open(self.pool)
-        model = pool.compose(_recipe(pool, self.keep, self.drop, self.weights))
+        model = pool.compose(self.selection.of(pool))
         model.save(self.out)
         result = {"out": str(self.out), "recipe": model.recipe, "classes": len(model.labels)}
         if not self.json:
@@ -287,7 +237,7 @@ class Unlearn:
 
     def run(self) -> dict[str, Any]:
         """Unlearn, measure, write."""
-        pool = _open(self.pool, self.device)
+        pool = open_pool(self.pool, self.device)
         model = pool.unlearn(self.task, mode=self.mode, scale=self.scale)
         stream = self.source.of(pool)
         before = target_and_control(pool.mean(), stream, self.task)
@@ -329,7 +279,7 @@ class Diagnose:
 
     def run(self) -> dict[str, Any]:
         """Diagnose."""
-        pool = _open(self.pool, self.device)
+        pool = open_pool(self.pool, self.device)
         weights = None if self.weights is None else parse_weights(self.weights)
         with bar("networks") as progress:
             found = diagnose(pool, self.source.of(pool), weights=weights, per_task=self.per_task, progress=progress)
@@ -353,58 +303,6 @@ class Diagnose:
                 }
             )
         return found.record()
-
-
-def _open(path: Path, device: str) -> Pool:
-    pool = Pool.open(path)
-    pool.backbone.to(_device(device))
-    return pool
-
-
-def _device(name: str) -> torch.device:
-    if name != "auto":
-        try:
-            return torch.device(name)
-        except RuntimeError as error:
-            raise InputError(f"unknown device {name!r}: expected auto, cpu, cuda or mps") from error
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def _recipe(pool: Pool, keep: tuple[str, ...], drop: tuple[str, ...], weights: str | None) -> Recipe:
-    """What --keep, --drop and --weights ask for; the mean if none is given."""
-    tasks = pool.learned()
-    given = [name for name, value in (("--keep", keep), ("--drop", drop), ("--weights", weights)) if value]
-    if len(given) > 1:
-        raise InputError(f"{' and '.join(given)} together: expected one of them")
-    if weights:
-        return composition.weighted(tasks, parse_weights(weights))
-    if drop:
-        unknown = [t for t in drop if t not in tasks]
-        if unknown:
-            raise InputError(f"unknown task {unknown[0]!r}: the pool has {', '.join(tasks)}")
-        keep = tuple(t for t in tasks if t not in drop)
-    return composition.specialize(tasks, keep) if keep or drop else composition.mean(tasks)
-
-
-def parse_weights(text: str) -> dict[str, float]:
-    """``a=.7,b=.3`` -> {"a": 0.7, "b": 0.3}.
-
-    Raises:
-        InputError: a part is not name=number, or a name comes twice.
-    """
-    weights: dict[str, float] = {}
-    for part in text.split(","):
-        name, equals, number = part.strip().rpartition("=")
-        try:
-            value = float(number)
-        except ValueError:
-            value = None
-        if not equals or not name or value is None or name in weights:
-            raise InputError(f"weights {text!r}: {part!r} is not a new name=number; write for example birds=.7,cars=.3")
-        weights[name] = value
-    return weights
 
 
 def _evaluated(pool: Pool, model: ComposedModel, stream: TaskStream, as_json: bool) -> dict[str, Any]:

@@ -65,11 +65,12 @@ class LoRA:
         a, b = parts["A"].double(), parts["B"].double()  # float32 loses its way where the Fisher's largest entries are
         rank = len(a)
         row, column = torch.tril_indices(rank, rank, device=a.device)
+        lower = row * rank + column
         products = (a[row] * a[column]).T.contiguous()  # (I, r (r + 1) / 2): the lower half is all Cholesky reads
         solved: list[Tensor] = []
         for c, right in zip(curvature.split(ROWS), (b + pull.double() @ a.T).split(ROWS), strict=True):
             gram = a.new_zeros(len(c), rank, rank)
-            gram.flatten(1)[:, row * rank + column] = c.double() @ products
+            gram.flatten(1)[:, lower] = c.double() @ products
             gram.diagonal(dim1=-2, dim2=-1).add_(1.0)
             factor, _ = torch.linalg.cholesky_ex(gram)  # I + a positive matrix: only NaN fails, and shows in the loss
             solved.append(torch.cholesky_solve(right.unsqueeze(-1), factor).squeeze(-1))
