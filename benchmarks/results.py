@@ -18,6 +18,7 @@ import torch
 import tyro
 from workbench import Setting, Workbench
 
+from intarsia.composition import mean, specialize, unlearn
 from intarsia.config import Training, recommended
 from intarsia.errors import InputError
 from intarsia.evaluation import evaluate, target_and_control
@@ -175,21 +176,19 @@ def search(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
 def _edit(bench: Workbench, setting: Setting) -> dict[str, Any]:
     modules = bench.learn(setting)
     names = [m.card.task for m in modules]
-    uniform = dict.fromkeys(names, 1 / len(names))
     rows: list[dict[str, Any]] = []
     for target in (names[0], names[len(names) // 2], names[-1]):
-        others = [m for m in modules if m.card.task != target]
-        alone = [m for m in modules if m.card.task == target]
-        composed = {
-            "mean": bench.compose(setting, modules),
-            "drop": bench.compose(setting, others),
-            "negate 1/T": bench.compose(setting, modules, {**uniform, target: 0.0}),
-            "negate 0.5": bench.compose(setting, modules, {**uniform, target: uniform[target] - 0.5}),
-            "negate 1": bench.compose(setting, modules, {**uniform, target: uniform[target] - 1.0}),
-            "specialize, own classes": bench.compose(setting, alone),
-            "specialize, all classes": bench.compose(setting, modules, {target: 1.0}),
+        recipes = {
+            "mean": mean(names),
+            "drop": unlearn(names, target),
+            "negate 1/T": unlearn(names, target, mode="negate"),
+            "negate 0.5": unlearn(names, target, mode="negate", scale=0.5),
+            "negate 1": unlearn(names, target, mode="negate", scale=1.0),
+            "specialize, own classes": specialize(names, [target]),
+            "specialize, all classes": specialize(names, [target], all_classes=True),
         }
-        for how, model in composed.items():
+        for how, recipe in recipes.items():
+            model = bench.compose(setting, modules, recipe)
             on_target, on_others = target_and_control(model, bench.stream, target)
             rows.append({"target": target, "how": how, "target_accuracy": on_target, "control_accuracy": on_others})
     return {"rows": rows}

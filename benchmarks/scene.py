@@ -95,4 +95,4 @@ class Scene:
 
     def memory(self) -> Memory:
         """What the learner knows before the task."""
-        return Memory.of(self.pool, vectors=True)
+        return Memory.of(self.pool)

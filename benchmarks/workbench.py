@@ -4,22 +4,24 @@ Features, class statistics, reference heads and Fisher depend on neither adapter
 is what ``intarsia learn`` and ``evaluate`` compute: the same ``prepare``, ``fine_tune``, ``merge`` and ``evaluate``.
 """
 
+import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-import torch
+from torch import nn
 
 from intarsia.backbone import Backbone
-from intarsia.composition import ComposedModel, Heads, Recipe, compose_heads, merge
+from intarsia.composition import ComposedModel, Heads, Recipe, anchored_in, compose_heads, mean, merge
 from intarsia.config import Training, build_adapter, build_regularizer
-from intarsia.drift import FeatureDrift
 from intarsia.evaluation import evaluate
 from intarsia.fisher import Fisher
+from intarsia.heads import Head, discriminant
 from intarsia.module import Card, Module
 from intarsia.preparation import Memory, Prepared, prepare
 from intarsia.run import Run
+from intarsia.statistics import ClassStatistics
 from intarsia.stream import TaskStream
 from intarsia.tuning import fine_tune
 
@@ -90,43 +92,40 @@ class Workbench:
             assert memory.reference is not None
             card = Card(task.name, task.classes, len(task.train), {}, {}, {}, measures=tuned.measures)
             reference = memory.reference[prepared.rows]
-            modules.append(Module(card, tuned.parts, tuned.head, reference, prepared.statistics, tuned.drift))
+            modules.append(tuned.module(card, reference, prepared.statistics))
         return modules
 
     def compose(
-        self,
-        setting: Setting,
-        modules: Sequence[Module],
-        weights: Mapping[str, float] | None = None,
-        *,
-        heads: Heads = "carried",
-        known: int | None = None,
+        self, setting: Setting, modules: Sequence[Module], recipe: Recipe | None = None, *, heads: Heads = "anchored"
     ) -> ComposedModel:
-        """The mean of some modules, or another combination, heads as of the first ``known`` tasks."""
-        adapter = build_adapter(setting.adapter, setting.rank)
+        """A recipe over the first modules learned; their mean, with its history, if none is given."""
         names = tuple(m.card.task for m in modules)
-        recipe = Recipe({t: 1 / len(names) for t in names} if weights is None else weights, names, "")
-        reference = self.preludes[(known or len(self.preludes)) - 1].memory.reference
+        rule = recipe or mean(names)
+        reference = self.preludes[len(modules) - 1].memory.reference
         assert reference is not None
         aligned = {p.prepared.task.name: reference[p.prepared.rows] for p in self.preludes}
-        return ComposedModel(
-            merge(self.backbone, adapter, modules, recipe.weights),
-            compose_heads(modules, recipe, aligned, heads),
-            {m.card.task: m.card.classes for m in modules},
-            self.backbone.preprocessing,
-            {},
-            None if weights == {} else lambda count: self.compose(setting, modules[:count], heads=heads, known=count),
+        return self._model(
+            merge(self.backbone, build_adapter(setting.adapter, setting.rank), modules, rule.weights),
+            compose_heads(modules, rule, aligned, heads, anchored_in(rule, names, heads)),
+            rule.tasks,
+            None if recipe else lambda count: self.compose(setting, modules[:count], heads=heads),
         )
 
-    def frozen(self, heads: Heads = "carried") -> ComposedModel:
+    def frozen(self, heads: Literal["carried", "aligned"] = "carried") -> ComposedModel:
         """theta0 with the discriminant of all classes, or with the ``aligned`` reference heads of all tasks."""
-        modules: list[Module] = []
-        for prelude in self.preludes:
-            task, head = prelude.prepared.task, self.reference[prelude.prepared.rows]
-            still = FeatureDrift(torch.zeros(0), torch.zeros(0))
-            card = Card(task.name, task.classes, len(task.train), {}, {}, {})
-            modules.append(Module(card, {}, head, head, prelude.prepared.statistics, still))
-        return self.compose(Setting("ita", "lora", 0.0, self.base), modules, {}, heads=heads)
+        parts = [p.prepared.statistics for p in self.preludes]
+        head = self.reference if heads == "aligned" else discriminant(ClassStatistics.join(parts).gaussians())
+        return self._model(copy.deepcopy(self.backbone.model), head, tuple(t.name for t in self.stream), None)
+
+    def _model(
+        self,
+        network: nn.Module,
+        head: Head,
+        tasks: Sequence[str],
+        before: Callable[[int], ComposedModel] | None,
+    ) -> ComposedModel:
+        classes = {t.name: t.classes for t in self.stream if t.name in tasks}
+        return ComposedModel(network, head, classes, self.backbone.preprocessing, {}, before)
 
     def measure(self, setting: Setting, *, history: bool) -> dict[str, Any]:
         """Learn, compose the mean, evaluate."""

@@ -10,11 +10,12 @@ from torch.nn import functional as F
 
 from intarsia import IA3, Backbone, Full, LoRA, TaskStream, TaskVector, Training
 from intarsia.adapters import Adapter, Attachment
+from intarsia.anchor import Anchor
 from intarsia.drift import FeatureDrift
 from intarsia.heads import Head
 from intarsia.images import Preprocessing
 from intarsia.module import Card, Module
-from intarsia.statistics import ClassStatistics
+from intarsia.statistics import ClassStatistics, Gaussians
 
 WIDTH = 16
 GREY = Preprocessing(size=8, resize=8, channels=1, mean=(0.5,), std=(0.25,))
@@ -148,7 +149,11 @@ def module(task: str, classes: Sequence[str], adapter: Adapter, theta0: Backbone
     drift = FeatureDrift(randn(WIDTH, WIDTH, seed=seed + 3, dtype=dtype) / 9, randn(WIDTH, seed=seed + 4, dtype=dtype))
     card = Card(task, tuple(classes), images=5, settings={}, stream={}, versions={})
     tuned, reference = head(count, seed=seed, dtype=dtype), head(count, seed=seed + 7, dtype=dtype)
-    return Module(card, state, tuned, reference, statistics, drift)
+    steps = FeatureDrift(randn(WIDTH, WIDTH, seed=seed + 5, dtype=dtype) / 9, randn(WIDTH, seed=seed + 6, dtype=dtype))
+    scatter = torch.eye(WIDTH, dtype=torch.float64) * 9
+    anchor = Anchor(Gaussians(randn(count, WIDTH, seed=seed + 8, dtype=torch.float64), scatter, 9), steps)
+    shift = randn(WIDTH, seed=seed + 9, dtype=dtype)
+    return Module(card, state, tuned, reference, statistics, drift, shift, anchor)
 
 
 def plain_statistics(weights: Tensor, means: Tensor, variances: Tensor) -> ClassStatistics:

@@ -1,7 +1,7 @@
 """Composed models: the algebra of merging, bit for bit where it must be."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cases import ADAPTERS, KINDS, backbone, contents, inputs, module, same, seeded, shake, stream
+from cases import ADAPTERS, GREY, KINDS, backbone, contents, inputs, module, same, seeded, shake, stream
 from intarsia import Backbone, ComposedModel, InputError, LoRA, Pool, TaskVector
 from intarsia.adapters import Adapter
-from intarsia.composition import Recipe, mean, merge, specialize, unlearn, weighted
+from intarsia.composition import Recipe, anchored_in, mean, merge, specialize, unlearn, weighted
+from intarsia.drift import FeatureDrift
 from intarsia.heads import Head, discriminant
 from intarsia.module import Module
-from intarsia.statistics import ClassStatistics
+from intarsia.statistics import ClassStatistics, Gaussians
 
 DOUBLE = torch.float64
 NAMES = ("birds", "cars", "dogs", "eels")
@@ -255,40 +256,83 @@ def test_models_of_a_pool_are_its_recipes(pool: Pool) -> None:
             assert torch.equal(aligned_.head.bias, torch.cat(biases))
         own = pool.compose(recipe, heads="own")
         assert torch.equal(own.head.weight, torch.cat([m.head.weight for m in chosen]))
-        assert torch.equal(own.head.bias, torch.cat([m.head.bias for m in chosen]))
+        assert torch.equal(own.head.bias, torch.cat([m.head.bias - m.head.weight @ m.shift for m in chosen]))
         assert same(own.network.state_dict(), network.state_dict())
         assert model.labels == tuple(c for t in recipe.tasks for c in pool.classes[t])
         assert model.recipe["weights"] == recipe.weights
 
 
-def carried(pool: Pool, recipe: Recipe, coefficients: Mapping[str, float]) -> Head:
-    """Heads carried by so much of every module's drift, written out."""
+def heads_on(pool: Pool, recipe: Recipe, seen: Mapping[str, Gaussians]) -> Head:
+    """The discriminant of classes, and on it what fine-tuning changed, for features as far away as the classes."""
     chosen = [pool.module(t) for t in recipe.tasks]
-    rows = discriminant(ClassStatistics.join([m.statistics for m in chosen]))
-    joined = Head.join([m.head_on(rows[slice(2 * i, 2 * i + 2)]) for i, m in enumerate(chosen)])
-    drifts = [(pool.module(t).drift, w) for t, w in coefficients.items()]
-    matrix = sum(w * d.matrix for d, w in drifts)
-    offset = sum(w * d.offset for d, w in drifts)
+    rows = discriminant(Gaussians.join([seen[t] for t in recipe.tasks]))
+    weights, biases = [], []
+    for i, m in enumerate(chosen):
+        two = slice(2 * i, 2 * i + 2)
+        moved = (seen[m.card.task].centres - m.statistics.gaussians().centres).mean(0).float()
+        tuned = m.head.weight - m.reference.weight
+        weights.append(rows.weight[two] + tuned)
+        biases.append(rows.bias[two] + m.head.bias - m.reference.bias - tuned @ moved)
+    return Head(torch.cat(weights), torch.cat(biases))
+
+
+def shifted(classes: Gaussians, drifts: Sequence[tuple[FeatureDrift, float]], start: Tensor) -> Gaussians:
+    """Classes moved by a combination of drifts of the points ``start``, written out."""
+    matrix, offset = sum(w * d.matrix.double() for d, w in drifts), sum(w * d.offset.double() for d, w in drifts)
     assert isinstance(matrix, Tensor) and isinstance(offset, Tensor)
-    back = torch.linalg.inv(torch.eye(len(offset)) + matrix)
-    weight = joined.weight @ back.T
-    return Head(weight, joined.bias - weight @ offset)
+    onward = torch.eye(len(offset), dtype=DOUBLE) + matrix
+    return Gaussians(classes.centres + start @ matrix + offset, onward.T @ classes.scatter @ onward, classes.freedom)
 
 
-def test_heads_are_carried_to_the_composed_model(pool: Pool) -> None:
+def assert_heads(model: ComposedModel, expected: Head) -> None:
+    torch.testing.assert_close(model.head.weight, expected.weight, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(model.head.bias, expected.bias, rtol=1e-3, atol=1e-3)
+
+
+def mean_classes(pool: Pool, count: int) -> dict[str, Gaussians]:
+    """Where the classes of the first so many tasks lie in their mean: each task's own anchor, then every later step."""
+    found: dict[str, Gaussians] = {}
+    for i, task in enumerate(pool.tasks[:count]):
+        classes = pool.module(task).anchor.classes
+        for later in pool.tasks[i + 1 : count]:
+            classes = shifted(classes, [(pool.module(later).anchor.step, 1.0)], classes.centres)
+        found[task] = classes
+    return found
+
+
+def test_heads_of_the_mean_are_those_of_the_classes_in_it(pool: Pool) -> None:
+    model = pool.mean()
+    assert_heads(model, heads_on(pool, mean(pool.tasks), mean_classes(pool, 4)))
+    assert model.before is not None
+    assert_heads(model.before(3), heads_on(pool, mean(pool.tasks[:3]), mean_classes(pool, 3)))
+
+
+def test_heads_near_the_mean_are_carried_from_there_and_others_from_theta0(pool: Pool) -> None:
     tasks = pool.tasks
-    thirds, uniform = dict.fromkeys(tasks[1:], 1 / 3), dict.fromkeys(tasks, 1 / 4)
-    some = {tasks[0]: 0.7, tasks[2]: 0.3}
+    at_theta0 = {t: pool.module(t).statistics.gaussians() for t in tasks}
+    some = {tasks[0]: 0.8, tasks[2]: 0.2}
     cases = [
-        (pool.mean(), mean(tasks), uniform),
-        (pool.weighted(some), weighted(tasks, some), some),
-        (pool.unlearn(tasks[0]), unlearn(tasks, tasks[0]), thirds),
-        (pool.specialize([tasks[1]], all_classes=True), specialize(tasks, [tasks[1]], all_classes=True), {tasks[1]: 1}),
+        (pool.unlearn(tasks[0]), unlearn(tasks, tasks[0]), dict.fromkeys(tasks[1:], 1 / 3), True),
+        (pool.weighted(some), weighted(tasks, some), some, False),
+        (pool.specialize([tasks[1]], all_classes=True), specialize(tasks, [tasks[1]], all_classes=True), None, False),
+        (pool.compose(mean(tasks), heads="carried"), mean(tasks), dict.fromkeys(tasks, 1 / 4), False),
     ]
-    for model, recipe, coefficients in cases:
-        expected = carried(pool, recipe, coefficients)
-        torch.testing.assert_close(model.head.weight, expected.weight, rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(model.head.bias, expected.bias, rtol=1e-3, atol=1e-3)
+    for model, recipe, coefficients, from_mean in cases:
+        start, share = (mean_classes(pool, 4), 1 / 4) if from_mean else (at_theta0, 0.0)
+        w = coefficients or {tasks[1]: 1.0}
+        drifts = [(pool.module(t).drift, w.get(t, 0.0) - share) for t in tasks]
+        seen = {t: shifted(start[t], drifts, at_theta0[t].centres) for t in recipe.tasks}
+        assert_heads(model, heads_on(pool, recipe, seen))
+
+
+@given(parts=st.lists(st.integers(0, 9), min_size=4, max_size=4).filter(any))
+def test_the_nearer_of_mean_and_theta0_is_where_heads_come_from(parts: list[int]) -> None:
+    w = {t: n / sum(parts) for t, n in zip(NAMES, parts, strict=True) if n}
+    far = sum(abs(w.get(t, 0.0) - 0.25) for t in NAMES)
+    expected = NAMES if far <= 1 + 1e-9 else ()
+    if abs(far - 1) > 1e-9:
+        assert anchored_in(weighted(NAMES, w), NAMES, "anchored") == expected
+    assert anchored_in(weighted(NAMES, w), NAMES, "carried") == ()
 
 
 def test_a_negated_composition_keeps_the_heads_of_the_mean(pool: Pool) -> None:
@@ -297,8 +341,14 @@ def test_a_negated_composition_keeps_the_heads_of_the_mean(pool: Pool) -> None:
 
 
 def test_a_module_that_answers_alone_keeps_its_own_head(pool: Pool) -> None:
-    module = pool.module(pool.tasks[1])
-    assert torch.equal(pool.specialize([pool.tasks[1]]).head.weight, module.head.weight)
+    module, model = pool.module(pool.tasks[1]), pool.specialize([pool.tasks[1]])
+    assert torch.equal(model.head.weight, module.head.weight)
+    assert torch.equal(model.head.bias, module.head.bias - module.head.weight @ module.shift)
+    features, mean_at_theta0 = (
+        network(GREY.normalize(stream()[1].train.tensor(GREY))).mean(0)
+        for network in (model.network, pool.backbone.model)
+    )
+    torch.testing.assert_close(module.shift, features - mean_at_theta0, rtol=1e-4, atol=1e-5)
 
 
 def test_unlearning_by_dropping_takes_the_classes_by_negation_only_the_vector(pool: Pool) -> None:
@@ -316,11 +366,11 @@ def test_frozen_model_is_theta0_with_the_discriminant(pool: Pool) -> None:
     model, statistics = pool.frozen(), pool.statistics()
     assert statistics is not None
     assert same(model.network.state_dict(), pool.backbone.model.state_dict())
-    assert torch.equal(model.head.weight, discriminant(statistics).weight)
+    assert torch.equal(model.head.weight, discriminant(statistics.gaussians()).weight)
     some = pool.frozen([pool.tasks[3], pool.tasks[1]])
     assert some.labels == pool.classes[pool.tasks[1]] + pool.classes[pool.tasks[3]]
     both = ClassStatistics.join([pool.module(pool.tasks[t]).statistics for t in (1, 3)])
-    assert torch.equal(some.head.weight, discriminant(both).weight)
+    assert torch.equal(some.head.weight, discriminant(both.gaussians()).weight)
 
 
 def test_composition_without_vectors_has_the_aligned_reference_heads(pool: Pool) -> None:

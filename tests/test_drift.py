@@ -1,19 +1,20 @@
-"""Feature drift: an affine map is found again, drifts add up, and a network's is predicted to first order."""
+"""Feature drift: an affine map is found again, drifts add up, carry classes along, and say what half a vector does."""
 
 import torch
 
 from cases import GREY, backbone, randn, seeded, shake, stream
 from intarsia import LoRA
-from intarsia.drift import FeatureDrift, fit_drift
+from intarsia.drift import FeatureDrift, carry, fit_drift
+from intarsia.statistics import Gaussians
 
 
 def test_an_affine_drift_is_found_but_for_the_ridge() -> None:
     x, matrix, offset = randn(500, 6, seed=1) * 3 + 5, randn(6, 6, seed=2) / 4, randn(6, seed=3)
-    drift = fit_drift(x, x + (x @ matrix + offset) / 4, 0.25)
+    drift = fit_drift(x, x + x @ matrix + offset)
     scale = x.std(0, correction=0)
-    # The ridge shrinks standardised coefficients: (R + 0.05) B = R B_true with R the correlation.
+    # The ridge shrinks standardised coefficients: (R + 0.02) B = R B_true with R the correlation.
     correlation = torch.corrcoef(x.T)
-    shrunk = torch.linalg.solve(correlation + 0.05 * torch.eye(6), correlation @ (matrix * scale[:, None]))
+    shrunk = torch.linalg.solve(correlation + 0.02 * torch.eye(6), correlation @ (matrix * scale[:, None]))
     torch.testing.assert_close(drift.matrix, shrunk / scale[:, None], rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(drift(x).mean(0), (x + x @ matrix + offset).mean(0), rtol=1e-5, atol=1e-7)
 
@@ -21,7 +22,7 @@ def test_an_affine_drift_is_found_but_for_the_ridge() -> None:
 def test_a_feature_that_does_not_vary_drifts_by_a_constant() -> None:
     x = randn(50, 3, seed=1)
     x[:, 1] = 2.0
-    drift = fit_drift(x, x + 1.0, 1.0)
+    drift = fit_drift(x, x + 1.0)
     torch.testing.assert_close(drift(x), x + 1.0)
 
 
@@ -33,15 +34,30 @@ def test_weighted_drifts_add_up() -> None:
     torch.testing.assert_close(both(x), expected)
 
 
-def test_half_a_task_vector_moves_the_mean_feature_as_the_drift_of_a_small_part_says() -> None:
-    """First order: what 1/64 of tau does, times 32, is what half of it does, while tau is small."""
+def test_carried_classes_are_those_of_the_carried_features() -> None:
+    """Centres and scatter within classes of drift(x) are the carried ones of x, to the last digit."""
+    x, labels = randn(40, 5, seed=1), torch.arange(40) % 3
+    drift = FeatureDrift(randn(5, 5, seed=3), randn(5, seed=4))
+    expected, found = Gaussians.of(drift(x), labels, 3), carry(Gaussians.of(x, labels, 3), drift)
+    torch.testing.assert_close(found.centres, expected.centres, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(found.scatter, expected.scatter, rtol=1e-10, atol=1e-10)
+    assert found.freedom == expected.freedom == 37
+
+
+def test_classes_elsewhere_move_as_far_as_those_where_the_drift_was_fitted() -> None:
+    here = Gaussians(randn(3, 5, seed=1), torch.eye(5, dtype=torch.float64), 9)
+    drift, start = FeatureDrift(randn(5, 5, seed=3), randn(5, seed=4)), randn(3, 5, seed=2)
+    torch.testing.assert_close(carry(here, drift, start).centres - here.centres, drift(start) - start)
+
+
+def test_half_a_task_vector_moves_the_mean_feature_half_as_far() -> None:
+    """First order: half of what tau does is what half of it does, while tau is small."""
     theta0 = backbone()
     images = GREY.normalize(stream(1)[0].train.tensor(GREY))
     before = theta0.features(images)
     with theta0.attach(LoRA(2), seeded(1)) as adapter:
         shake(adapter, 1, size=0.02)
-        adapter.compose(None, 64)
-        drift = fit_drift(before, theta0.features(images), 1 / 64)
+        drift = fit_drift(before, theta0.features(images))
         adapter.compose(None, 2)
         halved = theta0.features(images)
     half = FeatureDrift.weighted([drift], [0.5])

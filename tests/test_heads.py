@@ -8,8 +8,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cases import head, plain_statistics, randn, same, seeded
-from intarsia import InputError
-from intarsia.drift import FeatureDrift
 from intarsia.heads import (
     MOMENTUM,
     RIDGE,
@@ -19,7 +17,6 @@ from intarsia.heads import (
     _slope,
     align,
     alignment_steps,
-    carry,
     discriminant,
     pretune,
     samples,
@@ -155,8 +152,8 @@ def test_discriminant_is_the_log_posterior_of_gaussians_with_one_covariance() ->
     first = fit_statistics(features[:120], labels[:120], 2, seed=0)
     parts = [first, fit_statistics(features[120:], labels[:60], 1, seed=0)]
     statistics = ClassStatistics.join(parts)
-    logits = discriminant(statistics)(features).double()
-    covariance = statistics.covariance().numpy()
+    logits = discriminant(statistics.gaussians())(features).double()
+    covariance = statistics.gaussians().covariance().numpy()
     densities = [
         multivariate_normal.logpdf(features, centre.numpy(), covariance)  # pyright: ignore[reportArgumentType]
         for centre in statistics.centres()
@@ -168,16 +165,10 @@ def test_discriminant_is_the_log_posterior_of_gaussians_with_one_covariance() ->
 
 def test_discriminant_does_not_depend_on_where_the_features_lie() -> None:
     """Rows sum to zero: what all classes share, as a board's grey, does not reach the logits' differences."""
-    made = discriminant(fit_statistics(randn(40, 5, seed=1).float() + 100, torch.arange(40) % 4, 4, seed=0))
+    made = discriminant(fit_statistics(randn(40, 5, seed=1).float() + 100, torch.arange(40) % 4, 4, seed=0).gaussians())
     torch.testing.assert_close(made.weight.sum(0), torch.zeros(5), rtol=0, atol=1e-4)
 
 
-def test_a_carried_head_says_of_drifted_features_what_it_said_of_the_features() -> None:
-    x, made = randn(7, 5, seed=1), head(3, 5, seed=2)
-    drift = FeatureDrift(randn(5, 5, seed=3) / 5, randn(5, seed=4))
-    torch.testing.assert_close(carry(made, drift)(drift(x)), made(x))
-
-
-def test_a_drift_that_cannot_be_undone_is_refused() -> None:
-    with pytest.raises(InputError, match="smaller coefficients"):
-        carry(head(3, 5, seed=2), FeatureDrift(-torch.eye(5), torch.zeros(5)))
+def test_a_shifted_head_says_of_shifted_features_what_it_said_of_the_features() -> None:
+    x, made, offset = randn(7, 5, seed=1), head(3, 5, seed=2), randn(5, seed=3)
+    torch.testing.assert_close(made.shifted(offset)(x + offset), made(x))

@@ -26,7 +26,7 @@ from intarsia.tuning import DivergenceError, _due, _head_fisher, fine_tune
 
 each_adapter = pytest.mark.parametrize("adapter", ADAPTERS, ids=KINDS)
 METHODS = pytest.mark.parametrize("regularizer", [ITA(0.5), IEL(0.5)], ids=["ita", "iel"])
-PLAIN = replace(QUICK, lambda_h=0.0, lambda_0=0.0)
+PLAIN = replace(QUICK, lambda_h=0.0, lambda_0=0.0, centred=False, drift_pull=0.0)
 
 
 def tuned_on(task: int, adapter: Adapter, regularizer: ITA | IEL, training: Training) -> tuple[dict[str, Tensor], Head]:
@@ -194,7 +194,7 @@ def test_learning_twice_is_bit_equal(adapter: Adapter, regularizer: ITA | IEL, t
         torch.manual_seed(len(contents(tmp_path)))  # the global generator has no part in it
         learn(backbone(), stream(2), adapter=adapter, regularizer=regularizer, training=QUICK, out=tmp_path / out)
     files = contents(tmp_path / "a", {"log.jsonl"})
-    assert len(files) == 14
+    assert len(files) == 16
     assert files == contents(tmp_path / "b", {"log.jsonl"})
 
 
@@ -222,7 +222,7 @@ def test_two_tasks_and_two_more_in_another_process_are_four(regularizer: ITA | I
     learn(backbone(), stream().subset([0, 1]), out=tmp_path / "parts", **options)
     learn(backbone(), stream().subset([2, 3]), out=tmp_path / "parts", add=True, **options)
     files = [contents(tmp_path / out, {"log.jsonl"}) for out in ("whole", "parts")]
-    assert len(files[0]) == 4 * 5 + 4 + 2  # modules, reference heads, fisher and index
+    assert len(files[0]) == 4 * 6 + 4 + 2  # modules, reference heads, fisher and index
     assert files[0] == files[1]
 
 

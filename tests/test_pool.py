@@ -37,7 +37,14 @@ def test_holds_the_files_it_says_and_their_hashes(learned: Path) -> None:
     files = contents(learned, without={"pool.json", "log.jsonl"})
     record = json.loads((learned / "pool.json").read_text())
     assert record["files"] == files
-    kept = ("card.json", "drift.safetensors", "head.safetensors", "statistics.safetensors", "vector.safetensors")
+    kept = (
+        "anchor.safetensors",
+        "card.json",
+        "drift.safetensors",
+        "head.safetensors",
+        "statistics.safetensors",
+        "vector.safetensors",
+    )
     modules = {f"modules/task0{t}/{name}" for t in (1, 2, 3, 4) for name in kept}
     assert files.keys() == modules | {"fisher-4.safetensors", *(f"reference-{t}.safetensors" for t in (1, 2, 3, 4))}
     assert record["tasks"] == ["task01", "task02", "task03", "task04"]
@@ -101,10 +108,10 @@ def test_vectors_total_and_statistics_are_over_all_modules(pool: Pool) -> None:
     assert pool.fisher("task01") is None  # kept on request only
 
 
-@pytest.mark.parametrize(("regularizer", "ways"), [(ITA(), ["fisher", "statistics"]), (IEL(), None)])
+@pytest.mark.parametrize(("regularizer", "ways"), [(ITA(), ["fisher", "statistics", "anchors"]), (IEL(), None)])
 def test_cards_say_what_influenced_a_module(regularizer: ITA | IEL, ways: list[str] | None, tmp_path: Path) -> None:
     pool = learn(backbone(), stream(3), adapter=LoRA(1), regularizer=regularizer, training=QUICK, out=tmp_path / "p")
-    ways = ways or ["fisher", "statistics", "vectors"]
+    ways = ways or ["fisher", "statistics", "vectors", "anchors"]
     assert pool.influenced_by("task01") == {"task02": ways, "task03": ways}
     assert pool.influenced_by("task03") == {}
 
@@ -122,7 +129,7 @@ def test_no_pool_there(tmp_path: Path) -> None:
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
-    "newer": lambda p: edit(p, lambda r: r.update(format=2)),
+    "newer": lambda p: edit(p, lambda r: r.update(format=3)),
     "no format": lambda p: edit(p, lambda r: r.pop("format")),
     "cut off": lambda p: p.write_text(p.read_text()[:100]),
     "empty": lambda p: p.write_text(""),
@@ -139,7 +146,7 @@ def test_newer_and_damaged_pools_are_refused(how: str, copied: Path) -> None:
     DAMAGE[how](copied / "pool.json")
     before = contents(copied)
     with pytest.raises(
-        InputError, match="format 2.*update intarsia" if how == "newer" else "pool.json is missing or damaged"
+        InputError, match="format 3.*update intarsia" if how == "newer" else "pool.json is missing or damaged"
     ):
         Pool.open(copied, backbone())
     with pytest.raises(InputError):

@@ -127,7 +127,7 @@ def test_covariance_is_shrunk_as_scikit_learn_does(count: int) -> None:
 def test_covariance_of_several_tasks_is_that_of_their_residuals_together() -> None:
     statistics = ClassStatistics.join([mixtures(2, seed=1), mixtures(2, seed=30)])
     together = basis_of(statistics.scatter.sum(0), 260)
-    torch.testing.assert_close(statistics.covariance(), together @ together.T)
+    torch.testing.assert_close(statistics.gaussians().covariance(), together @ together.T)
     torch.testing.assert_close(statistics.centres(), moments(statistics)[0])
 
 

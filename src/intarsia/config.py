@@ -48,6 +48,14 @@ class Training:
     """Pull of the head's Fisher towards its reference head."""
     lambda_0: float = 0.001
     """Plain pull of the head towards its reference head."""
+    centred: bool = True
+    """Put the mean feature of every batch back to where it was at theta0 before the head sees it: a drift that all
+    images share is undone in the composed model too, and left in, the first steps would chase nothing else."""
+    drift_pull: float = 1.0
+    """Weight of that drift in the loss, squared, over the variance of the features: small drifts compose linearly."""
+    iel_start: Literal["mean", "zero"] = "mean"
+    """Where IEL's task vector begins: at the mean of those before it, where IEL's own regularizer is least and the
+    composed model stays what it was, or at zero."""
     head_fisher_over: Literal["seen", "earlier"] = "seen"
     """Classes whose statistics the head's Fisher is taken on: all seen, or those of earlier tasks only."""
     head_start: Literal["reference", "random"] = "reference"
@@ -73,9 +81,21 @@ class Training:
         for name in ("epochs", "batch_size", "proximal_every", "probes", "components", "alignment_epochs"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name.replace('_', '-')} {getattr(self, name)}: expected 1 or more")
-        for name in ("lr", "warmup", "weight_decay", "lambda_h", "lambda_0", "pretune_lr", "pretune_epochs"):
+        for name in (
+            "lr",
+            "warmup",
+            "weight_decay",
+            "drift_pull",
+            "lambda_h",
+            "lambda_0",
+            "pretune_lr",
+            "pretune_epochs",
+        ):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"{name.replace('_', '-')} {getattr(self, name)}: expected a finite number, 0 or more")
+
+        if self.centred and self.batch_size == 1:
+            raise InputError("batch-size 1 with --centred: the mean of one image is the image; use 2 or --no-centred")
 
     def record(self) -> dict[str, Any]:
         """As JSON."""

@@ -1,9 +1,7 @@
-"""How a task vector moves the features, as an affine map fitted on its own task's images.
+"""How a change of the tuned weights moves the features, as an affine map fitted on images that were seen both ways.
 
-Heads are made on features at theta0; a composed model has others, and no image is left to see them. To first order in
-the task vectors f(theta0 + sum_t w_t tau_t) - f(theta0) is the sum of w_t times what tau_t does alone, so every module
-keeps an affine estimate of that, and the heads of all tasks can be carried along into any composition (semantic drift
-compensation, Yu et al., arXiv 2004.00440, for task vectors).
+Heads are made on features at theta0; a composed model has others, and no image is left to see them. What is known of
+the classes is therefore carried along by such maps (semantic drift compensation, Yu et al., arXiv 2004.00440).
 Convention: features (N, D) as rows.
 """
 
@@ -13,13 +11,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-RIDGE = 0.05
+from intarsia.statistics import Gaussians
+
+RIDGE = 0.02
 SMALLEST = 1e-6
 
 
 @dataclass(frozen=True)
 class FeatureDrift:
-    """x -> x matrix + offset: what a task vector adds to features x at theta0.
+    """x -> x matrix + offset: what a change of the weights adds to features x.
 
     Args:
         matrix: (D, D).
@@ -30,8 +30,8 @@ class FeatureDrift:
     offset: Tensor
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Features (N, D) at theta0 -> where they drift to, (N, D)."""
-        return features + features @ self.matrix + self.offset
+        """Features (N, D) -> where they drift to, (N, D)."""
+        return features + features @ self.matrix.to(features) + self.offset.to(features)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a module keeps."""
@@ -51,18 +51,16 @@ class FeatureDrift:
         return cls(matrix, offset)
 
 
-def fit_drift(before: Tensor, after: Tensor, coefficient: float) -> FeatureDrift:
-    """Fit the drift of a whole task vector to features seen with a part of it.
+def fit_drift(before: Tensor, after: Tensor) -> FeatureDrift:
+    """Ridge regression of after - before on before, standardised, the offset free.
 
-    Ridge regression of after - before on before, standardised, the offset free: argmin |Y - X M|^2 + 0.05 N |M|^2 on
-    centred X and Y.
+    argmin |Y - X M|^2 + 0.02 N |M|^2 on centred X and Y.
 
     Args:
-        before: (N, D) at theta0.
-        after: (N, D) of the same images, with ``coefficient`` times the task vector added.
-        coefficient: how much of it; the drift is scaled up to 1.
+        before: (N, D).
+        after: (N, D) of the same images, with other weights.
     """
-    x, drift = before.double(), (after.double() - before.double()) / coefficient
+    x, drift = before.double(), after.double() - before.double()
     mean, scale = x.mean(0), x.std(0, correction=0) + SMALLEST
     white = (x - mean) / scale
     gram = white.T @ white
@@ -70,3 +68,20 @@ def fit_drift(before: Tensor, after: Tensor, coefficient: float) -> FeatureDrift
     matrix = torch.linalg.solve(gram, white.T @ (drift - drift.mean(0))) / scale[:, None]
     offset = drift.mean(0) - mean @ matrix
     return FeatureDrift(matrix.to(before.dtype), offset.to(before.dtype))
+
+
+def carry(classes: Gaussians, drift: FeatureDrift, start: Tensor | None = None) -> Gaussians:
+    """Where classes drift to: c -> c + s M + m, scatter -> (I + M)^T scatter (I + M).
+
+    Args:
+        classes: as they were last known.
+        drift: what happens to them.
+        start: (C, D) s, where the drift was fitted, if that is not where the classes are now.
+    """
+    start = classes.centres if start is None else start
+    onward = torch.eye(len(drift.offset), dtype=torch.float64, device=start.device) + drift.matrix.double()
+    return Gaussians(
+        classes.centres + start @ drift.matrix.double() + drift.offset.double(),
+        onward.T @ classes.scatter @ onward,
+        classes.freedom,
+    )

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from intarsia.heads import alignment_steps
 from intarsia.preparation import Memory, prepare
-from intarsia.regularizers import IEL
 from intarsia.run import FEATURE_BATCH, Run, peak_memory
 from intarsia.stream import ImageSet, Task
 from intarsia.tuning import fine_tune
@@ -78,11 +77,12 @@ def estimate(run: Run, *, keep_fishers: bool = False) -> Estimate:
 
     weights = _mib(*run.backbone.tuned.values())
     head, scatter = _mib(*tuned.head.tensors().values()), _mib(prepared.statistics.scatter)
-    module = _mib(*tuned.parts.values(), *tuned.drift.tensors().values()) + scatter
+    drifts = _mib(*tuned.drift.tensors().values())
+    module = _mib(*tuned.parts.values()) + 2 * (drifts + scatter)
     a_class = (_mib(*prepared.statistics.tensors().values()) - scatter + 2 * head) / len(few.classes)
     references = head / len(few.classes) * sum(seen)
     disk = module * len(tasks) + a_class * classes + references + weights * (1 + keep_fishers * len(tasks))
-    sums = weights * (2 if isinstance(run.regularizer, IEL) else 1)
+    sums = 2 * weights
     decoded = sum(len(t.train) + len(t.test) for t in tasks) * _mib(pixels[0])
     return Estimate(
         tasks=len(tasks),

@@ -15,10 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from intarsia.drift import FeatureDrift
-from intarsia.errors import InputError
 from intarsia.regularizers import Step, head_step
-from intarsia.statistics import ClassStatistics
+from intarsia.statistics import ClassStatistics, Gaussians
 
 TEMPERATURE = 0.1
 RIDGE = 0.01
@@ -59,6 +57,10 @@ class Head:
     def to(self, device: torch.device) -> "Head":
         """A copy on another device."""
         return Head(self.weight.to(device), self.bias.to(device))
+
+    def shifted(self, offset: Tensor) -> "Head":
+        """The head that says of features + offset (D,) what this one says of the features."""
+        return Head(self.weight, self.bias - self.weight @ offset)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a module keeps."""
@@ -175,8 +177,8 @@ def samples(classes: int) -> int:
     return max(1, min(ALIGNMENT_SAMPLES, ALIGNMENT_SAMPLES * ALIGNMENT_CLASSES // classes))
 
 
-def discriminant(statistics: ClassStatistics) -> Head:
-    """The heads of all classes seen in closed form: the log posterior of Gaussians with one covariance within classes.
+def discriminant(classes: Gaussians) -> Head:
+    """The heads of classes in closed form: the log posterior of Gaussians with one covariance within classes.
 
     W_c = S^-1 (m_c - m), b_c = -1/2 (m_c - m)^T S^-1 (m_c + m), m the mean of the classes' means m_c: Fisher's linear
     discriminant, all classes equally likely. Calibrated across tasks as it stands: nothing is left to align.
@@ -184,34 +186,13 @@ def discriminant(statistics: ClassStatistics) -> Head:
     last layer of a network that was fine-tuned under aligned heads it is the better classifier.
 
     Args:
-        statistics: of all classes seen; their order is that of the rows.
+        classes: their order is that of the rows.
     """
-    centres = statistics.centres().double()
-    middle = centres.mean(0)
-    away = centres - middle
-    weight = torch.linalg.solve(statistics.covariance(), away.T).T
-    bias = -0.5 * (weight * (centres + middle)).sum(1)
-    return Head(weight.to(statistics.means.dtype), bias.to(statistics.means.dtype))
-
-
-def carry(head: Head, drift: FeatureDrift) -> Head:
-    """A head made at theta0 for features that have drifted: it looks where they came from.
-
-    x' = x + x M + m  =>  W' = W (I + M)^-T, b' = b - W' m.
-
-    Args:
-        head: (C, D), for features at theta0.
-        drift: of the network it is carried to.
-
-    Raises:
-        InputError: the drift folds features onto each other and cannot be undone.
-    """
-    back = torch.eye(len(drift.offset), dtype=torch.float64, device=head.weight.device) + drift.matrix.double()
-    weight, failed = torch.linalg.solve_ex(back, head.weight.double().T)
-    if bool(failed) or not bool(weight.isfinite().all()):
-        raise InputError("the composed features cannot be traced back to theta0: use smaller coefficients")
-    bias = head.bias.double() - weight.T @ drift.offset.double()
-    return Head(weight.T.to(head.weight.dtype).contiguous(), bias.to(head.bias.dtype))
+    middle = classes.centres.mean(0)
+    away = classes.centres - middle
+    weight = torch.linalg.solve(classes.covariance(), away.T).T
+    bias = -0.5 * (weight * (classes.centres + middle)).sum(1)
+    return Head(weight.float(), bias.float())
 
 
 def _slope(logits: Tensor, labels: Tensor) -> Tensor:

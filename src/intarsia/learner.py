@@ -93,7 +93,7 @@ def learn(
         pool.check_new(task.name, task.classes)
     stream.decode(backbone.preprocessing)
     run = Run(backbone, adapter, regularizer, training, stream, progress)
-    memory = Memory.of(pool, vectors=isinstance(regularizer, IEL))
+    memory = Memory.of(pool)
     running = memory.fisher
     for learned in modules(run, memory):
         running = learned.fisher if running is None else running + learned.fisher
@@ -144,7 +144,7 @@ def _finish(run: Run, prepared: Prepared, memory: Memory, others: Fisher | None)
         settings={**regularizer_record(run.regularizer), **run.training.record()},
         stream=run.stream.source(),
         versions={name: version(name) for name in ("intarsia", "torch", "timm")},
-        influenced_by=Influence(fisher=known, statistics=known, vectors=through),
+        influenced_by=Influence(fisher=known, statistics=known, vectors=through, anchors=earlier),
         measures={"fisher_error": prepared.fisher.error, **tuned.measures},
     )
     seconds = {**prepared.seconds, **tuned.seconds}
@@ -157,5 +157,5 @@ def _finish(run: Run, prepared: Prepared, memory: Memory, others: Fisher | None)
         "peak_memory_mib": peak_memory(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {run.backbone.device.type}",
     }
-    module = Module(card, tuned.parts, tuned.head, reference, prepared.statistics, tuned.drift)
+    module = tuned.module(card, reference, prepared.statistics)
     return Learned(module, prepared.fisher, memory.reference[: prepared.rows.stop], log)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from intarsia.adapters import Adapter
+from intarsia.anchor import Anchor
 from intarsia.drift import FeatureDrift
 from intarsia.heads import Head
 from intarsia.statistics import ClassStatistics
@@ -24,6 +25,8 @@ class Influence:
     """Tasks whose class statistics its reference head was aligned with."""
     vectors: tuple[str, ...] = ()
     """Tasks whose task vectors it was trained through (IEL)."""
+    anchors: tuple[str, ...] = ()
+    """Tasks whose task vectors stood in the mean in which the place of its classes was measured."""
 
     def of(self, task: str) -> list[str]:
         """In which of these ways ``task`` took part."""
@@ -61,10 +64,12 @@ class Module:
     Args:
         card: what it is.
         vector: ``<weight name>.<part>`` -> tensor, the adapter's parts.
-        head: the fine-tuned head of its classes.
+        head: the fine-tuned head of its classes, on features whose mean was put back to where it was at theta0.
         reference: the reference head it started from.
         statistics: of its classes at theta0.
         drift: what the whole task vector does to features at theta0.
+        shift: (D,) how far the mean feature had drifted in the network as trained; zero where it was not put back.
+        anchor: its classes in the mean of the modules up to it.
     """
 
     card: Card
@@ -73,8 +78,14 @@ class Module:
     reference: Head
     statistics: ClassStatistics
     drift: FeatureDrift
+    shift: Tensor
+    anchor: Anchor
 
-    def head_on(self, aligned: Head) -> Head:
+    def own_head(self) -> Head:
+        """The fine-tuned head for the features of the network as it was trained."""
+        return self.head.shifted(self.shift)
+
+    def head_on(self, aligned: Head, offset: Tensor | None = None) -> Head:
         """The fine-tuned head as a vector on another head of its classes: that + (head - reference).
 
         A module's head was tuned from the reference heads of its day. Others made since, with the classes that came
@@ -82,9 +93,11 @@ class Module:
 
         Args:
             aligned: head of the module's classes that was not fine-tuned.
+            offset: (D,) how far from their place at theta0 the features lie for which it is.
         """
-        weight = aligned.weight + (self.head.weight - self.reference.weight)
-        return Head(weight, aligned.bias + (self.head.bias - self.reference.bias))
+        tuned = Head(self.head.weight - self.reference.weight, self.head.bias - self.reference.bias)
+        tuned = tuned if offset is None else tuned.shifted(offset)
+        return Head(aligned.weight + tuned.weight, aligned.bias + tuned.bias)
 
     def dense(self, adapter: Adapter, tuned: Mapping[str, Tensor]) -> TaskVector:
         """The whole task vector; ``tuned`` is theta0 by weight name."""

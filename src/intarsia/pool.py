@@ -3,7 +3,7 @@
     pool.json                  format, backbone, adapter, settings, order of the modules, hash of every file
     fisher-<T>.safetensors     running sum of the T tasks' Fishers, and the number of images
     reference-<t>.safetensors  the reference heads as aligned after the first t tasks, for every t
-    modules/<task>/            vector, head, statistics, drift (.safetensors) and card.json
+    modules/<task>/            vector, head, statistics, drift, anchor (.safetensors) and card.json
     log.jsonl                  when and how long each task took: not part of what the pool is
 
 Everything is safetensors and JSON, never pickle. A new task's files are written beside the old ones and ``pool.json``,
@@ -28,8 +28,9 @@ from torch import Tensor
 
 from intarsia import composition
 from intarsia.adapters import Adapter
+from intarsia.anchor import Anchor
 from intarsia.backbone import Backbone
-from intarsia.composition import ComposedModel, Heads, Recipe, compose_heads, merge
+from intarsia.composition import ComposedModel, Heads, Recipe, anchored_in, compose_heads, merge
 from intarsia.config import adapter_record, build_adapter
 from intarsia.drift import FeatureDrift
 from intarsia.errors import InputError
@@ -39,7 +40,7 @@ from intarsia.module import Card, Module
 from intarsia.statistics import ClassStatistics
 from intarsia.task_vector import TaskVector
 
-FORMAT = 1
+FORMAT = 2
 INDEX = "pool.json"
 
 
@@ -123,7 +124,8 @@ class Pool:
             record = json.loads((path / INDEX).read_text())
             found = record.pop("format")
             if found != FORMAT:
-                raise InputError(f"{path}: pool format {found}, this version reads format {FORMAT}: update intarsia")
+                remedy = "learn it again" if isinstance(found, int) and found < FORMAT else "update intarsia"
+                raise InputError(f"{path}: pool format {found}, this version reads format {FORMAT}: {remedy}")
             index = Index(**{**record, "tasks": tuple(record["tasks"])})
             if missing := {"name", "hash", "targets"} - index.backbone.keys():
                 raise KeyError(f"backbone without {', '.join(sorted(missing))}")
@@ -182,6 +184,8 @@ class Pool:
                 reference=Head(head["reference.weight"], head["reference.bias"]),
                 statistics=ClassStatistics.from_tensors(_load(self._file(task, "statistics.safetensors"))),
                 drift=FeatureDrift.from_tensors(_load(self._file(task, "drift.safetensors"))),
+                shift=head["shift"],
+                anchor=Anchor.from_tensors(_load(self._file(task, "anchor.safetensors"))),
             )
 
     def vector(self, task: str) -> TaskVector:
@@ -250,10 +254,12 @@ class Pool:
             shutil.rmtree(leftover, ignore_errors=True)
         fresh.mkdir(parents=True)
         heads = {**module.head.tensors(), **{f"reference.{k}": v for k, v in module.reference.tensors().items()}}
+        heads["shift"] = module.shift
         save_file(_contiguous(module.vector), fresh / "vector.safetensors")
         save_file(_contiguous(heads), fresh / "head.safetensors")
         save_file(_contiguous(module.statistics.tensors()), fresh / "statistics.safetensors")
         save_file(_contiguous(module.drift.tensors()), fresh / "drift.safetensors")
+        save_file(_contiguous(module.anchor.tensors()), fresh / "anchor.safetensors")
         if own_fisher is not None:
             _save_fisher(own_fisher, fresh / "fisher.safetensors")
         (fresh / "card.json").write_text(json.dumps(module.card.record(), indent=1) + "\n")
@@ -284,20 +290,21 @@ class Pool:
 
     # Models
 
-    def compose(self, recipe: Recipe, *, heads: Heads = "carried") -> ComposedModel:
+    def compose(self, recipe: Recipe, *, heads: Heads = "anchored") -> ComposedModel:
         """The model of a recipe; its ``before(i)`` is the same rule over the first i tasks.
 
         Args:
             recipe: what to compose.
-            heads: ``carried`` to the composed model's features, ``aligned`` at theta0, or the modules' ``own``; see
-                ``composition.compose_heads``.
+            heads: ``anchored`` in the mean of the modules, ``carried`` from theta0, ``aligned`` there, or the modules'
+                ``own``; see ``composition.compose_heads``.
         """
         return self._composed(recipe, heads, len(self.tasks))
 
     def _composed(self, recipe: Recipe, heads: Heads, known: int) -> ComposedModel:
         """A recipe with the reference heads as they were aligned after the first ``known`` tasks."""
-        modules = [self.module(t) for t in self.tasks if t in recipe.tasks or recipe.weights.get(t)]
-        joined = compose_heads(modules, recipe, self._aligned(known), heads)
+        anchored = anchored_in(recipe, self.tasks[:known], heads)
+        modules = [self.module(t) for t in self.tasks if t in anchored or t in recipe.tasks or recipe.weights.get(t)]
+        joined = compose_heads(modules, recipe, self._aligned(known), heads, anchored)
 
         def before(count: int) -> ComposedModel:
             first = recipe.tasks[:count]
@@ -310,7 +317,7 @@ class Pool:
         """theta0 itself with the best heads that need no fine-tuning: the discriminant of the class statistics."""
         chosen = tuple(t for t in self.learned() if tasks is None or t in tasks)
         recipe, modules = Recipe({}, chosen, "frozen"), [self.module(t) for t in chosen]
-        return self._model(recipe, [], compose_heads(modules, recipe, self._aligned(len(self.tasks)), "carried"))
+        return self._model(recipe, [], compose_heads(modules, recipe, self._aligned(len(self.tasks)), "carried", ()))
 
     def mean(self) -> ComposedModel:
         """Uniform weights over all tasks."""
@@ -329,7 +336,7 @@ class Pool:
         return self.compose(composition.unlearn(self.learned(), task, mode=mode, scale=scale))
 
     def influenced_by(self, task: str) -> dict[str, list[str]]:
-        """Other tasks whose modules saw something of ``task`` -> what: its fisher, statistics, vectors."""
+        """Other tasks whose modules saw something of ``task`` -> what: its fisher, statistics, vectors, anchors."""
         ways = {t: self.card(t).influenced_by.of(task) for t in self.tasks if t != task}
         return {t: w for t, w in ways.items() if w}
 

@@ -22,7 +22,7 @@ class Memory:
 
     Args:
         fisher: running sum over the tasks prepared so far.
-        total: S, the running sum of task vectors (IEL only).
+        total: S, the running sum of task vectors.
         reference: aligned heads of all classes seen.
         statistics: of all classes seen.
         tasks: names, in order.
@@ -35,10 +35,9 @@ class Memory:
     tasks: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, pool: Pool, *, vectors: bool) -> "Memory":
-        """As it stood after the pool's last task; ``vectors`` to sum up the task vectors too."""
-        total = pool.total() if vectors else None
-        return cls(pool.fisher(), total, pool.reference(), pool.statistics(), pool.tasks)
+    def of(cls, pool: Pool) -> "Memory":
+        """As it stood after the pool's last task."""
+        return cls(pool.fisher(), pool.total(), pool.reference(), pool.statistics(), pool.tasks)
 
 
 @dataclass(frozen=True)

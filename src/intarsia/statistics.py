@@ -22,6 +22,40 @@ SMALLEST = 1e-6
 
 
 @dataclass(frozen=True)
+class Gaussians:
+    """Classes as Gaussians that share one covariance: what a discriminant needs of them.
+
+    Args:
+        centres: (C, D) float64.
+        scatter: (D, D) float64, sum over the images of (f - class mean)(f - class mean)^T.
+        freedom: images less classes.
+    """
+
+    centres: Tensor
+    scatter: Tensor
+    freedom: int
+
+    @classmethod
+    def of(cls, features: Tensor, labels: Tensor, classes: int) -> "Gaussians":
+        """Of features (N, D) with labels (N,) in 0 .. classes - 1; every class has one."""
+        features = features.double()
+        centres = torch.stack([features[labels == c].mean(0) for c in range(classes)])
+        residual = features - centres[labels]
+        return cls(centres, residual.T @ residual, len(features) - classes)
+
+    @classmethod
+    def join(cls, parts: Sequence["Gaussians"]) -> "Gaussians":
+        """The classes of several tasks after one another, with the covariance of all."""
+        scatter = torch.stack([p.scatter for p in parts]).sum(0)
+        return cls(torch.cat([p.centres for p in parts]), scatter, sum(p.freedom for p in parts))
+
+    def covariance(self) -> Tensor:
+        """Within classes, shrunk, (D, D) float64."""
+        basis = basis_of(self.scatter, self.freedom)
+        return basis @ basis.T
+
+
+@dataclass(frozen=True)
 class ClassStatistics:
     """Mixtures of several classes, and the scatter within classes of their tasks.
 
@@ -63,10 +97,9 @@ class ClassStatistics:
             inside[own] = inside[own] @ basis.T
         return inside
 
-    def covariance(self) -> Tensor:
-        """The covariance within classes of all tasks together, shrunk, (D, D) float64."""
-        basis = basis_of(self.scatter.double().sum(0), int(self.freedom.sum()))
-        return basis @ basis.T
+    def gaussians(self) -> Gaussians:
+        """The classes with one covariance, that of all tasks together."""
+        return Gaussians(self.centres().double(), self.scatter.double().sum(0), int(self.freedom.sum()))
 
     def sample(self, per_class: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw features (C * per_class, D) and their labels (C * per_class,), class by class."""
@@ -140,9 +173,8 @@ def fit_statistics(
     """
     if len(missing := set(range(classes)) - set(labels.tolist())):
         raise ValueError(f"class {min(missing)} has no image to take statistics from")
-    centres = torch.stack([features[labels == c].double().mean(0) for c in range(classes)])
-    residual = features.double() - centres[labels]
-    scatter, freedom = (residual.T @ residual).to(features.dtype), len(features) - classes
+    plain = Gaussians.of(features, labels, classes)
+    scatter, freedom = plain.scatter.to(features.dtype), plain.freedom
     basis = basis_of(scatter, freedom).double()
     coordinates = torch.linalg.solve_triangular(basis, features.double().T, upper=False).T
     width = features.shape[1]

@@ -9,18 +9,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from intarsia.adapters import Attachment
+from intarsia.anchor import Anchor
 from intarsia.drift import FeatureDrift, fit_drift
 from intarsia.errors import InputError
 from intarsia.fisher import Fisher, head_fisher
 from intarsia.heads import Head, TrainedHead, samples
 from intarsia.images import augment
+from intarsia.module import Card, Module
 from intarsia.preparation import Memory, Prepared
 from intarsia.regularizers import IEL, ITA
 from intarsia.run import Laps, Run
+from intarsia.statistics import ClassStatistics
 from intarsia.task_vector import TaskVector
 
 FLOOR = 1e-5
-DRIFT_PARTS = 4
+SMALLEST = 1e-3
+"""Features spread at least so much, as a part of their square and of 1: images may all be alike."""
 
 
 class DivergenceError(InputError):
@@ -34,7 +38,9 @@ class Tuned:
     Args:
         parts: the adapter's, by ``<weight name>.<part>``.
         head: of the task's classes.
-        drift: what tau does to the features.
+        drift: what the whole of tau does to the features at theta0.
+        shift: (D,) how far the mean feature has drifted in the network as trained; zero if it was not put back.
+        anchor: the task's classes in the mean of the modules.
         measures: of the training.
         seconds: how long each phase took, by name.
     """
@@ -42,12 +48,18 @@ class Tuned:
     parts: dict[str, Tensor]
     head: Head
     drift: FeatureDrift
+    shift: Tensor
+    anchor: Anchor
     measures: dict[str, Any]
     seconds: dict[str, float]
 
+    def module(self, card: Card, reference: Head, statistics: ClassStatistics) -> Module:
+        """The module of the task: with its card, the reference heads it started from and its class statistics."""
+        return Module(card, self.parts, self.head, reference, statistics, self.drift, self.shift, self.anchor)
+
 
 def fine_tune(run: Run, prepared: Prepared, memory: Memory, others: Fisher | None) -> Tuned:
-    """Tau and the head of one task; for IEL ``memory.total`` takes tau in.
+    """Tau and the head of one task; ``memory.total`` takes tau in.
 
     Args:
         run: the run.
@@ -63,41 +75,52 @@ def fine_tune(run: Run, prepared: Prepared, memory: Memory, others: Fisher | Non
     incremental = isinstance(run.regularizer, IEL)
     fisher = memory.fisher if incremental else others
     mean = None if fisher is None or fisher.count == 0 else fisher.mean(FLOOR, unit=run.training.unit_fisher)
-    penalty = run.regularizer.on(mean, memory.total, number)
+    penalty = run.regularizer.on(mean, memory.total if incremental else None, number)
     reference = memory.reference[prepared.rows]
     with run.backbone.attach(run.adapter, run.generator(number, "adapter")) as adapter:
-        if incremental:
-            adapter.compose(memory.total, number)
+        before = _features_in_mean(run, prepared, adapter, memory.total, number - 1)
+        adapter.compose(memory.total if incremental else None, number if incremental else 1)
+        if incremental and memory.total is not None and run.training.iel_start == "mean":
+            adapter.start_at(memory.total * (1 / (number - 1)))
         start, device = _starting_head(run, reference, number), run.backbone.device
         head = TrainedHead(start.to(device), reference.to(device), _head_fisher(run, prepared, memory).to(device))
         laps.lap("regularizer")
         losses = _epochs(run, prepared, adapter, head, penalty)
         vector, state = adapter.vector(), adapter.state()
         laps.lap("training")
-        drift = _drift(run, prepared, adapter, number if incremental else 1)
+        alone = _features_in_mean(run, prepared, adapter, None, 1)
+        after = alone if number == 1 else _features_in_mean(run, prepared, adapter, memory.total, number)
         laps.lap("drift")
     norm = float(vector.norm())
     if not math.isfinite(norm):
         raise DivergenceError(_diverged(run, name, "the task vector is not finite after training"))
-    if incremental:
-        memory.total = vector if memory.total is None else memory.total + vector
+    memory.total = vector if memory.total is None else memory.total + vector
+    shift = ((after if incremental else alone) - prepared.features).mean(0) * run.training.centred
     measures = {
         "losses": losses,
         "relative_norm": norm / float(TaskVector(run.backbone.tuned).norm()),
         "head_moved": head.moved(),
     }
-    return Tuned(state, head.trained(), drift, measures, laps.seconds)
+    task = prepared.task
+    return Tuned(
+        parts=state,
+        head=head.trained(),
+        drift=fit_drift(prepared.features, alone),
+        shift=shift,
+        anchor=Anchor.of(before, after, task.train.labels, len(task.classes)),
+        measures=measures,
+        seconds=laps.seconds,
+    )
 
 
-def _drift(run: Run, prepared: Prepared, adapter: Attachment, trained_in: int) -> FeatureDrift:
-    """What tau does to the task's features, seen at a part of tau as small as compositions have it.
-
-    A drift is to first order; at a whole tau it is not, and on `chalk` the composed accuracy is a point lower.
-    """
-    parts = max(trained_in, DRIFT_PARTS)
-    adapter.compose(None, parts)
-    images = prepared.task.train.tensor(run.backbone.preprocessing)
-    return fit_drift(prepared.features, run.features(prepared.task.name, images), 1 / parts)
+def _features_in_mean(
+    run: Run, prepared: Prepared, adapter: Attachment, total: TaskVector | None, tasks: int
+) -> Tensor:
+    """(N, D) of the task's images in theta0 + (total + tau) / tasks; theta0's own if that is a mean of none."""
+    if tasks == 0:
+        return prepared.features
+    adapter.compose(total, tasks)
+    return run.features(prepared.task.name, prepared.task.train.tensor(run.backbone.preprocessing))
 
 
 def _epochs(run: Run, prepared: Prepared, adapter: Attachment, head: TrainedHead, penalty: ITA | IEL) -> list[float]:
@@ -106,6 +129,8 @@ def _epochs(run: Run, prepared: Prepared, adapter: Attachment, head: TrainedHead
     images, labels = task.train.tensor(backbone.preprocessing), task.train.labels
     kind = run.stream.augmentation if training.augment else "none"
     generator = run.generator(prepared.number, "training")
+    at_theta0 = prepared.features.to(backbone.device)
+    spread = at_theta0.var(0, correction=0).sum() + SMALLEST * (1 + at_theta0.square().sum(1).mean())
     parameters = [*adapter.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=training.weight_decay, foreach=True)
     losses: list[float] = []
@@ -118,10 +143,13 @@ def _epochs(run: Run, prepared: Prepared, adapter: Attachment, head: TrainedHead
             for group in optimizer.param_groups:
                 group["lr"] = training.lr * factor * warm
             x = augment(images[index], kind, backbone.preprocessing, generator).to(backbone.device)
-            loss = F.cross_entropy(head(backbone.model(x)), labels[index].to(backbone.device))
+            features = backbone.model(x)
+            drift = (features - at_theta0[index]).mean(0)
+            logits = head(features - drift if training.centred else features)
+            loss = F.cross_entropy(logits, labels[index].to(backbone.device))
             total += _finite(run, loss, task.name, epoch) * len(index)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            (loss + training.drift_pull * drift.square().sum() / spread).backward()
             if training.step == "coupled":
                 penalty.add_gradient(adapter)
                 head.pull(training.lambda_h, training.lambda_0, factor, training.step)

@@ -20,7 +20,7 @@ Parts = Mapping[str, Tensor]
 
 @runtime_checkable
 class Adapter(Protocol):
-    """A parametrisation of task vectors: immutable settings and five pure functions of one weight."""
+    """A parametrisation of task vectors: immutable settings and six pure functions of one weight."""
 
     kind: ClassVar[str]
 
@@ -30,6 +30,10 @@ class Adapter(Protocol):
 
     def delta(self, parts: Parts, theta0: Tensor) -> Tensor:
         """The dense update tau (O, I), differentiable in the parts."""
+        ...
+
+    def nearest(self, parts: Parts, theta0: Tensor, tau: Tensor) -> dict[str, Tensor]:
+        """Parts, shaped as ``parts``, whose delta is as near to ``tau`` (O, I) as this parametrisation comes."""
         ...
 
     def base(self, theta0: Tensor, shift: Tensor) -> Tensor:
@@ -80,8 +84,15 @@ class AdaptedLinear(nn.Module):
         return self.adapter.delta(dict(self.parts.items()), self.linear.weight.detach())
 
     @torch.no_grad()
+    def start_(self, tau: Tensor) -> None:
+        """Replace the parts by those whose delta is nearest to ``tau`` (O, I)."""
+        self._replace(self.adapter.nearest(dict(self.parts.items()), self.linear.weight.detach(), tau))
+
+    @torch.no_grad()
     def proximal_(self, curvature: Tensor, pull: Tensor) -> None:
         """Replace the parts by their proximal point (see ``Adapter.proximal``)."""
-        new = self.adapter.proximal(dict(self.parts.items()), self.linear.weight.detach(), curvature, pull)
+        self._replace(self.adapter.proximal(dict(self.parts.items()), self.linear.weight.detach(), curvature, pull))
+
+    def _replace(self, new: Parts) -> None:
         for key, value in new.items():
             self.parts[key].copy_(value)

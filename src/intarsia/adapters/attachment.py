@@ -54,6 +54,11 @@ class Attachment:
         for name, layer in self.layers.items():
             layer.compose(None if total is None else total[name], tasks)
 
+    def start_at(self, vector: Mapping[str, Tensor]) -> None:
+        """Put the task vector to ``vector``, or as near to it as the adapter comes."""
+        for name, layer in self.layers.items():
+            layer.start_(vector[name])
+
     def parameters(self) -> Iterator[nn.Parameter]:
         """Every trainable tensor."""
         for layer in self.layers.values():

@@ -24,6 +24,10 @@ class Full:
         """The matrix itself."""
         return parts["tau"]
 
+    def nearest(self, parts: Parts, theta0: Tensor, tau: Tensor) -> dict[str, Tensor]:
+        """Tau itself."""
+        return {"tau": tau}
+
     def base(self, theta0: Tensor, shift: Tensor) -> Tensor:
         """A dense (O, I) weight."""
         return theta0 + shift

@@ -24,6 +24,10 @@ class IA3:
         """W0 * (l - 1)."""
         return theta0 * (parts["l"] - 1).unsqueeze(1)
 
+    def nearest(self, parts: Parts, theta0: Tensor, tau: Tensor) -> dict[str, Tensor]:
+        """Row by row the factor that fits best; exact for what (IA)^3 can say."""
+        return {"l": self.base(theta0, tau)}
+
     def base(self, theta0: Tensor, shift: Tensor) -> Tensor:
         """Row factors (O,): a shift made of (IA)^3 updates is W0 * s by rows, and s is read back from it."""
         rows = (theta0 * theta0).sum(1)

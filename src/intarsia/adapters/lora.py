@@ -51,6 +51,14 @@ class LoRA:
         """B A."""
         return parts["B"] @ parts["A"]
 
+    def nearest(self, parts: Parts, theta0: Tensor, tau: Tensor) -> dict[str, Tensor]:
+        """Tau cut to its r largest singular values; the rows of A are as long as before, B has the rest."""
+        u, s, v = torch.linalg.svd(tau.double(), full_matrices=False)
+        rank = len(parts["A"])
+        length = parts["A"].double().norm(dim=1).mean()
+        a, b = v[:rank] * length, u[:, :rank] * (s[:rank] / length)
+        return {"A": a.to(tau.dtype), "B": b.to(tau.dtype)}
+
     def base(self, theta0: Tensor, shift: Tensor) -> Tensor:
         """A dense (O, I) weight: earlier low-rank updates are merged, so their number costs nothing."""
         return theta0 + shift
