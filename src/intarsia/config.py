@@ -11,15 +11,15 @@ from intarsia.regularizers import IEL, ITA, Step
 AdapterKind = Literal["lora", "full", "ia3"]
 Method = Literal["ita", "iel"]
 
-RECOMMENDED: dict[tuple[str, str], tuple[float, float]] = {
-    ("ita", "lora"): (3e-3, 0.1),
-    ("iel", "lora"): (3e-3, 1.0),
-    ("ita", "full"): (1e-4, 0.1),
-    ("iel", "full"): (2e-4, 1.0),
-    ("ita", "ia3"): (2e-2, 0.1),
-    ("iel", "ia3"): (2e-2, 1.0),
+RECOMMENDED: dict[tuple[str, str], tuple[float, float, int]] = {
+    ("ita", "lora"): (3e-3, 0.1, 4),
+    ("iel", "lora"): (2e-3, 1.0, 4),
+    ("ita", "full"): (2e-4, 0.1, 6),
+    ("iel", "full"): (2e-4, 1.0, 4),
+    ("ita", "ia3"): (2e-2, 0.1, 6),
+    ("iel", "ia3"): (2e-2, 1.0, 4),
 }
-"""Learning rate, and strength on the Fisher of unit mean."""
+"""Learning rate, strength on the Fisher of unit mean, and epochs."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Training:
     """Vary the training images (the stream says how)."""
     step: Step = "proximal"
     """The regularizer's step: implicit (proximal), explicit beside the optimizer (decoupled), in the loss (coupled)."""
-    proximal_every: int = 4
+    proximal_every: int = 8
     """Make one proximal step in place of so many, as large as they together: it is stable at any size, and dear."""
     unit_fisher: bool = False
     """Divide the Fisher by its mean over the tuned weights, so that one strength travels between backbones."""
@@ -104,8 +104,8 @@ class Training:
 
 def recommended(method: str, adapter: str) -> tuple[float, Training]:
     """The tool's own strength and training settings for a method and adapter, chosen as docs/results.md says."""
-    lr, strength = RECOMMENDED[method, adapter]
-    return strength, Training(epochs=4, batch_size=32, lr=lr, unit_fisher=True)
+    lr, strength, epochs = RECOMMENDED[method, adapter]
+    return strength, Training(epochs=epochs, batch_size=32, lr=lr, unit_fisher=True)
 
 
 def build_adapter(kind: str, rank: int = 16) -> Adapter:

@@ -68,7 +68,7 @@ class Module:
         reference: the reference head it started from.
         statistics: of its classes at theta0.
         drift: what the whole task vector does to features at theta0.
-        shift: (D,) how far the mean feature had drifted in the network as trained; zero where it was not put back.
+        shift: (D,) how far the whole task vector moves the mean feature; zero if training did not put it back.
         anchor: its classes in the mean of the modules up to it.
     """
 
@@ -82,7 +82,7 @@ class Module:
     anchor: Anchor
 
     def own_head(self) -> Head:
-        """The fine-tuned head for the features of the network as it was trained."""
+        """The fine-tuned head for the features of the module alone."""
         return self.head.shifted(self.shift)
 
     def head_on(self, aligned: Head, offset: Tensor | None = None) -> Head:

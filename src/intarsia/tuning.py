@@ -39,7 +39,7 @@ class Tuned:
         parts: the adapter's, by ``<weight name>.<part>``.
         head: of the task's classes.
         drift: what the whole of tau does to the features at theta0.
-        shift: (D,) how far the mean feature has drifted in the network as trained; zero if it was not put back.
+        shift: (D,) how far the whole of tau moves the mean feature; zero if training did not put it back.
         anchor: the task's classes in the mean of the modules.
         measures: of the training.
         seconds: how long each phase took, by name.
@@ -95,7 +95,7 @@ def fine_tune(run: Run, prepared: Prepared, memory: Memory, others: Fisher | Non
     if not math.isfinite(norm):
         raise DivergenceError(_diverged(run, name, "the task vector is not finite after training"))
     memory.total = vector if memory.total is None else memory.total + vector
-    shift = ((after if incremental else alone) - prepared.features).mean(0) * run.training.centred
+    shift = (alone - prepared.features).mean(0) * run.training.centred
     measures = {
         "losses": losses,
         "relative_norm": norm / float(TaskVector(run.backbone.tuned).norm()),
