@@ -426,10 +426,12 @@ def test_rarer_proximal_steps_are_as_large_as_those_left_out(every: int, batches
 def test_settings_that_are_not_given_are_those_of_the_method_and_adapter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("intarsia.config.RECOMMENDED", {("ita", "lora"): (1e-3, 0.25), ("iel", "ia3"): (1e-2, 4.0)})
+    chosen = {("ita", "lora"): (1e-3, 0.25, 1), ("iel", "ia3"): (1e-2, 4.0, 2)}
+    monkeypatch.setattr("intarsia.config.RECOMMENDED", chosen)
     first = learn(backbone(), stream(1), out=tmp_path / "a")
     settings = first.card(first.tasks[0]).settings
     assert (settings["method"], settings["strength"], settings["lr"]) == ("ita", 0.25, 1e-3)
     second = learn(backbone(), stream(1), out=tmp_path / "b", adapter=IA3(), regularizer=IEL(2.0))
     settings = second.card(second.tasks[0]).settings
     assert (settings["method"], settings["strength"], settings["lr"]) == ("iel", 2.0, 1e-2)
+    assert settings["epochs"] == 2
