@@ -239,3 +239,32 @@ def test_a_target_that_is_no_linear_layer_is_refused() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     with pytest.raises(TypeError, match="ReLU, expected nn"):
         Attachment(model, {"1.weight": "1"}, LoRA(1), seeded(0))
+
+
+@each_adapter
+def test_nearest_parts_give_back_an_update_of_their_own_kind(adapter: Adapter) -> None:
+    layer, other = adapted(adapter), adapted(adapter, seed=50)
+    tau = dense(values(layer), layer.linear.weight)
+    other.linear.weight.copy_(layer.linear.weight)
+    other.start_(tau)
+    torch.testing.assert_close(other.delta(), tau)
+
+
+def test_nearest_low_rank_update_is_the_best_there_is() -> None:
+    """Eckart and Young: what is left over are the singular values that were cut off; A keeps its length."""
+    layer, tau = adapted(LoRA(2)), randn(4, 5, seed=9)
+    length = layer.parts["A"].norm(dim=1).mean().detach()
+    layer.start_(tau)
+    left_over = torch.linalg.svdvals(tau)[2:].square().sum().sqrt()
+    torch.testing.assert_close((layer.delta() - tau).norm().detach(), left_over)
+    torch.testing.assert_close(layer.parts["A"].norm(dim=1).detach(), length.expand(2))
+
+
+def test_nearest_ia3_update_is_the_least_squares_fit() -> None:
+    layer, tau = adapted(IA3()), randn(4, 5, seed=9)
+    layer.start_(tau)
+    theta0 = layer.linear.weight
+    fitted = [
+        torch.linalg.lstsq(w[:, None], row[:, None]).solution.squeeze() for w, row in zip(theta0, tau, strict=True)
+    ]
+    torch.testing.assert_close(layer.parts["l"].detach() - 1, torch.stack(fitted).detach())

@@ -29,6 +29,9 @@ METHODS = pytest.mark.parametrize("regularizer", [ITA(0.5), IEL(0.5)], ids=["ita
 PLAIN = replace(QUICK, lambda_h=0.0, lambda_0=0.0, centred=False, drift_pull=0.0)
 
 
+CENTRED = replace(PLAIN, centred=True, drift_pull=0.7)
+
+
 def tuned_on(task: int, adapter: Adapter, regularizer: ITA | IEL, training: Training) -> tuple[dict[str, Tensor], Head]:
     """Parts and head of one task of a stream of two, learned as the first task it is."""
     tasks = stream(2)
@@ -39,7 +42,11 @@ def tuned_on(task: int, adapter: Adapter, regularizer: ITA | IEL, training: Trai
 
 
 def by_hand(task: int, adapter: Adapter, training: Training) -> tuple[dict[str, Tensor], Head]:
-    """The same without any regularizer: AdamW on the cross-entropy, warm-up, cosine, from the reference head."""
+    """The same without any regularizer: AdamW on the cross-entropy, warm-up, cosine, from the reference head.
+
+    With ``centred``: the head sees features - d, d the batch's mean drift from theta0, and the loss has
+    drift_pull |d|^2 / (total variance of the features at theta0).
+    """
     tasks, theta0, memory = stream(2), backbone(), Memory()
     run = Run(theta0, adapter, ITA(0.0), training, tasks)
     prepare(run, tasks[task], memory)
@@ -47,6 +54,8 @@ def by_hand(task: int, adapter: Adapter, training: Training) -> tuple[dict[str, 
     images, labels = tasks[task].train.tensor(GREY), tasks[task].train.labels
     weight, bias = (t.clone().requires_grad_() for t in (memory.reference.weight, memory.reference.bias))
     order = run.generator(1, "training")
+    at_theta0 = theta0.features((images.float() / 255 - 0.5) / 0.25)
+    variance = at_theta0.var(0, correction=0).sum() + 1e-3 * (1 + at_theta0.square().sum(1).mean())
     with theta0.attach(adapter, run.generator(1, "adapter")) as attachment:
         parameters = [*attachment.parameters(), weight, bias]
         optimizer = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=0.0)
@@ -59,7 +68,11 @@ def by_hand(task: int, adapter: Adapter, training: Training) -> tuple[dict[str, 
                     group["lr"] = training.lr * cosine * rise
                 optimizer.zero_grad()
                 x = (images[index].float() / 255 - 0.5) / 0.25
-                F.cross_entropy(F.linear(theta0.model(x), weight, bias), labels[index]).backward()
+                features = theta0.model(x)
+                drift = (features - at_theta0[index]).mean(0)
+                seen = features - drift if training.centred else features
+                loss = F.cross_entropy(F.linear(seen, weight, bias), labels[index])
+                (loss + training.drift_pull * drift.square().sum() / variance).backward()
                 optimizer.step()
         return attachment.state(), Head(weight.detach(), bias.detach())
 
@@ -74,8 +87,11 @@ def assert_trained(adapter: Adapter, state: Mapping[str, Tensor]) -> None:
 @each_adapter
 @pytest.mark.parametrize("step", ["decoupled", "coupled"])
 @pytest.mark.parametrize("regularizer", [ITA(0.0), IEL(0.0)], ids=["ita", "iel"])
-def test_strength_zero_is_plain_fine_tuning_bit_for_bit(adapter: Adapter, step: Step, regularizer: ITA | IEL) -> None:
-    training = replace(PLAIN, step=step)
+@pytest.mark.parametrize("base", [PLAIN, CENTRED], ids=["plain", "centred"])
+def test_strength_zero_is_plain_fine_tuning_bit_for_bit(
+    adapter: Adapter, step: Step, regularizer: ITA | IEL, base: Training
+) -> None:
+    training = replace(base, step=step)
     state, head = tuned_on(0, adapter, regularizer, training)
     expected, expected_head = by_hand(0, adapter, training)
     assert_trained(adapter, state)
@@ -91,6 +107,33 @@ def test_strength_zero_is_plain_fine_tuning_with_the_proximal_step_too(adapter: 
     assert_trained(adapter, state)
     torch.testing.assert_close(state, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(head.tensors(), expected_head.tensors(), rtol=1e-4, atol=1e-5)
+
+
+@each_adapter
+def test_iel_starts_at_the_mean_of_the_modules_and_leaves_the_composed_model_as_it_is(
+    adapter: Adapter, tmp_path: Path
+) -> None:
+    """At a learning rate of zero tau_T stays S/(T - 1), where IEL's quadratic c tau^2/2 - d tau is least."""
+    theta0 = backbone()
+    first = learn(theta0, stream(1), adapter=adapter, regularizer=IEL(0.1), training=QUICK, out=tmp_path / "p")
+    earlier = first.vector("task01")
+    still = replace(QUICK, lr=0.0, step="decoupled")
+    for start, expected in (("mean", earlier), ("zero", 0.0 * earlier)):
+        training = replace(still, iel_start=start)
+        run = Run(theta0, adapter, IEL(0.0), training, stream(2))
+        memory = Memory.of(first)
+        tuned = fine_tune(run, prepare(run, stream(2)[1], memory), memory, None)
+        for name, tau in expected.items():
+            parts = {k.removeprefix(f"{name}."): v for k, v in tuned.parts.items() if k.startswith(f"{name}.")}
+            torch.testing.assert_close(adapter.delta(parts, theta0.tuned[name]), tau, rtol=1e-4, atol=1e-5)
+    c, d = IEL(2.0, None, earlier, 2).quadratic("blocks.0.attn.qkv.weight", earlier["blocks.0.attn.qkv.weight"])
+    torch.testing.assert_close(d / c, earlier["blocks.0.attn.qkv.weight"])
+
+
+def test_a_batch_of_one_image_cannot_be_centred() -> None:
+    with pytest.raises(InputError, match="batch-size 1 with --centred"):
+        Training(batch_size=1)
+    assert Training(batch_size=1, centred=False).batch_size == 1
 
 
 @pytest.mark.parametrize("step", ["decoupled", "coupled", "proximal"])

@@ -1,0 +1,65 @@
+"""Anchors: what a module remembers of its classes in the mean is what the merged mean shows of its images."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from cases import ADAPTERS, GREY, KINDS, QUICK, backbone, randn, same, stream
+from intarsia import IEL, ITA, Pool, learn
+from intarsia.adapters import Adapter
+from intarsia.anchor import Anchor, in_mean
+from intarsia.composition import merge
+from intarsia.drift import fit_drift
+from intarsia.statistics import Gaussians
+
+
+def features_in_mean(pool: Pool, task: int, count: int) -> Tensor:
+    """Features of a task's training images in the merged mean of the first so many modules."""
+    known = [pool.module(t) for t in pool.tasks[:count]]
+    network = merge(pool.backbone, pool.adapter, known, {m.card.task: 1 / count for m in known})
+    with torch.no_grad():
+        return network(GREY.normalize(stream()[task].train.tensor(GREY)))
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=KINDS)
+@pytest.mark.parametrize("regularizer", [ITA(0.1), IEL(0.1)], ids=["ita", "iel"])
+def test_anchor_is_measured_in_the_mean_of_the_modules(
+    adapter: Adapter, regularizer: ITA | IEL, tmp_path: Path
+) -> None:
+    out = tmp_path / "pool"
+    pool = learn(backbone(), stream(), adapter=adapter, regularizer=regularizer, training=QUICK, out=out)
+    for i, task in enumerate(pool.tasks):
+        anchor, labels = pool.module(task).anchor, stream()[i].train.labels
+        before, after = (features_in_mean(pool, i, count) for count in (i, i + 1))
+        expected = Gaussians.of(after, labels, 2)
+        torch.testing.assert_close(anchor.classes.centres, expected.centres, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(anchor.classes.scatter, expected.scatter, rtol=1e-3, atol=1e-3)
+        assert anchor.classes.freedom == expected.freedom
+        torch.testing.assert_close(
+            anchor.step(before).mean(0), fit_drift(before, after)(before).mean(0), rtol=1e-4, atol=1e-4
+        )
+
+
+def test_classes_follow_every_later_step() -> None:
+    """Were all steps affine and all images kept, the chain would be the classes of the last features, exactly."""
+    labels = torch.arange(60) % 3
+    seen, anchors = [randn(60, 4, seed=s) for s in (1, 2, 3)], list[Anchor]()
+    for number in range(3):
+        matrix, offset = randn(4, 4, seed=10 + number) / 2, randn(4, seed=20 + number)
+        before, seen = seen[number], [x + x @ matrix + offset for x in seen]
+        step = replace(fit_drift(before, seen[number]), matrix=matrix, offset=offset)
+        anchors.append(Anchor(Gaussians.of(seen[number], labels, 3), step))
+    for found, features in zip(in_mean(anchors), seen, strict=True):
+        expected = Gaussians.of(features, labels, 3)
+        torch.testing.assert_close(found.centres, expected.centres, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(found.scatter, expected.scatter, rtol=1e-9, atol=1e-9)
+
+
+def test_tensors_and_from_tensors_are_inverse() -> None:
+    anchor = Anchor.of(randn(20, 4, seed=1), randn(20, 4, seed=2), torch.arange(20) % 2, 2)
+    again = Anchor.from_tensors(anchor.tensors())
+    assert same(anchor.tensors(), again.tensors())
+    assert again.classes.freedom == 18
