@@ -25,7 +25,7 @@ from intarsia.module import Card, Influence, Module
 from intarsia.pool import Pool
 from intarsia.preparation import Memory, Prepared, prepare
 from intarsia.regularizers import IEL, ITA
-from intarsia.run import Progress, Run, peak_memory, silent
+from intarsia.run import Progress, Run, give_back_memory, peak_memory, silent
 from intarsia.stream import TaskStream
 from intarsia.tuning import fine_tune
 
@@ -100,6 +100,8 @@ def learn(
         own = learned.fisher if keep_fishers else None
         pool.add(learned.module, running, learned.reference, own_fisher=own)
         pool.log(learned.log)
+        del learned, own
+        give_back_memory()
     return pool
 
 
