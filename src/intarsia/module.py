@@ -1,8 +1,10 @@
 """A module: all that is kept of one learned task."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +14,7 @@ from intarsia.anchor import Anchor
 from intarsia.drift import FeatureDrift
 from intarsia.heads import Head
 from intarsia.statistics import ClassStatistics
+from intarsia.storage import load, reading, save
 from intarsia.task_vector import TaskVector
 
 
@@ -56,6 +59,16 @@ class Card:
         influence = {way: tuple(tasks) for way, tasks in record["influenced_by"].items()}
         return cls(**{**record, "classes": tuple(record["classes"]), "influenced_by": Influence(**influence)})
 
+    @classmethod
+    def read(cls, path: Path) -> "Card":
+        """From a file.
+
+        Raises:
+            InputError: it is missing or damaged.
+        """
+        with reading(path):
+            return cls.from_record(json.loads(path.read_text()))
+
 
 @dataclass(frozen=True)
 class Module:
@@ -80,6 +93,38 @@ class Module:
     drift: FeatureDrift
     shift: Tensor
     anchor: Anchor
+
+    def write(self, folder: Path) -> None:
+        """Its files, into a new folder: card.json and vector, head, statistics, drift, anchor (.safetensors)."""
+        folder.mkdir(parents=True)
+        reference = {f"reference.{key}": value for key, value in self.reference.tensors().items()}
+        save(self.vector, folder / "vector.safetensors")
+        save({**self.head.tensors(), **reference, "shift": self.shift}, folder / "head.safetensors")
+        save(self.statistics.tensors(), folder / "statistics.safetensors")
+        save(self.drift.tensors(), folder / "drift.safetensors")
+        save(self.anchor.tensors(), folder / "anchor.safetensors")
+        (folder / "card.json").write_text(json.dumps(self.card.record(), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> "Module":
+        """The inverse of ``write``.
+
+        Raises:
+            InputError: a file is missing or damaged.
+        """
+        card, vector = Card.read(folder / "card.json"), load(folder / "vector.safetensors")
+        with reading(folder):
+            head = load(folder / "head.safetensors")
+            return cls(
+                card=card,
+                vector=vector,
+                head=Head.from_tensors(head),
+                reference=Head(head["reference.weight"], head["reference.bias"]),
+                statistics=ClassStatistics.from_tensors(load(folder / "statistics.safetensors")),
+                drift=FeatureDrift.from_tensors(load(folder / "drift.safetensors")),
+                shift=head["shift"],
+                anchor=Anchor.from_tensors(load(folder / "anchor.safetensors")),
+            )
 
     def own_head(self) -> Head:
         """The fine-tuned head for the features of the module alone."""

@@ -10,34 +10,28 @@ Everything is safetensors and JSON, never pickle. A new task's files are written
 which names the tasks, is replaced last: a module is in the pool whole or not at all.
 """
 
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors import safe_open
 
 from intarsia import composition
 from intarsia.adapters import Adapter
-from intarsia.anchor import Anchor
 from intarsia.backbone import Backbone
 from intarsia.composition import ComposedModel, Heads, Recipe, anchored_in, compose_heads, merge
 from intarsia.config import adapter_record, build_adapter
-from intarsia.drift import FeatureDrift
 from intarsia.errors import InputError
 from intarsia.fisher import Fisher
 from intarsia.heads import Head
 from intarsia.module import Card, Module
 from intarsia.statistics import ClassStatistics
+from intarsia.storage import file_hash, load, reading, save
 from intarsia.task_vector import TaskVector
 
 FORMAT = 2
@@ -120,7 +114,7 @@ class Pool:
         path = Path(path)
         if not (path / INDEX).is_file():
             raise InputError(f"{path} is not a pool: expected a {INDEX} in it; `intarsia learn --out {path}` makes one")
-        with _reading(path / INDEX):
+        with reading(path / INDEX):
             record = json.loads((path / INDEX).read_text())
             found = record.pop("format")
             if found != FORMAT:
@@ -164,9 +158,7 @@ class Pool:
         Raises:
             InputError: the pool has no such task.
         """
-        path = self._file(task, "card.json")
-        with _reading(path):
-            return Card.from_record(json.loads(path.read_text()))
+        return Card.read(self._file(task, "card.json"))
 
     def module(self, task: str) -> Module:
         """The whole module of a task.
@@ -174,19 +166,7 @@ class Pool:
         Raises:
             InputError: the pool has no such task.
         """
-        card, vector = self.card(task), _load(self._file(task, "vector.safetensors"))
-        with _reading(self.path / "modules" / task):
-            head = _load(self._file(task, "head.safetensors"))
-            return Module(
-                card=card,
-                vector=vector,
-                head=Head(head["weight"], head["bias"]),
-                reference=Head(head["reference.weight"], head["reference.bias"]),
-                statistics=ClassStatistics.from_tensors(_load(self._file(task, "statistics.safetensors"))),
-                drift=FeatureDrift.from_tensors(_load(self._file(task, "drift.safetensors"))),
-                shift=head["shift"],
-                anchor=Anchor.from_tensors(_load(self._file(task, "anchor.safetensors"))),
-            )
+        return Module.read(self._file(task, "card.json").parent)
 
     def vector(self, task: str) -> TaskVector:
         """Tau of a task, dense."""
@@ -204,17 +184,17 @@ class Pool:
         path = self._running("fisher") if task is None else self._file(task, "fisher.safetensors")
         if not path.is_file() and (task is not None or not self.tasks):
             return None
-        with _reading(path), safe_open(path, "pt") as file:
+        with reading(path), safe_open(path, "pt") as file:
             count = int(file.metadata()["count"])
             return Fisher({name: file.get_tensor(name) for name in file.keys()}, count)  # noqa: SIM118
 
     def reference(self, tasks: int | None = None) -> Head | None:
         """The reference heads as aligned after the first so many tasks (all if None); None for an empty pool."""
-        return Head.from_tensors(_load(self._running("reference", tasks))) if self.tasks else None
+        return Head.from_tensors(load(self._running("reference", tasks))) if self.tasks else None
 
     def statistics(self) -> ClassStatistics | None:
         """The class statistics of all tasks after one another; None for an empty pool."""
-        parts = [ClassStatistics.from_tensors(_load(self._file(t, "statistics.safetensors"))) for t in self.tasks]
+        parts = [ClassStatistics.from_tensors(load(self._file(t, "statistics.safetensors"))) for t in self.tasks]
         return ClassStatistics.join(parts) if parts else None
 
     # Writing
@@ -237,9 +217,9 @@ class Pool:
         index = Index(old.backbone, old.adapter, old.settings, (*self.tasks, module.card.task))
         running, aligned = (self._running(name, len(index.tasks)) for name in ("fisher", "reference"))
         _save_fisher(fisher, running)
-        save_file(_contiguous(reference.tensors()), aligned)
+        save(reference.tensors(), aligned)
         kept = {n: h for n, h in (old.files or {}).items() if n != stale.name}
-        new = {p.relative_to(self.path).as_posix(): _hash(p) for p in (*sorted(folder.iterdir()), running, aligned)}
+        new = {p.relative_to(self.path).as_posix(): file_hash(p) for p in (*sorted(folder.iterdir()), running, aligned)}
         index = replace(index, files={**kept, **new})
         beside = self.path / f"{INDEX}.new"
         beside.write_text(json.dumps(index.record(), indent=1) + "\n")
@@ -252,17 +232,9 @@ class Pool:
         folder, fresh = self.path / "modules" / module.card.task, self.path / "modules" / f".{module.card.task}.new"
         for leftover in (fresh, folder):  # of a run that died before pool.json named it
             shutil.rmtree(leftover, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        heads = {**module.head.tensors(), **{f"reference.{k}": v for k, v in module.reference.tensors().items()}}
-        heads["shift"] = module.shift
-        save_file(_contiguous(module.vector), fresh / "vector.safetensors")
-        save_file(_contiguous(heads), fresh / "head.safetensors")
-        save_file(_contiguous(module.statistics.tensors()), fresh / "statistics.safetensors")
-        save_file(_contiguous(module.drift.tensors()), fresh / "drift.safetensors")
-        save_file(_contiguous(module.anchor.tensors()), fresh / "anchor.safetensors")
+        module.write(fresh)
         if own_fisher is not None:
             _save_fisher(own_fisher, fresh / "fisher.safetensors")
-        (fresh / "card.json").write_text(json.dumps(module.card.record(), indent=1) + "\n")
         fresh.rename(folder)
         return folder
 
@@ -396,29 +368,5 @@ def _check_backbone(path: Path, index: Index, backbone: Backbone) -> None:
         )
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Say which file is damaged where reading it fails."""
-    try:
-        yield
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, SafetensorError) as error:
-        raise InputError(f"{path} is missing or damaged ({type(error).__name__}: {error}): restore it") from error
-
-
-def _load(path: Path) -> dict[str, Tensor]:
-    with _reading(path):
-        return load_file(path)
-
-
 def _save_fisher(fisher: Fisher, path: Path) -> None:
-    save_file(_contiguous(fisher.sums), path, metadata={"count": str(fisher.count)})
-
-
-def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """On the CPU, in single precision; whole numbers as they are."""
-    kept = {k: v.detach().to("cpu") for k, v in tensors.items()}
-    return {k: (v.to(torch.float32) if v.is_floating_point() else v).contiguous() for k, v in kept.items()}
-
-
-def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    save(fisher.sums, path, {"count": str(fisher.count)})
