@@ -123,7 +123,7 @@ def test_unlearn_names_what_still_carries_the_influence(pool: Path) -> None:
     before = digest(pool)
     found = result("unlearn", pool, "cold")
     assert found["after"]["target_accuracy"] is None
-    assert found["influenced"] == {"earth": ["fisher", "statistics"], "other": ["fisher", "statistics"]}
+    assert found["influenced"] == {task: ["fisher", "statistics", "anchors"] for task in ("earth", "other")}
     negated = result("unlearn", pool, "cold", "--mode", "negate", "--scale", 0.5)
     assert negated["recipe"]["weights"]["cold"] == pytest.approx(1 / 3 - 0.5)
     assert negated["after"]["target_accuracy"] is not None
