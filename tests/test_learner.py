@@ -130,6 +130,22 @@ def test_iel_starts_at_the_mean_of_the_modules_and_leaves_the_composed_model_as_
     torch.testing.assert_close(d / c, earlier["blocks.0.attn.qkv.weight"])
 
 
+@each_adapter
+def test_bfloat16_products_train_nearly_the_same_vector_in_float32(adapter: Adapter) -> None:
+    exact, exact_head = tuned_on(0, adapter, ITA(0.0), PLAIN)
+    state, head = tuned_on(0, adapter, ITA(0.0), replace(PLAIN, dtype="bfloat16"))
+    assert {value.dtype for value in (*state.values(), *head.tensors().values())} == {torch.float32}
+    assert not same(state, exact)
+    tuned = backbone().tuned
+    for name, w in tuned.items():
+        taus = [
+            adapter.delta({k.removeprefix(f"{name}."): v for k, v in parts.items() if k.startswith(f"{name}.")}, w)
+            for parts in (state, exact)
+        ]
+        assert float(F.cosine_similarity(taus[0].flatten(), taus[1].flatten(), 0)) > 0.8
+    torch.testing.assert_close(head.weight, exact_head.weight, rtol=0.1, atol=0.05)
+
+
 def test_a_batch_of_one_image_cannot_be_centred() -> None:
     with pytest.raises(InputError, match="batch-size 1 with --centred"):
         Training(batch_size=1)

@@ -38,6 +38,8 @@ class Training:
     """AdamW's weight decay."""
     augment: bool = True
     """Vary the training images (the stream says how)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the products in a training step; bfloat16 is faster where the processor has units for it."""
     step: Step = "proximal"
     """The regularizer's step: implicit (proximal), explicit beside the optimizer (decoupled), in the loss (coupled)."""
     proximal_every: int = 8

@@ -6,11 +6,13 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from intarsia.adapters import Adapter
 from intarsia.backbone import Backbone
@@ -64,6 +66,17 @@ class Run:
             yield self.backbone.preprocessing.normalize(batch.to(self.backbone.device))
             done += len(batch)
             self.progress(task, phase, done, len(images))
+
+    @contextmanager
+    def arithmetic(self) -> Iterator[None]:
+        """The forward pass of a training step in ``training.dtype``: products in it, weights and sums in float32."""
+        kind = self.backbone.device.type
+        with ExitStack() as stack:
+            if self.training.dtype == "bfloat16":
+                stack.enter_context(torch.autocast(kind, torch.bfloat16))
+                if kind == "cpu":  # whose fused attention is slower backward in bfloat16 than all else together
+                    stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            yield
 
     def seed(self, number: int, purpose: str) -> int:
         """A seed of its own for each task (from 1) and purpose: nothing random is carried from task to task."""

@@ -143,7 +143,9 @@ def _epochs(run: Run, prepared: Prepared, adapter: Attachment, head: TrainedHead
             for group in optimizer.param_groups:
                 group["lr"] = training.lr * factor * warm
             x = augment(images[index], kind, backbone.preprocessing, generator).to(backbone.device)
-            features = backbone.model(x)
+            with run.arithmetic():
+                features = backbone.model(x)
+            features = features.to(at_theta0.dtype)
             drift = (features - at_theta0[index]).mean(0)
             logits = head(features - drift if training.centred else features)
             loss = F.cross_entropy(logits, labels[index].to(backbone.device))

@@ -93,6 +93,10 @@ class _LowRank(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(x.device.type):  # which casts operands op by op, but not those of addmm_
+            kind = torch.get_autocast_dtype(x.device.type)
+            x, weight, a, b = (tensor.to(kind) for tensor in (x, weight, a, b))
+            bias = None if bias is None else bias.to(kind)
         rows = x.reshape(-1, x.shape[-1])
         low = rows @ a.T
         ctx.save_for_backward(rows, low, weight, a, b)
