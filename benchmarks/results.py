@@ -139,20 +139,23 @@ def steps(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
 
 
 def ablations(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
-    """Without the Fisher regularizer, without the head's, without both."""
-    for cell in cells(chosen or ("ita-lora", "iel-lora", "ita-full", "iel-full")):
-        base = setting_of(cell)
-        free = replace(base.training, lambda_h=0.0, lambda_0=0.0)
-        variants = {
-            "head only": replace(base, strength=0.0),
-            "weights only": replace(base, training=free),
-            "none": replace(base, strength=0.0, training=free),
-        }
-        for name, setting in variants.items():
-            yield (
-                {"name": f"{'-'.join(cell)} regularized: {name}", "setting": setting.record()},
-                lambda s=setting: bench.measure(s, history=False),
-            )
+    """Without the Fisher regularizer, without the head's, without both: in the tool's settings and in the paper's."""
+    for cell in cells(chosen or ("ita-full", "iel-full", "ita-lora")):
+        tool = setting_of(cell)
+        papers = replace(tool, training=replace(tool.training, centred=False, drift_pull=0.0, iel_start="zero"))
+        for where, base in (("", tool), (" in the paper's way", papers)):
+            free = replace(base.training, lambda_h=0.0, lambda_0=0.0)
+            variants = {
+                "weights and head": base,
+                "none": replace(base, strength=0.0, training=free),
+                "head only": replace(base, strength=0.0),
+                "weights only": replace(base, training=free),
+            }
+            for name, setting in variants.items():
+                yield (
+                    {"name": f"{'-'.join(cell)}{where} regularized: {name}", "setting": setting.record()},
+                    lambda s=setting: bench.measure(s, history=False),
+                )
 
 
 def editing(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:

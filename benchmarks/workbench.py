@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import nn
 
 from intarsia.backbone import Backbone
-from intarsia.composition import ComposedModel, Heads, Recipe, anchored_in, compose_heads, mean, merge
+from intarsia.composition import ComposedModel, Heads, Recipe, anchored_in, compose_heads, mean, merge, specialize
 from intarsia.config import Training, build_adapter, build_regularizer
 from intarsia.evaluation import evaluate
 from intarsia.fisher import Fisher
@@ -24,6 +24,9 @@ from intarsia.run import Run
 from intarsia.statistics import ClassStatistics
 from intarsia.stream import TaskStream
 from intarsia.tuning import fine_tune
+
+OTHER_HEADS: tuple[Heads, ...] = ("carried", "aligned", "own")
+"""Than the anchored ones."""
 
 
 @dataclass(frozen=True)
@@ -142,13 +145,21 @@ class Workbench:
             "relative_norm": _mean([m["relative_norm"] for m in seen]),
             "loss": _mean([m["losses"][-1] for m in seen]),
             "head_moved": _mean([m["head_moved"] for m in seen]),
-            "aligned_heads": self._final(setting, modules, "aligned"),
-            "own_heads": self._final(setting, modules, "own"),
+            **{f"{heads}_heads": self._final(setting, modules, heads) for heads in OTHER_HEADS},
+            "pairs": self._pairs(setting, modules),
             "seconds": round(seconds, 1),
         }
 
     def _final(self, setting: Setting, modules: Sequence[Module], heads: Heads) -> float:
         return evaluate(self.compose(setting, modules, heads=heads), self.stream, history=False).final_accuracy
+
+    def _pairs(self, setting: Setting, modules: Sequence[Module]) -> float | None:
+        """Accuracy of specialists of two tasks each, the first and second, the third and fourth, ...; on their own images."""
+        names = [m.card.task for m in modules]
+        recipes = [specialize(names, pair) for pair in zip(names[::2], names[1::2], strict=False)]
+        models = [self.compose(setting, modules, recipe) for recipe in recipes]
+        found = [evaluate(model, self.stream, history=False).final_accuracy for model in models]
+        return _mean(found) if found else None
 
 
 def _mean(values: Sequence[float]) -> float:

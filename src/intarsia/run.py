@@ -100,14 +100,14 @@ def give_back_memory() -> None:
 
 
 class Laps:
-    """A stopwatch: seconds by phase, in the order they ran."""
+    """A stopwatch: seconds by phase, in the order they first ran."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
     def lap(self, phase: str) -> None:
-        """The phase that ran since the last lap is over."""
+        """What ran since the last lap was this phase, or more of it."""
         now = time.perf_counter()
-        self.seconds[phase] = now - self._last
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
         self._last = now

@@ -78,7 +78,9 @@ def fine_tune(run: Run, prepared: Prepared, memory: Memory, others: Fisher | Non
     penalty = run.regularizer.on(mean, memory.total if incremental else None, number)
     reference = memory.reference[prepared.rows]
     with run.backbone.attach(run.adapter, run.generator(number, "adapter")) as adapter:
+        laps.lap("regularizer")
         before = _features_in_mean(run, prepared, adapter, memory.total, number - 1)
+        laps.lap("drift")
         adapter.compose(memory.total if incremental else None, number if incremental else 1)
         if incremental and memory.total is not None and run.training.iel_start == "mean":
             adapter.start_at(memory.total * (1 / (number - 1)))
