@@ -154,7 +154,7 @@ class Workbench:
         return evaluate(self.compose(setting, modules, heads=heads), self.stream, history=False).final_accuracy
 
     def _pairs(self, setting: Setting, modules: Sequence[Module]) -> float | None:
-        """Accuracy of specialists of two tasks each, the first and second, the third and fourth, ...; on their own images."""
+        """Accuracy of specialists of two tasks (the first and second, third and fourth, ...) on those tasks' images."""
         names = [m.card.task for m in modules]
         recipes = [specialize(names, pair) for pair in zip(names[::2], names[1::2], strict=False)]
         models = [self.compose(setting, modules, recipe) for recipe in recipes]

@@ -16,8 +16,9 @@ from PIL import Image
 from intarsia.builtin import load_builtin
 from intarsia.errors import InputError
 from intarsia.images import Preprocessing
+from intarsia.sources import ImageSet
 from intarsia.splits import check_tasks, grouped, hold_out
-from intarsia.stream import ImageSet, Task, TaskStream
+from intarsia.stream import Task, TaskStream
 
 SMALL = Preprocessing(size=8, resize=8, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
 SKETCH = Preprocessing(size=28, resize=28, channels=1, mean=(0.5,), std=(0.5,))

@@ -11,7 +11,8 @@ from torch import Tensor
 from intarsia.heads import alignment_steps
 from intarsia.preparation import Memory, prepare
 from intarsia.run import FEATURE_BATCH, Run, peak_memory
-from intarsia.stream import ImageSet, Task
+from intarsia.sources import ImageSet
+from intarsia.stream import Task
 from intarsia.tuning import fine_tune
 
 BATCHES = 4
@@ -73,7 +74,9 @@ def estimate(run: Run, *, keep_fishers: bool = False) -> Estimate:
     heads /= alignment_steps(len(few.classes), training.alignment_epochs)
     s, t = prepared.seconds, tuned.seconds
     set_up = (s["features"] + s["fisher"]) * per_image + s["statistics"] * per_class + s["heads"] * heads
-    passes = 3 - 2 / len(tasks)  # over the images for drift and anchor: one in the first task, which is timed, then three
+    passes = 3 - 2 / len(
+        tasks
+    )  # over the images for drift and anchor: one in the first task, which is timed, then three
     fine = (t["training"] * training.epochs + t["drift"] * passes) * per_image + t["regularizer"] * len(tasks)
 
     weights = _mib(*run.backbone.tuned.values())

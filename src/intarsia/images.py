@@ -1,14 +1,13 @@
 """Pixels: from an image file to what a network wants.
 
-A file is decoded once to a small uint8 square and kept; each batch of such squares is augmented and normalised on the
-way into the network. Without augmentation the two steps are the usual evaluation transform (resize the shorter side,
-centre crop, normalise) to the pixel.
+A file is decoded once to a small uint8 square and kept; each batch of such squares is augmented (`augmentation`) and
+normalised on the way into the network. Without augmentation the two steps are the usual evaluation transform (resize
+the shorter side, centre crop, normalise) to the pixel.
 
 Convention: kept images are uint8 `(N, C, R, R)` with R = `resize`; a network's inputs are float32 `(B, C, S, S)` with
 S = `size`.
 """
 
-import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,16 +23,12 @@ from torch.nn import functional as F
 
 from intarsia.errors import InputError
 
-Augmentation = Literal["none", "sketch", "photo"]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 # Only these decoders ever see a user's bytes: Pillow knows more, some of which start other programs.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 _WHITE = (255, 255, 255, 255)
-
-TURNED = 1 / 3
-"""Share of the sketches in a batch that are turned and scaled."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +82,7 @@ class Preprocessing:
             )
         cropped = _centre_crop(images, self.size)
         mean, std = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (self.mean, self.std))
-        return (_unit(cropped) - mean) / std
+        return (unit(cropped) - mean) / std
 
     def record(self) -> dict[str, Any]:
         """What `from_record` makes the same preprocessing of; fit for JSON."""
@@ -180,74 +175,7 @@ def fit(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     return torch.cat([_resized(chunk, preprocessing) for chunk in images.split(256)])
 
 
-def augment(images: Tensor, kind: Augmentation, preprocessing: Preprocessing, generator: torch.Generator) -> Tensor:
-    """Change each image of a training batch a little, at random, and normalise.
-
-    Args:
-        images: uint8 (B, C, R, R).
-        kind: `none`: only normalise. `sketch`: shift by up to 2/28 of the side, in whole pixels; a third of them also
-            scale by 0.9..1.1 and rotate by up to 10 degrees, to the nearest pixel, for interpolation softens thin
-            strokes and fine grain beyond what the change is worth; the image's median where nothing comes in. `photo`:
-            crop 8..100 % of the area at a ratio of 3/4..4/3, resize, mirror half of them.
-        preprocessing: Of the backbone.
-        generator: Of all randomness, on the CPU: the same state gives the same batch, on any device.
-
-    Returns:
-        Tensor: float32 (B, C, size, size), normalised.
-    """
-    if kind == "none":
-        return preprocessing.normalize(images)
-    if kind == "sketch":
-        theta, sampling = _jitter(len(images), preprocessing.size, images.shape[-1], generator), ("nearest", "zeros")
-    elif kind == "photo":
-        theta, sampling = _random_resized_crop(len(images), generator), ("bilinear", "border")
-    else:
-        raise InputError(f"There is no augmentation {kind!r}: expected one of {', '.join(get_args(Augmentation))}.")
-    shape = [*images.shape[:2], preprocessing.size, preprocessing.size]
-    grid = F.affine_grid(theta.to(images.device), shape, align_corners=False)
-    mode, padding = sampling
-    ground = _ground(images) if padding == "zeros" else 0.0
-    moved = F.grid_sample(_unit(images) - ground, grid, mode, padding, align_corners=False) + ground
-    return preprocessing.normalize(moved)
-
-
-def _ground(images: Tensor) -> Tensor:
-    """What a drawing lies on, in 0..1, (B, C, 1, 1): its median, so that an edge which comes in does not show."""
-    return _unit(images).flatten(2).median(2).values[..., None, None]
-
-
-def _jitter(count: int, size: int, side: int, generator: torch.Generator) -> Tensor:
-    """Output (size) to input (side) coordinates, (B, 2, 3): all shifted by whole pixels, some turned and scaled."""
-    degrees, scale, x, y, some = torch.rand(5, count, generator=generator)
-    turned = some < TURNED
-    angle = torch.where(turned, math.radians(10) * (2 * degrees - 1), 0.0)
-    zoom = size / side / torch.where(turned, 1 + 0.1 * (2 * scale - 1), 1.0)
-    reach = max(1, round(2 * side / 28))
-    x, y = (((2 * reach + 1) * shift).floor().sub(reach) * 2 / side for shift in (x, y))  # a side is 2 long
-    cos, sin = zoom * angle.cos(), zoom * angle.sin()
-    return torch.stack([torch.stack([cos, -sin, x], 1), torch.stack([sin, cos, y], 1)], 1)
-
-
-def _random_resized_crop(count: int, generator: torch.Generator, tries: int = 10) -> Tensor:
-    """Output to input coordinates, (B, 2, 3), of a crop of random area, ratio and place, half of them mirrored.
-
-    As torchvision's RandomResizedCrop: of ten draws of area and ratio the first that lies inside the image, else the
-    whole image.
-    """
-    area = 0.08 + (1 - 0.08) * torch.rand(count, tries, generator=generator)
-    ratio = torch.exp(math.log(4 / 3) * (torch.rand(count, tries, generator=generator) * 2 - 1))
-    width, height = (area * ratio).sqrt(), (area / ratio).sqrt()
-    inside = (width <= 1) & (height <= 1)
-    first = inside.int().argmax(1, keepdim=True)  # argmax takes the first of equals
-    whole = ~inside.any(1)
-    width, height = (side.gather(1, first).squeeze(1).masked_fill(whole, 1.0) for side in (width, height))
-    x, y, mirror = torch.rand(3, count, generator=generator)
-    x, y = (1 - width) * (2 * x - 1), (1 - height) * (2 * y - 1)
-    zero, across = torch.zeros(count), torch.where(mirror < 0.5, -width, width)
-    return torch.stack([torch.stack([across, zero, x], 1), torch.stack([zero, height, y], 1)], 1)
-
-
-def _unit(images: Tensor) -> Tensor:
+def unit(images: Tensor) -> Tensor:
     """uint8 to 0..1; floats are there already."""
     return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 

@@ -10,11 +10,11 @@ from torch.nn import functional as F
 
 from intarsia.adapters import Attachment
 from intarsia.anchor import Anchor
+from intarsia.augmentation import augment
 from intarsia.drift import FeatureDrift, fit_drift
 from intarsia.errors import InputError
 from intarsia.fisher import Fisher, head_fisher
 from intarsia.heads import Head, TrainedHead, samples
-from intarsia.images import augment
 from intarsia.module import Card, Module
 from intarsia.preparation import Memory, Prepared
 from intarsia.regularizers import IEL, ITA

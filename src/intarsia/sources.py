@@ -1,0 +1,179 @@
+"""Where images come from, before tasks are made of them: a built-in data set, a folder or arrays in memory.
+
+Convention: images are uint8 `(N, C, H, W)`, decoded `(N, C, R, R)`; labels are positions among the classes asked for.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from intarsia import builtin
+from intarsia.augmentation import Augmentation
+from intarsia.errors import InputError
+from intarsia.folder import ImageFolder, Side
+from intarsia.images import Preprocessing, decode_all, fit
+from intarsia.splits import Split
+
+Advance = Callable[[int], None]
+
+
+class ImageSet:
+    """Labelled images: `labels` int64 (N,), and for files their `paths`. Decoded when first asked for, then kept."""
+
+    def __init__(
+        self,
+        labels: Tensor,
+        source: Callable[[Preprocessing, Advance], Tensor],
+        paths: tuple[Path, ...] | None = None,
+    ) -> None:
+        self.labels = labels
+        self.paths = paths
+        self._source = source
+        self._decoded: dict[tuple[int, int, int, str], Tensor] = {}
+
+    @classmethod
+    def of_files(cls, paths: Sequence[Path], labels: Tensor) -> "ImageSet":
+        """Images that lie in files."""
+        return cls(labels, partial(decode_all, tuple(paths)), tuple(paths))
+
+    @classmethod
+    def of_arrays(cls, images: Tensor, labels: Tensor) -> "ImageSet":
+        """Images in memory: uint8 (N, C, H, W)."""
+
+        def source(preprocessing: Preprocessing, advance: Advance) -> Tensor:
+            advance(len(images))
+            return fit(images, preprocessing)
+
+        return cls(labels, source)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def tensor(self, preprocessing: Preprocessing, advance: Advance = lambda count: None) -> Tensor:
+        """The images as a backbone keeps them, uint8 (N, C, resize, resize); decoded once per preprocessing.
+
+        Args:
+            preprocessing: Of the backbone.
+            advance: Called with numbers of images that are ready, N in all.
+
+        Raises:
+            InputError: A file cannot be read; the message names it.
+        """
+        # Not the whole preprocessing: mean and std come later and change no kept pixel.
+        key = (preprocessing.size, preprocessing.resize, preprocessing.channels, preprocessing.interpolation)
+        if key in self._decoded:
+            advance(len(self))
+        else:
+            self._decoded[key] = self._source(preprocessing, advance)
+        return self._decoded[key]
+
+    def select(self, index: Tensor) -> "ImageSet":
+        """Some of the images, by position; files are decoded by this set, once for all selections of it."""
+
+        def source(preprocessing: Preprocessing, advance: Advance) -> Tensor:
+            chosen = self.tensor(preprocessing)[index]
+            advance(len(index))
+            return chosen
+
+        paths = None if self.paths is None else tuple(self.paths[position] for position in index.tolist())
+        return ImageSet(self.labels[index], source, paths)
+
+
+Labelled = tuple[Tensor, Tensor]
+"""Images uint8 (N, C, H, W) and their labels (N,)."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What there is before tasks are made of it."""
+
+    name: str
+    classes: tuple[str, ...]
+    themes: Split | None
+    """Tasks which the source itself suggests."""
+    augmentation: Augmentation
+    gather: Callable[[Side, Sequence[str], int | None], ImageSet]
+    """The images of some classes, at most so many of each; labels are positions among those classes."""
+
+
+def open_source(spec: str, test_fraction: float | None, seed: int) -> Source:
+    """The source that ``TaskStream.load`` is told of.
+
+    Raises:
+        InputError: there is none of that name, or a test fraction is missing or too much.
+    """
+    kind, colon, directory = spec.partition(":")
+    if kind == "folder" and directory:
+        return _of_folder(ImageFolder.open(Path(directory).expanduser(), test_fraction, seed))
+    if colon or kind not in builtin.names:
+        known = ", ".join([*builtin.names, "folder:<dir>"])
+        raise InputError(f"There is no stream {spec!r}: expected one of {known}.")
+    if test_fraction is not None:
+        raise InputError(f"A test fraction of {test_fraction} is given, but {spec!r} has test images. Leave it out.")
+    drawings, count = builtin.load_builtin(kind), builtin.TRAIN_PER_CLASS
+    parts: dict[Side, Labelled] = {
+        "train": _flat(drawings.images[:, :count]),
+        "test": _flat(drawings.images[:, count:]),
+    }
+    return of_arrays(kind, drawings.classes, drawings.themes, "sketch", parts)
+
+
+def _flat(images: Tensor) -> Labelled:
+    """(classes, drawings, H, W) to (N, 1, H, W) and its labels."""
+    return images.flatten(0, 1).unsqueeze(1), torch.arange(len(images)).repeat_interleave(images.shape[1])
+
+
+def _of_folder(folder: ImageFolder) -> Source:
+    """A source of images in memory: training and test images, with labels among ``classes``."""
+
+    def gather(side: Side, kinds: Sequence[str], limit: int | None) -> ImageSet:
+        chosen = [folder.files(side, kind)[:limit] for kind in kinds]
+        return ImageSet.of_files([file for files in chosen for file in files], _labels(map(len, chosen)))
+
+    return Source(folder.name, folder.classes, None, "photo", gather)
+
+
+def of_arrays(
+    name: str,
+    classes: tuple[str, ...],
+    themes: Split | None,
+    augmentation: Augmentation,
+    parts: Mapping[Side, Labelled],
+) -> Source:
+    """A source of images in memory: training and test images, with labels among ``classes``."""
+
+    def gather(side: Side, kinds: Sequence[str], limit: int | None) -> ImageSet:
+        images, labels = parts[side]
+        chosen = [(labels == classes.index(kind)).nonzero().squeeze(1)[:limit] for kind in kinds]
+        return ImageSet.of_arrays(images[torch.cat(chosen)], _labels(map(len, chosen)))
+
+    return Source(name, classes, themes, augmentation, gather)
+
+
+def _labels(counts: Iterable[int]) -> Tensor:
+    """0 as often as the first count says, then 1, and so on."""
+    repeats = torch.tensor(list(counts))
+    return torch.arange(len(repeats)).repeat_interleave(repeats)
+
+
+def checked(images: Tensor | np.ndarray, labels: Tensor | np.ndarray, classes: Sequence[str], what: str) -> Labelled:
+    """Arrays of a Python user as uint8 (N, C, H, W) and int64 (N,)."""
+    images, labels = torch.as_tensor(images), torch.as_tensor(labels)
+    images = images.unsqueeze(1) if images.ndim == 3 else images
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+        found = f"{tuple(images.shape)} of type {images.dtype}"
+        raise InputError(f"The {what} images are {found}: expected uint8 (N, H, W) or (N, C, H, W) with C 1 or 3.")
+    if labels.is_floating_point() or labels.shape != images.shape[:1]:
+        found = f"{tuple(labels.shape)} of type {labels.dtype}"
+        raise InputError(f"The {what} labels are {found}: expected {len(images)} integers, one an image.")
+    if len(labels) and not (labels.min() >= 0 and labels.max() < len(classes)):
+        found = f"from {labels.min()} to {labels.max()}"
+        raise InputError(
+            f"The {what} labels run {found}: expected 0 to {len(classes) - 1}, positions among the classes."
+        )
+    return images, labels.long()
