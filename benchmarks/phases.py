@@ -3,6 +3,7 @@
     python benchmarks/phases.py                          # the built-in backbone, T = 10: a table
     python benchmarks/phases.py --backbone vit_tiny      # 192 wide, 12 deep, 64 px
     python benchmarks/phases.py --json
+    python benchmarks/phases.py --scale --figure docs/scale.png
 
 Units of account, measured in the same run, alternating with what they judge, medians: **F**, a plain no-grad forward of
 the bare backbone over the same images at the same batch size; **B**, forward and backward of it with frozen weights,
@@ -15,21 +16,22 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import median
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, cast
 
 import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
+from scale import Scale
+from scale import main as scale_up
 from scene import Network, Scene, network, tasks
 from torch import Tensor, nn
 from torch.nn import functional as F
+from watch import Batches, Stopwatch, forward, normalised, wait
 
 from intarsia import IA3, IEL, ITA, Backbone, Full, LoRA, Training, evaluate, learn
 from intarsia.adapters import Adapter
@@ -47,9 +49,6 @@ STEPS: dict[str, tuple[Adapter, ITA | IEL]] = {
 }
 FEW = 128
 """Images on which the exact Fisher is timed."""
-Result = TypeVar("Result")
-Batches = Sequence[Tensor]
-"""Normalised images (B, C, S, S), on the backbone's device."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,10 @@ class Phases:
     """Images on which the random Fisher is compared with the exact one; 0 to leave it out."""
     memory_tasks: tuple[int, ...] = (2, 50)
     """Numbers of tasks between which peak memory is compared, each in a process of its own; none to leave it out."""
+    scale: bool = False
+    """Show instead how the cost of a task grows with tasks, classes, width and depth (see scale.py)."""
+    figure: Path | None = None
+    """With --scale: write a picture here (PNG)."""
     json: bool = False
     """Print JSON."""
     threads: int = 0
@@ -80,41 +83,19 @@ class Phases:
     """Internal: learn --tasks tasks with this method and print the peak memory in MiB."""
 
 
-class Stopwatch:
-    """Seconds by name, of as many rounds as were run."""
-
-    def __init__(self) -> None:
-        self._seconds: dict[str, list[float]] = {}
-
-    def time(self, name: str, work: Callable[[], Result]) -> Result:
-        """Run and time; returns what the work does."""
-        started = time.perf_counter()
-        result = work()
-        self.add(name, time.perf_counter() - started)
-        return result
-
-    def add(self, name: str, seconds: float) -> None:
-        """Timed elsewhere."""
-        self._seconds.setdefault(name, []).append(seconds)
-
-    def medians(self) -> dict[str, float]:
-        """By name."""
-        return {name: median(values) for name, values in self._seconds.items()}
-
-
 def measure(chosen: Phases, backbone: Backbone, scene: Scene) -> dict[str, float]:
     """Median seconds of every phase and floor."""
     watch, task = Stopwatch(), scene.stream[0]
     training = Training(epochs=1, batch_size=chosen.batch, unit_fisher=True)
     labels = task.train.labels
-    images = _normalised(backbone, task.train.tensor(backbone.preprocessing), chosen.batch)
-    few = _normalised(backbone, task.train.tensor(backbone.preprocessing)[:: max(1, len(labels) // FEW)], chosen.batch)
+    images = normalised(backbone, task.train.tensor(backbone.preprocessing), chosen.batch)
+    few = normalised(backbone, task.train.tensor(backbone.preprocessing)[:: max(1, len(labels) // FEW)], chosen.batch)
     test = torch.cat([t.test.tensor(backbone.preprocessing) for t in scene.test])
-    test = _normalised(backbone, test, chosen.batch)
+    test = normalised(backbone, test, chosen.batch)
     width = backbone.features(images[0]).shape[1]
     rivals = {name: Rival.of(backbone, adapter, width, chosen.classes) for name, (adapter, _) in STEPS.items()}
     for _ in range(chosen.rounds):
-        watch.time("F", lambda: _forward(backbone, images))
+        watch.time("F", lambda: forward(backbone, images))
         watch.time("B", lambda: _backward(backbone, images))
         memory = scene.memory()
         earlier = memory.fisher
@@ -125,14 +106,14 @@ def measure(chosen: Phases, backbone: Backbone, scene: Scene) -> dict[str, float
             watch.time(f"P {name}", lambda name=name: rivals[name].epoch(images, labels))
             run = Run(backbone, adapter, regularizer, training, scene.stream)
             watch.add(f"step {name}", fine_tune(run, prepared, replace(memory), earlier).seconds["training"])
-        watch.time("F few", lambda: _forward(backbone, few))
+        watch.time("F few", lambda: forward(backbone, few))
         watch.time("B few", lambda: _backward(backbone, few))
         assert memory.reference is not None
         own = memory.reference[prepared.rows]
         watch.time("fisher exact", lambda own=own: diagonal_fisher(backbone, own, few, estimator="exact"))
         watch.time("read and add", lambda: _read_and_add(scene.pool, backbone))
         model = watch.time("composition", scene.pool.mean)
-        watch.time("F test", lambda: _forward(backbone, test))
+        watch.time("F test", lambda: forward(backbone, test))
         watch.time("evaluation", lambda model=model: evaluate(model, scene.test, history=False))
     return watch.medians()
 
@@ -187,14 +168,14 @@ class Rival:
             self.optimizer.zero_grad(set_to_none=True)
             F.cross_entropy(self.head(self.model(x)), y.to(x.device)).backward()
             self.optimizer.step()
-        _wait(batches[0])
+        wait(batches[0])
 
 
 def fisher_errors(backbone: Backbone, classes: int, images: int, batch: int) -> dict[str, float]:
     """Relative L2 error, in percent, of the random Fisher against the exact one, by number of probes."""
     stream = tasks(0, 1, classes, -(-images // classes))
     task = stream[0]
-    batches = _normalised(backbone, task.train.tensor(backbone.preprocessing), batch)
+    batches = normalised(backbone, task.train.tensor(backbone.preprocessing), batch)
     memory = Memory()
     prepare(Run(backbone, LoRA(16), ITA(0.1), Training(batch_size=batch), stream), task, memory)
     assert memory.reference is not None
@@ -272,22 +253,11 @@ def show(found: Mapping[str, Any], rows: Mapping[str, tuple[float, float, str]])
             console.print(name, found[name])
 
 
-def _normalised(backbone: Backbone, images: Tensor, batch: int) -> Batches:
-    return [backbone.preprocessing.normalize(x).to(backbone.device) for x in images.split(batch)]
-
-
-@torch.no_grad()
-def _forward(backbone: Backbone, batches: Batches) -> None:
-    for x in batches:
-        backbone.model(x)
-    _wait(batches[0])
-
-
 def _backward(backbone: Backbone, batches: Batches) -> None:
     for x in batches:
         out = backbone.model(x.detach().requires_grad_())
         out.backward(torch.ones_like(out))
-    _wait(batches[0])
+    wait(batches[0])
 
 
 @torch.no_grad()
@@ -304,17 +274,15 @@ def _distance(one: Fisher, other: Fisher) -> float:
     return (apart / sum(float(f.square().sum()) for f in other.sums.values())) ** 0.5
 
 
-def _wait(x: Tensor) -> None:
-    if x.device.type == "cuda":
-        torch.cuda.synchronize()
-
-
 def main(chosen: Phases) -> None:
     """Do what was asked."""
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     if chosen.peak:
         print(peak_of(chosen.peak, chosen))
+        return
+    if chosen.scale:
+        scale_up(Scale(batch=chosen.batch, rounds=chosen.rounds, figure=chosen.figure, json=chosen.json))
         return
     found = report(chosen)
     if chosen.json:
