@@ -146,12 +146,11 @@ def draw(found: Sequence[tuple[str, int, Mapping[str, float]]], path: Path) -> N
         axis.grid(alpha=0.25)
         axis.set_xlabel(AXES[over])
     axes[0][0].set_ylabel("cost of a phase, in F")
-    figure.legend(
-        *axes[0][0].get_legend_handles_labels(), loc="lower center", ncols=len(PHASES) // 2 + 1, frameon=False
-    )
-    figure.tight_layout(rect=(0, 0.14, 1, 1))
+    handles = axes[0][0].get_legend_handles_labels()
+    figure.legend(*handles, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
     plt.close(figure)
 
 

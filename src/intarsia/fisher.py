@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from intarsia.backbone import Backbone
 from intarsia.errors import InputError
+from intarsia.precision import wide
 
 Estimator = Literal["exact", "rademacher", "mc"]
 _Receive = Callable[[str, Tensor, Tensor], None]
@@ -68,7 +69,7 @@ class Fisher:
         divisor = float(self.count)
         if unit:
             numbers = sum(f.numel() for f in self.sums.values())
-            divisor = max(float(sum(f.double().sum() for f in self.sums.values())) / numbers, 1e-30)
+            divisor = max(float(sum(wide(f).sum() for f in self.sums.values())) / numbers, 1e-30)
         return {name: f / divisor + floor for name, f in self.sums.items()}
 
 
@@ -246,6 +247,6 @@ def _tokens(x: Tensor) -> Tensor:
 
 
 def _half_sample_error(halves: list[dict[str, Tensor]], sums: dict[str, Tensor]) -> float:
-    apart = sum(float((f - halves[1][n]).double().square().sum()) for n, f in halves[0].items())
-    size = sum(float(f.double().square().sum()) for f in sums.values())
+    apart = sum(float(wide(f - halves[1][n]).square().sum()) for n, f in halves[0].items())
+    size = sum(float(wide(f).square().sum()) for f in sums.values())
     return (apart / size) ** 0.5 if size > 0 else 0.0

@@ -10,6 +10,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from intarsia.precision import wide
+
 
 class TaskVector(Mapping[str, Tensor]):
     """tau by weight name, with ``+``, ``-``, scalar ``*``, inner product and norm.
@@ -67,8 +69,8 @@ class TaskVector(Mapping[str, Tensor]):
         self._check(other)
         total = torch.zeros((), dtype=torch.float64)
         for name, tau in self.items():
-            product = tau.double() * other[name].double()
-            total = total + (product if metric is None else product * metric[name].double()).sum().cpu()
+            product = wide(tau) * wide(other[name])
+            total = total + (product if metric is None else product * wide(metric[name])).sum().cpu()
         return total
 
     def norm(self, metric: Mapping[str, Tensor] | None = None) -> Tensor:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from intarsia.adapters.adapter import AdaptedLinear, Parts
 from intarsia.errors import InputError
+from intarsia.precision import wide
 
 ROWS = 128
 """Rows of a weight solved for at a time: their systems stay in the processor's cache."""
@@ -53,11 +54,11 @@ class LoRA:
 
     def nearest(self, parts: Parts, theta0: Tensor, tau: Tensor) -> dict[str, Tensor]:
         """Tau cut to its r largest singular values; the rows of A are as long as before, B has the rest."""
-        u, s, v = torch.linalg.svd(tau.double(), full_matrices=False)
+        u, s, v = torch.linalg.svd(wide(tau), full_matrices=False)
         rank = len(parts["A"])
-        length = parts["A"].double().norm(dim=1).mean()
+        length = wide(parts["A"]).norm(dim=1).mean()
         a, b = v[:rank] * length, u[:, :rank] * (s[:rank] / length)
-        return {"A": a.to(tau.dtype), "B": b.to(tau.dtype)}
+        return {"A": a.to(tau), "B": b.to(tau)}
 
     def base(self, theta0: Tensor, shift: Tensor) -> Tensor:
         """A dense (O, I) weight: earlier low-rank updates are merged, so their number costs nothing."""
@@ -70,19 +71,19 @@ class LoRA:
 
     def proximal(self, parts: Parts, theta0: Tensor, curvature: Tensor, pull: Tensor) -> dict[str, Tensor]:
         """With A fixed each row of B is a system of its own: (I + A diag(c_i) A^T) b_i = b_i,old + A d_i."""
-        a, b = parts["A"].double(), parts["B"].double()  # float32 loses its way where the Fisher's largest entries are
+        a, b = wide(parts["A"]), wide(parts["B"])  # float32 loses its way where the Fisher's largest entries are
         rank = len(a)
         row, column = torch.tril_indices(rank, rank, device=a.device)
         lower = row * rank + column
         products = (a[row] * a[column]).T.contiguous()  # (I, r (r + 1) / 2): the lower half is all Cholesky reads
         solved: list[Tensor] = []
-        for c, right in zip(curvature.split(ROWS), (b + pull.double() @ a.T).split(ROWS), strict=True):
+        for c, right in zip(curvature.split(ROWS), (b + wide(pull) @ a.T).split(ROWS), strict=True):
             gram = a.new_zeros(len(c), rank, rank)
-            gram.flatten(1)[:, lower] = c.double() @ products
+            gram.flatten(1)[:, lower] = wide(c) @ products
             gram.diagonal(dim1=-2, dim2=-1).add_(1.0)
             factor, _ = torch.linalg.cholesky_ex(gram)  # I + a positive matrix: only NaN fails, and shows in the loss
             solved.append(torch.cholesky_solve(right.unsqueeze(-1), factor).squeeze(-1))
-        return {"B": torch.cat(solved).to(parts["B"].dtype)}
+        return {"B": torch.cat(solved).to(parts["B"])}
 
 
 class _LowRank(torch.autograd.Function):
