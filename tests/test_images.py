@@ -196,7 +196,7 @@ def test_a_file_cut_off_anywhere_is_named(tmp_path: Path, suffix: str) -> None:
             decode(path, COLOUR)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_damaged_bytes_give_an_image_or_an_input_error(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

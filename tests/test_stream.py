@@ -481,7 +481,7 @@ def test_validation_wants_three_training_images() -> None:
         arrays(train=2).validation(0.5, seed=0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     classes=st.integers(1, 6),
     train=st.integers(3, 9),
@@ -507,7 +507,7 @@ def test_validation_is_disjoint_complete_and_decided_by_its_seed(
         assert counts.unique().tolist() == [min(max(1, round(train * fraction)), train - 2)]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 40), st.data(), st.sampled_from(["natural", "seeded"]), st.integers(0, 99))
 def test_every_class_is_in_exactly_one_task_of_equal_size(
     count: int, data: st.DataObject, order: Any, seed: int
@@ -526,7 +526,7 @@ def test_every_class_is_in_exactly_one_task_of_equal_size(
     assert groups == grouped("photos", classes, tasks=tasks, order=order, seed=seed)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(3, 60), st.floats(0.001, 0.999), st.text(max_size=20))
 def test_holding_out_divides(count: int, fraction: float, key: str) -> None:
     kept, held = hold_out(count, fraction, key, "cat")
@@ -539,7 +539,6 @@ def test_held_out_images_are_the_same_on_every_machine() -> None:
     assert hold_out(10, 0.3, "test/0/dog", "dog")[1] == [2, 4, 9]
 
 
-@settings(deadline=None)
 @given(st.text(max_size=120))
 def test_a_name_that_is_accepted_can_be_a_folder(name: str) -> None:
     empty = ImageSet.of_arrays(torch.zeros(0), torch.zeros(0).long())
