@@ -59,6 +59,8 @@ class Results:
     """Seeds."""
     cells: tuple[str, ...] = ()
     """Only these cells, written as method-adapter."""
+    tasks: int = 0
+    """Only the first so many tasks; 0 for all."""
     out: Path = Path("benchmarks/results.jsonl")
     """Where a line a run goes."""
     threads: int = 2
@@ -212,9 +214,11 @@ def run(chosen: Results) -> None:
         for seed in chosen.seeds:
             loaded = TaskStream.load(stream, tasks=1) if chosen.plan == "joint" else TaskStream.load(stream)
             loaded = loaded.validation(0.2, 0) if chosen.plan == "search" else loaded
+            loaded = loaded.subset(range(chosen.tasks)) if chosen.tasks else loaded
+            part = {"tasks": chosen.tasks} if chosen.tasks else {}
             bench = Workbench(loaded, seed, Training())
             for what, measure in PLANS[chosen.plan](bench, chosen.cells):
-                ledger.once({"stream": stream, "seed": seed, **what}, measure)
+                ledger.once({"stream": stream, "seed": seed, **part, **what}, measure)
 
 
 if __name__ == "__main__":
