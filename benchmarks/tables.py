@@ -30,15 +30,20 @@ def spread(values: Sequence[float | None]) -> str:
 
 
 def accuracy_table(lines: Sequence[dict[str, Any]]) -> str:
-    """FA, FF, Task-IL and what else a run has, by name; seeds together."""
-    columns = {
+    """FA, FF, Task-IL and what else the runs have, by name; seeds together."""
+    known = {
         "FA": "final_accuracy",
         "FF": "final_forgetting",
         "Task-IL": "task_il_accuracy",
         "average incremental": "average_incremental_accuracy",
         "\\|τ\\|/\\|θ0\\|": "relative_norm",
         "head moved": "head_moved",
+        "pairs": "pairs",
+        "carried heads": "carried_heads",
+        "aligned heads": "aligned_heads",
+        "own heads": "own_heads",
     }
+    columns = {title: key for title, key in known.items() if any(line["result"].get(key) is not None for line in lines)}
     rows = [f"| run | seeds | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
     for name in dict.fromkeys(line["run"]["name"] for line in lines):
         runs = [line["result"] for line in lines if line["run"]["name"] == name]
