@@ -143,6 +143,16 @@ def test_probes_are_averaged(estimator: Estimator) -> None:
     torch.testing.assert_close(many[0], single.mean(0))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_signs_cancel_over_a_cycle_of_equal_images(seed: int) -> None:
+    """Four classes make a cycle of four: over equal images one draw is exact, where independent signs would scatter."""
+    theta0, classifier = problem("split", classes=4)
+    images = inputs(1).expand(8, *inputs(1).shape[1:])
+    exact = diagonal_fisher(theta0, classifier, [images], estimator="exact")
+    drawn_once = diagonal_fisher(theta0, classifier, [images], generator=seeded(seed))
+    torch.testing.assert_close(flat(drawn_once.sums), flat(exact.sums))
+
+
 def test_pushed_vectors_have_the_fishers_second_moment() -> None:
     """Sum (or mean) of v v^T = diag(p) - p p^T, and no vector has a part along the ones: log p is shift-free."""
     logits = randn(1, 4, seed=5).expand(40_000, 4)
