@@ -106,7 +106,9 @@ def measure(chosen: Phases, backbone: Backbone, scene: Scene) -> dict[str, float
         for name, (adapter, regularizer) in STEPS.items():
             watch.time(f"P {name}", lambda name=name: rivals[name].epoch(images, labels))
             run = Run(backbone, adapter, regularizer, training, scene.stream)
-            watch.add(f"step {name}", fine_tune(run, prepared, replace(memory), earlier).seconds["training"])
+            seconds = fine_tune(run, prepared, replace(memory), earlier).seconds
+            watch.add(f"step {name}", seconds["training"])
+            watch.add("drift", seconds["drift"])
         watch.time("F few", lambda: forward(backbone, few))
         watch.time("B few", lambda: _backward(backbone, few))
         assert memory.reference is not None
@@ -128,6 +130,7 @@ def ratios(seconds: Mapping[str, float], classes: int) -> dict[str, tuple[float,
         "fisher": (seconds["fisher"], seconds["B"], "B"),
         "fisher_exact": (seconds["fisher exact"], exact, f"F + 2 x {classes} (B - F)"),
         **{f"step_{name}": (seconds[f"step {name}"], seconds[f"P {name}"], "P") for name in STEPS},
+        "drift": (seconds["drift"], 3 * seconds["F"], "3 F"),
         "composition": (seconds["composition"], seconds["read and add"], "read modules, add"),
         "evaluation": (seconds["evaluation"], seconds["F test"], "F"),
     }
