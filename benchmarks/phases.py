@@ -35,7 +35,7 @@ from watch import Batches, Stopwatch, forward, normalised, wait
 
 from intarsia import IA3, IEL, ITA, Backbone, Full, LoRA, Training, evaluate, learn
 from intarsia.adapters import Adapter
-from intarsia.fisher import Fisher, diagonal_fisher
+from intarsia.fisher import Estimator, Fisher, diagonal_fisher
 from intarsia.pool import Pool
 from intarsia.preparation import Memory, prepare
 from intarsia.run import Run, peak_memory
@@ -47,6 +47,7 @@ STEPS: dict[str, tuple[Adapter, ITA | IEL]] = {
     "full": (Full(), ITA(0.1)),
     "ia3": (IA3(), ITA(0.1)),
 }
+ESTIMATORS: tuple[Estimator, ...] = ("rademacher", "balanced")
 FEW = 128
 """Images on which the exact Fisher is timed."""
 
@@ -105,7 +106,9 @@ def measure(chosen: Phases, backbone: Backbone, scene: Scene) -> dict[str, float
         for name, (adapter, regularizer) in STEPS.items():
             watch.time(f"P {name}", lambda name=name: rivals[name].epoch(images, labels))
             run = Run(backbone, adapter, regularizer, training, scene.stream)
-            watch.add(f"step {name}", fine_tune(run, prepared, replace(memory), earlier).seconds["training"])
+            seconds = fine_tune(run, prepared, replace(memory), earlier).seconds
+            watch.add(f"step {name}", seconds["training"])
+            watch.add("drift", seconds["drift"])
         watch.time("F few", lambda: forward(backbone, few))
         watch.time("B few", lambda: _backward(backbone, few))
         assert memory.reference is not None
@@ -127,6 +130,7 @@ def ratios(seconds: Mapping[str, float], classes: int) -> dict[str, tuple[float,
         "fisher": (seconds["fisher"], seconds["B"], "B"),
         "fisher_exact": (seconds["fisher exact"], exact, f"F + 2 x {classes} (B - F)"),
         **{f"step_{name}": (seconds[f"step {name}"], seconds[f"P {name}"], "P") for name in STEPS},
+        "drift": (seconds["drift"], 3 * seconds["F"], "3 F"),
         "composition": (seconds["composition"], seconds["read and add"], "read modules, add"),
         "evaluation": (seconds["evaluation"], seconds["F test"], "F"),
     }
@@ -172,7 +176,7 @@ class Rival:
 
 
 def fisher_errors(backbone: Backbone, classes: int, images: int, batch: int) -> dict[str, float]:
-    """Relative L2 error, in percent, of the random Fisher against the exact one, by number of probes."""
+    """Relative L2 error, in percent, of the random Fishers against the exact one, by estimator and number of probes."""
     stream = tasks(0, 1, classes, -(-images // classes))
     task = stream[0]
     batches = normalised(backbone, task.train.tensor(backbone.preprocessing), batch)
@@ -181,10 +185,11 @@ def fisher_errors(backbone: Backbone, classes: int, images: int, batch: int) -> 
     assert memory.reference is not None
     exact = diagonal_fisher(backbone, memory.reference, batches, estimator="exact")
     found: dict[str, float] = {}
-    for probes in (1, 2, 4):
-        generator = torch.Generator().manual_seed(probes)
-        drawn = diagonal_fisher(backbone, memory.reference, batches, probes=probes, generator=generator)
-        found[str(probes)] = 100 * _distance(drawn, exact)
+    for how in ESTIMATORS:
+        for probes in (1, 2, 4):
+            random = torch.Generator().manual_seed(probes)
+            made = diagonal_fisher(backbone, memory.reference, batches, estimator=how, probes=probes, generator=random)
+            found[f"{how} {probes}"] = 100 * _distance(made, exact)
     return found
 
 
@@ -232,7 +237,7 @@ def report(chosen: Phases) -> dict[str, Any]:
     }
     if chosen.error_images:
         errors = fisher_errors(backbone, chosen.classes, chosen.error_images, chosen.batch)
-        found |= {"fisher_error": round(errors["1"], 2), "fisher_errors": errors}
+        found |= {"fisher_error": round(errors[f"{Training().fisher} 1"], 2), "fisher_errors": errors}
     if chosen.memory_tasks:
         growth = memory_growth(chosen)
         found |= {"memory_growth_T": round(max(g["growth"] for g in growth.values()), 2), "memory": growth}

@@ -15,7 +15,7 @@ from intarsia.drift import FeatureDrift
 from intarsia.heads import Head
 from intarsia.images import Preprocessing
 from intarsia.module import Card, Module
-from intarsia.statistics import ClassStatistics, Gaussians
+from intarsia.statistics import ClassStatistics, Gaussians, basis_of
 
 WIDTH = 16
 GREY = Preprocessing(size=8, resize=8, channels=1, mean=(0.5,), std=(0.25,))
@@ -160,8 +160,8 @@ def plain_statistics(weights: Tensor, means: Tensor, variances: Tensor) -> Class
     """Mixtures whose basis is (nearly) that of the features: one task, of as good as infinitely many images."""
     many = 10**12
     scatter = torch.eye(means.shape[-1], dtype=means.dtype)[None] * many
-    task = torch.zeros(len(weights), dtype=torch.long)
-    return ClassStatistics(weights, means, variances, scatter, torch.tensor([many]), task)
+    bases, task = basis_of(scatter[0], many)[None], torch.zeros(len(weights), dtype=torch.long)
+    return ClassStatistics(weights, means, variances, scatter, torch.tensor([many]), bases, task)
 
 
 def contents(folder: Path, without: Iterable[str] = ()) -> dict[str, str]:

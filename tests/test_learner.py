@@ -21,7 +21,7 @@ from intarsia.fisher import diagonal_fisher
 from intarsia.heads import Head
 from intarsia.preparation import Memory, prepare
 from intarsia.regularizers import Step
-from intarsia.run import Run
+from intarsia.run import CXX, Run
 from intarsia.tuning import DivergenceError, _due, _head_fisher, fine_tune
 
 each_adapter = pytest.mark.parametrize("adapter", ADAPTERS, ids=KINDS)
@@ -144,6 +144,22 @@ def test_bfloat16_products_train_nearly_the_same_vector_in_float32(adapter: Adap
         ]
         assert float(F.cosine_similarity(taus[0].flatten(), taus[1].flatten(), 0)) > 0.8
     torch.testing.assert_close(head.weight, exact_head.weight, rtol=0.1, atol=0.05)
+
+
+@pytest.mark.skipif(not any(map(shutil.which, CXX)), reason="torch.compile on a CPU needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, by torch
+def test_a_compiled_network_trains_the_same_vector() -> None:
+    exact, exact_head = tuned_on(0, LoRA(2), ITA(0.0), PLAIN)
+    state, head = tuned_on(0, LoRA(2), ITA(0.0), replace(PLAIN, compile=True))
+    for name, value in exact.items():
+        torch.testing.assert_close(state[name], value, rtol=1e-2, atol=1e-4)
+    torch.testing.assert_close(head.weight, exact_head.weight, rtol=1e-3, atol=1e-4)
+
+
+def test_without_a_compiler_compile_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(InputError, match="compiler: none"):
+        tuned_on(0, LoRA(2), ITA(0.0), replace(PLAIN, compile=True))
 
 
 def test_a_batch_of_one_image_cannot_be_centred() -> None:

@@ -12,6 +12,7 @@ import torch
 from cases import GREY, QUICK, backbone, contents, module, same, stream, tiny_vit
 from intarsia import IEL, ITA, Backbone, Full, InputError, LoRA, Pool, TaskStream, TaskVector, learn
 from intarsia.fisher import Fisher
+from intarsia.pool import FORMAT
 from intarsia.statistics import ClassStatistics
 
 
@@ -129,7 +130,7 @@ def test_no_pool_there(tmp_path: Path) -> None:
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
-    "newer": lambda p: edit(p, lambda r: r.update(format=3)),
+    "newer": lambda p: edit(p, lambda r: r.update(format=FORMAT + 1)),
     "no format": lambda p: edit(p, lambda r: r.pop("format")),
     "cut off": lambda p: p.write_text(p.read_text()[:100]),
     "empty": lambda p: p.write_text(""),
@@ -146,7 +147,8 @@ def test_newer_and_damaged_pools_are_refused(how: str, copied: Path) -> None:
     DAMAGE[how](copied / "pool.json")
     before = contents(copied)
     with pytest.raises(
-        InputError, match="format 3.*update intarsia" if how == "newer" else "pool.json is missing or damaged"
+        InputError,
+        match=f"format {FORMAT + 1}.*update intarsia" if how == "newer" else "pool.json is missing or damaged",
     ):
         Pool.open(copied, backbone())
     with pytest.raises(InputError):

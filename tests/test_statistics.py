@@ -20,7 +20,9 @@ def mixtures(classes: int = 2, components: int = 3, width: int = 4, seed: int = 
     mix = randn(2, width, width, seed=seed + 3) + torch.eye(width, dtype=torch.float64)
     weights, freedom = weights / weights.sum(1, keepdim=True), torch.tensor([90, 40])
     scatter = mix @ mix.mT * freedom[:, None, None]
-    return ClassStatistics(weights, 2 * means, variances.square() + 0.1, scatter, freedom, torch.arange(classes) % 2)
+    bases = torch.stack([basis_of(s, int(n)) for s, n in zip(scatter, freedom, strict=True)])
+    task = torch.arange(classes) % 2
+    return ClassStatistics(weights, 2 * means, variances.square() + 0.1, scatter, freedom, bases, task)
 
 
 def moments(statistics: ClassStatistics) -> tuple[Tensor, Tensor]:

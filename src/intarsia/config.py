@@ -40,6 +40,9 @@ class Training:
     """Vary the training images (the stream says how)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the products in a training step; bfloat16 is faster where the processor has units for it."""
+    compile: bool = False
+    """Compile the network that is trained, anew for every task: a minute each, for steps a little faster; needs a C++
+    compiler on a CPU."""
     step: Step = "proximal"
     """The regularizer's step: implicit (proximal), explicit beside the optimizer (decoupled), in the loss (coupled)."""
     proximal_every: int = 8

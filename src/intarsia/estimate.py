@@ -81,9 +81,10 @@ def estimate(run: Run, *, keep_fishers: bool = False) -> Estimate:
 
     weights = _mib(*run.backbone.tuned.values())
     head, scatter = _mib(*tuned.head.tensors().values()), _mib(prepared.statistics.scatter)
+    shared = scatter + _mib(prepared.statistics.bases)
     drifts = _mib(*tuned.drift.tensors().values())
-    module = _mib(*tuned.parts.values()) + 2 * (drifts + scatter)
-    a_class = (_mib(*prepared.statistics.tensors().values()) - scatter + 2 * head) / len(few.classes)
+    module = _mib(*tuned.parts.values()) + 2 * drifts + scatter + shared
+    a_class = (_mib(*prepared.statistics.tensors().values()) - shared + 2 * head) / len(few.classes)
     references = head / len(few.classes) * sum(seen)
     disk = module * len(tasks) + a_class * classes + references + weights * (1 + keep_fishers * len(tasks))
     sums = 2 * weights

@@ -34,7 +34,7 @@ from intarsia.statistics import ClassStatistics
 from intarsia.storage import file_hash, load, reading, save
 from intarsia.task_vector import TaskVector
 
-FORMAT = 2
+FORMAT = 3
 INDEX = "pool.json"
 
 

@@ -3,24 +3,27 @@
 import ctypes
 import hashlib
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from intarsia.adapters import Adapter
 from intarsia.backbone import Backbone
 from intarsia.config import Training
+from intarsia.errors import InputError
 from intarsia.regularizers import IEL, ITA
 from intarsia.stream import TaskStream
 
 FEATURE_BATCH = 64
+CXX = ("g++", "clang++", "c++")
 
 
 class Progress(Protocol):
@@ -66,6 +69,19 @@ class Run:
             yield self.backbone.preprocessing.normalize(batch.to(self.backbone.device))
             done += len(batch)
             self.progress(task, phase, done, len(images))
+
+    def trained_network(self) -> nn.Module:
+        """The backbone's network, its adapters attached, compiled if that is asked for.
+
+        Raises:
+            InputError: there is nothing to compile with.
+        """
+        if not self.training.compile:
+            return self.backbone.model
+        if self.backbone.device.type == "cpu" and not any(map(shutil.which, CXX)):
+            raise InputError(f"--compile on a CPU needs a C++ compiler: none of {', '.join(CXX)} found; install one")
+        torch.compiler.reset()  # what was compiled for the last task's adapters is of no use, and would count as a try
+        return cast(nn.Module, torch.compile(self.backbone.model))
 
     @contextmanager
     def arithmetic(self) -> Iterator[None]:

@@ -9,8 +9,7 @@ Convention: C classes, K components, D feature width, G tasks.
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, fields
 
 import torch
 from sklearn.exceptions import ConvergenceWarning
@@ -65,6 +64,7 @@ class ClassStatistics:
         variances: (C, K, D), likewise; variances, not standard deviations.
         scatter: (G, D, D), sum over a task's images of (f - class mean)(f - class mean)^T, plain features.
         freedom: (G,), images less classes of each task: scatter / freedom is the covariance within classes.
+        bases: (G, D, D), lower triangular, ``basis_of`` each scatter: features = basis @ coordinates.
         task: (C,), which of the tasks is a class's own.
     """
 
@@ -73,6 +73,7 @@ class ClassStatistics:
     variances: Tensor
     scatter: Tensor
     freedom: Tensor
+    bases: Tensor
     task: Tensor
 
     def __len__(self) -> int:
@@ -82,12 +83,7 @@ class ClassStatistics:
         """The statistics of some classes; of a part of a task's classes with the scatter of all."""
         used, task = self.task[classes].unique(return_inverse=True)
         mixtures = self.weights[classes], self.means[classes], self.variances[classes]
-        return ClassStatistics(*mixtures, self.scatter[used], self.freedom[used], task)
-
-    @cached_property
-    def bases(self) -> Tensor:
-        """(G, D, D), lower triangular: features = basis @ coordinates."""
-        return torch.stack([basis_of(s, int(n)) for s, n in zip(self.scatter, self.freedom, strict=True)])
+        return ClassStatistics(*mixtures, self.scatter[used], self.freedom[used], self.bases[used], task)
 
     def centres(self) -> Tensor:
         """The mean of every class in plain features, (C, D)."""
@@ -132,14 +128,14 @@ class ClassStatistics:
             "variances": self.variances,
             "scatter": self.scatter,
             "freedom": self.freedom,
+            "bases": self.bases,
             "task": self.task,
         }
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "ClassStatistics":
         """The inverse of ``tensors``."""
-        mixtures = tensors["weights"], tensors["means"], tensors["variances"]
-        return cls(*mixtures, tensors["scatter"], tensors["freedom"], tensors["task"])
+        return cls(**{field.name: tensors[field.name] for field in fields(cls)})
 
     @classmethod
     def join(cls, parts: Sequence["ClassStatistics"]) -> "ClassStatistics":
@@ -152,6 +148,7 @@ class ClassStatistics:
             torch.cat([_pad(p.variances, k, 1.0) for p in parts]),
             torch.cat([p.scatter for p in parts]),
             torch.cat([p.freedom for p in parts]),
+            torch.cat([p.bases for p in parts]),
             torch.cat([p.task + n for p, n in zip(parts, first, strict=True)]),
         )
 
@@ -175,8 +172,8 @@ def fit_statistics(
         raise ValueError(f"class {min(missing)} has no image to take statistics from")
     plain = Gaussians.of(features, labels, classes)
     scatter, freedom = plain.scatter.to(features.dtype), plain.freedom
-    basis = basis_of(scatter, freedom).double()
-    coordinates = torch.linalg.solve_triangular(basis, features.double().T, upper=False).T
+    basis = basis_of(scatter, freedom)
+    coordinates = torch.linalg.solve_triangular(basis.double(), features.double().T, upper=False).T
     width = features.shape[1]
     weights = torch.zeros(classes, components)
     means, variances = torch.zeros(classes, components, width), torch.ones(classes, components, width)
@@ -196,7 +193,7 @@ def fit_statistics(
         means[c, :k] = torch.from_numpy(mixture.means_)
         variances[c, :k] = torch.from_numpy(mixture.covariances_)
     task = torch.zeros(classes, dtype=torch.long)
-    return ClassStatistics(weights, means, variances, scatter[None], torch.tensor([freedom]), task)
+    return ClassStatistics(weights, means, variances, scatter[None], torch.tensor([freedom]), basis[None], task)
 
 
 def basis_of(scatter: Tensor, freedom: int) -> Tensor:

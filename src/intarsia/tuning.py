@@ -130,7 +130,7 @@ def _epochs(run: Run, prepared: Prepared, adapter: Attachment, head: TrainedHead
     training, backbone, task = run.training, run.backbone, prepared.task
     images, labels = task.train.tensor(backbone.preprocessing), task.train.labels
     kind = run.stream.augmentation if training.augment else "none"
-    generator = run.generator(prepared.number, "training")
+    generator, network = run.generator(prepared.number, "training"), run.trained_network()
     at_theta0 = prepared.features.to(backbone.device)
     spread = at_theta0.var(0, correction=0).sum() + SMALLEST * (1 + at_theta0.square().sum(1).mean())
     parameters = [*adapter.parameters(), *head.parameters()]
@@ -146,7 +146,7 @@ def _epochs(run: Run, prepared: Prepared, adapter: Attachment, head: TrainedHead
                 group["lr"] = training.lr * factor * warm
             x = augment(images[index], kind, backbone.preprocessing, generator).to(backbone.device)
             with run.arithmetic():
-                features = backbone.model(x)
+                features = network(x)
             features = features.to(at_theta0.dtype)
             drift = (features - at_theta0[index]).mean(0)
             logits = head(features - drift if training.centred else features)
