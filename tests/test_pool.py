@@ -12,7 +12,7 @@ import torch
 from cases import GREY, QUICK, backbone, contents, module, same, stream, tiny_vit
 from intarsia import IEL, ITA, Backbone, Full, InputError, LoRA, Pool, TaskStream, TaskVector, learn
 from intarsia.fisher import Fisher
-from intarsia.pool import FORMAT
+from intarsia.index import FORMAT
 from intarsia.statistics import ClassStatistics
 
 

@@ -11,10 +11,8 @@ which names the tasks, is replaced last: a module is in the pool whole or not at
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,39 +23,15 @@ from intarsia import composition
 from intarsia.adapters import Adapter
 from intarsia.backbone import Backbone
 from intarsia.composition import ComposedModel, Heads, Recipe, anchored_in, compose_heads, merge
-from intarsia.config import adapter_record, build_adapter
+from intarsia.config import build_adapter
 from intarsia.errors import InputError
 from intarsia.fisher import Fisher
 from intarsia.heads import Head
+from intarsia.index import INDEX, Index
 from intarsia.module import Card, Module
 from intarsia.statistics import ClassStatistics
 from intarsia.storage import file_hash, load, reading, save
 from intarsia.task_vector import TaskVector
-
-FORMAT = 3
-INDEX = "pool.json"
-
-
-@dataclass(frozen=True)
-class Index:
-    """What ``pool.json`` says."""
-
-    backbone: Mapping[str, Any]
-    adapter: Mapping[str, Any]
-    settings: Mapping[str, Any]
-    tasks: tuple[str, ...] = ()
-    files: Mapping[str, str] | None = None
-
-    def record(self) -> dict[str, Any]:
-        """As JSON."""
-        return {
-            "format": FORMAT,
-            "backbone": self.backbone,
-            "adapter": self.adapter,
-            "settings": self.settings,
-            "tasks": self.tasks,
-            "files": self.files or {},
-        }
 
 
 class Pool:
@@ -75,7 +49,7 @@ class Pool:
         self.index = index
         self._backbone = backbone
         if backbone is not None:
-            _check_backbone(path, index, backbone)
+            index.check(path, backbone)
 
     def __repr__(self) -> str:
         return f"Pool({str(self.path)!r}, {len(self.tasks)} tasks on {self.index.backbone['name']})"
@@ -92,13 +66,7 @@ class Pool:
             raise InputError(f"{path} already holds a pool: add to it with --add, or name another folder with --out")
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise InputError(f"{path} exists and is not a pool: name a new or empty folder with --out")
-        about = {
-            "name": backbone.name,
-            "hash": backbone.hash,
-            "targets": list(backbone.patterns),
-            "preprocessing": backbone.preprocessing.record(),
-        }
-        return cls(path, Index(about, adapter_record(adapter), dict(settings)), backbone)
+        return cls(path, Index.of(backbone, adapter, settings), backbone)
 
     @classmethod
     def open(cls, path: str | Path, backbone: Backbone | None = None) -> "Pool":
@@ -111,20 +79,7 @@ class Pool:
         Raises:
             InputError: no pool is there, its format is newer, or ``backbone`` is not the one it was learned on.
         """
-        path = Path(path)
-        if not (path / INDEX).is_file():
-            raise InputError(f"{path} is not a pool: expected a {INDEX} in it; `intarsia learn --out {path}` makes one")
-        with reading(path / INDEX):
-            record = json.loads((path / INDEX).read_text())
-            found = record.pop("format")
-            if found != FORMAT:
-                remedy = "learn it again" if isinstance(found, int) and found < FORMAT else "update intarsia"
-                raise InputError(f"{path}: pool format {found}, this version reads format {FORMAT}: {remedy}")
-            index = Index(**{**record, "tasks": tuple(record["tasks"])})
-            if missing := {"name", "hash", "targets"} - index.backbone.keys():
-                raise KeyError(f"backbone without {', '.join(sorted(missing))}")
-            build_adapter(**index.adapter)
-        return cls(path, index, backbone)
+        return cls(Path(path), Index.read(Path(path)), backbone)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -147,7 +102,7 @@ class Pool:
         if self._backbone is None:
             about = self.index.backbone
             self._backbone = Backbone.load(about["name"], targets=about["targets"])
-            _check_backbone(self.path, self.index, self._backbone)
+            self.index.check(self.path, self._backbone)
         return self._backbone
 
     # Reading modules
@@ -212,18 +167,13 @@ class Pool:
             InputError: a task of that name, or one of its classes, is in the pool already.
         """
         self.check_new(module.card.task, module.card.classes)
-        old, stale = self.index, self._running("fisher")
-        folder = self._write_module(module, own_fisher)
-        index = Index(old.backbone, old.adapter, old.settings, (*self.tasks, module.card.task))
-        running, aligned = (self._running(name, len(index.tasks)) for name in ("fisher", "reference"))
+        stale, folder = self._running("fisher"), self._write_module(module, own_fisher)
+        running, aligned = (self._running(name, len(self.tasks) + 1) for name in ("fisher", "reference"))
         _save_fisher(fisher, running)
         save(reference.tensors(), aligned)
-        kept = {n: h for n, h in (old.files or {}).items() if n != stale.name}
         new = {p.relative_to(self.path).as_posix(): file_hash(p) for p in (*sorted(folder.iterdir()), running, aligned)}
-        index = replace(index, files={**kept, **new})
-        beside = self.path / f"{INDEX}.new"
-        beside.write_text(json.dumps(index.record(), indent=1) + "\n")
-        os.replace(beside, self.path / INDEX)
+        index = self.index.with_task(module.card.task, new=new, gone=stale.name)
+        index.write(self.path)
         self.index = index
         stale.unlink(missing_ok=True)
 
@@ -352,20 +302,6 @@ class Pool:
         if task not in self.tasks:
             raise InputError(f"unknown task {task!r}: the pool has {', '.join(self.tasks) or 'none yet'}")
         return self.path / "modules" / task / name
-
-
-def _check_backbone(path: Path, index: Index, backbone: Backbone) -> None:
-    about = index.backbone
-    if about["hash"] != backbone.hash:
-        raise InputError(
-            f"pool {path} was learned on backbone {about['name']} ({about['hash'][:12]}), "
-            f"not on {backbone.name} ({backbone.hash[:12]}): open it with the backbone it was learned on"
-        )
-    if list(about["targets"]) != list(backbone.patterns):
-        raise InputError(
-            f"pool {path} tunes {list(about['targets'])}, the backbone given names {list(backbone.patterns)}: "
-            "load it with the pool's targets"
-        )
 
 
 def _save_fisher(fisher: Fisher, path: Path) -> None:
