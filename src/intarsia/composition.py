@@ -223,16 +223,25 @@ def merge(backbone: Backbone, adapter: Adapter, modules: Sequence[Module], weigh
         modules: in the pool's order.
         weights: task -> coefficient; a task left out counts 0 and costs nothing.
     """
-    network = copy.deepcopy(backbone.model)
     chosen = [(m, weights[m.card.task]) for m in modules if weights.get(m.card.task, 0.0)]
+
+    def total(name: str, theta0: Tensor) -> Tensor:
+        found = torch.zeros_like(theta0)
+        for module, w in chosen:
+            found.add_(module.delta(name, adapter, theta0), alpha=w)
+        return found
+
+    return moved(backbone, total)
+
+
+def moved(backbone: Backbone, by: Callable[[str, Tensor], Tensor]) -> nn.Module:
+    """A copy of theta0's network with ``by(name, theta0)`` added to each tuned weight (O, I)."""
+    network = copy.deepcopy(backbone.model)
     for name, path in backbone.targets.items():
         layer = network.get_submodule(path)
         assert isinstance(layer, nn.Linear)
         theta0 = layer.weight.detach()
-        total = torch.zeros_like(theta0)
-        for module, w in chosen:
-            total.add_(module.delta(name, adapter, theta0), alpha=w)
-        theta0.add_(total)
+        theta0.add_(by(name, theta0))
     return network
 
 

@@ -10,6 +10,7 @@ Everything is safetensors and JSON, never pickle. A new task's files are written
 which names the tasks, is replaced last: a module is in the pool whole or not at all.
 """
 
+import copy
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -18,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
+from torch import nn
 
 from intarsia import composition
 from intarsia.adapters import Adapter
 from intarsia.backbone import Backbone
-from intarsia.composition import ComposedModel, Heads, Recipe, anchored_in, compose_heads, merge
+from intarsia.composition import ComposedModel, Heads, Recipe, anchored_in, compose_heads, merge, moved
 from intarsia.config import build_adapter
 from intarsia.errors import InputError
 from intarsia.fisher import Fisher
@@ -233,13 +235,15 @@ class Pool:
             return self._composed(recipe.first(first), heads, self.tasks.index(first[-1]) + 1)
 
         positive = all(w > 0 for w in recipe.weights.values())
-        return self._model(recipe, modules, joined, before if positive else None)
+        network = merge(self.backbone, self.adapter, modules, recipe.weights)
+        return self._model(recipe, network, joined, before if positive else None)
 
     def frozen(self, tasks: Sequence[str] | None = None) -> ComposedModel:
         """theta0 itself with the best heads that need no fine-tuning: the discriminant of the class statistics."""
         chosen = tuple(t for t in self.learned() if tasks is None or t in tasks)
         recipe, modules = Recipe({}, chosen, "frozen"), [self.module(t) for t in chosen]
-        return self._model(recipe, [], compose_heads(modules, recipe, self._aligned(len(self.tasks)), "carried", ()))
+        heads = compose_heads(modules, recipe, self._aligned(len(self.tasks)), "carried", ())
+        return self._model(recipe, copy.deepcopy(self.backbone.model), heads)
 
     def mean(self) -> ComposedModel:
         """Uniform weights over all tasks."""
@@ -257,6 +261,25 @@ class Pool:
         """All but one task; see ``composition.unlearn``. ``influenced_by(task)`` says what it still took part in."""
         return self.compose(composition.unlearn(self.learned(), task, mode=mode, scale=scale))
 
+    def with_vector(self, vector: TaskVector, name: str) -> ComposedModel:
+        """theta0 plus a vector of another merge rule (see ``merging``), with the heads of the mean of all modules.
+
+        Args:
+            vector: over the tuned weights.
+            name: how to call the model.
+
+        Raises:
+            InputError: it is over other weights than the pool's.
+        """
+        tuned = self.backbone.tuned
+        if {n: w.shape for n, w in tuned.items()} != {n: tau.shape for n, tau in vector.items()}:
+            raise InputError(f"{name}: a vector over other weights than the pool's: make it of its task vectors")
+        recipe = composition.mean(self.learned())
+        modules = [self.module(task) for task in self.tasks]
+        heads = compose_heads(modules, recipe, self._aligned(len(self.tasks)), "anchored", self.tasks)
+        network = moved(self.backbone, lambda weight, theta0: vector[weight].to(theta0))
+        return self._model(Recipe({}, recipe.tasks, name), network, heads)
+
     def influenced_by(self, task: str) -> dict[str, list[str]]:
         """Other tasks whose modules saw something of ``task`` -> what: its fisher, statistics, vectors, anchors."""
         ways = {t: self.card(t).influenced_by.of(task) for t in self.tasks if t != task}
@@ -272,12 +295,11 @@ class Pool:
     def _model(
         self,
         recipe: Recipe,
-        modules: Sequence[Module],
+        network: nn.Module,
         head: Head,
         before: Callable[[int], ComposedModel] | None = None,
     ) -> ComposedModel:
         backbone = self.backbone
-        network = merge(backbone, self.adapter, modules, recipe.weights)
         classes = {t: self.card(t).classes for t in recipe.tasks}
         record = {
             "name": recipe.name,
