@@ -15,6 +15,7 @@ from statistics import median
 from typing import Any, Literal
 
 import tyro
+from picture import picture
 from scene import tasks
 
 from intarsia import Backbone, LoRA, learn
@@ -77,26 +78,17 @@ def summary(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def draw(log: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Seconds of each phase, stacked, and peak memory, against the task."""
-    import matplotlib as mpl  # noqa: PLC0415  only where a picture is asked for
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
-
     numbers = range(1, len(log) + 1)
     phases = list(log[0]["seconds"])
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), width_ratios=(2, 1))
-    left.stackplot(numbers, [[entry["seconds"][p] for entry in log] for p in phases], labels=phases)
-    left.set_xlabel("task")
-    left.set_ylabel("seconds")
-    left.legend(loc="upper left", ncols=2, fontsize="small")
-    right.plot(numbers, [entry["peak_memory_mib"] for entry in log], color="#0072B2")
-    right.set_ylim(bottom=0)
-    right.set_xlabel("task")
-    right.set_ylabel("peak memory, MiB")
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    with picture(path, ncols=2, figsize=(9, 3.4), width_ratios=(2, 1)) as (_, (left, right)):
+        left.stackplot(numbers, [[entry["seconds"][p] for entry in log] for p in phases], labels=phases)
+        left.set_xlabel("task")
+        left.set_ylabel("seconds")
+        left.legend(loc="upper left", ncols=2, fontsize="small")
+        right.plot(numbers, [entry["peak_memory_mib"] for entry in log], color="#0072B2")
+        right.set_ylim(bottom=0)
+        right.set_xlabel("task")
+        right.set_ylabel("peak memory, MiB")
 
 
 def main(chosen: Curve) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import tyro
+from picture import picture
 from rich.console import Console
 from rich.table import Table
 from scene import Scene, network
@@ -127,31 +128,23 @@ def sweep(chosen: Scale) -> Iterator[tuple[str, int, dict[str, float]]]:
 
 def draw(found: Sequence[tuple[str, int, Mapping[str, float]]], path: Path) -> None:
     """A panel a sweep, both axes logarithmic."""
-    import matplotlib as mpl  # noqa: PLC0415  only where a picture is asked for
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
-
     overs = list(dict.fromkeys(over for over, _, _ in found))
-    figure, axes = plt.subplots(1, len(overs), figsize=(3.2 * len(overs), 3.6), sharey=True, squeeze=False)
-    for axis, over in zip(axes[0], overs, strict=True):
-        here = [(at, costs) for o, at, costs in found if o == over]
-        for phase, colour, mark in zip(PHASES, COLOURS, MARKS, strict=True):
-            points = [at for at, _ in here], [costs[phase] for _, costs in here]
-            axis.plot(*points, color=colour, marker=mark, markersize=5, linewidth=1.3, label=phase)
-        axis.set_xscale("log")
-        axis.set_yscale("log")
-        axis.set_xticks([at for at, _ in here], [str(at) for at, _ in here])
-        axis.minorticks_off()
-        axis.grid(alpha=0.25)
-        axis.set_xlabel(AXES[over])
-    axes[0][0].set_ylabel("cost of a phase, in F")
-    handles = axes[0][0].get_legend_handles_labels()
-    figure.legend(*handles, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, bbox_inches="tight")
-    plt.close(figure)
+    layout: dict[str, Any] = {"ncols": len(overs), "figsize": (3.2 * len(overs), 3.6), "sharey": True, "squeeze": False}
+    with picture(path, **layout) as (figure, axes):
+        for axis, over in zip(axes[0], overs, strict=True):
+            here = [(at, costs) for o, at, costs in found if o == over]
+            for phase, colour, mark in zip(PHASES, COLOURS, MARKS, strict=True):
+                points = [at for at, _ in here], [costs[phase] for _, costs in here]
+                axis.plot(*points, color=colour, marker=mark, markersize=5, linewidth=1.3, label=phase)
+            axis.set_xscale("log")
+            axis.set_yscale("log")
+            axis.set_xticks([at for at, _ in here], [str(at) for at, _ in here])
+            axis.minorticks_off()
+            axis.grid(alpha=0.25)
+            axis.set_xlabel(AXES[over])
+        axes[0][0].set_ylabel("cost of a phase, in F")
+        handles = axes[0][0].get_legend_handles_labels()
+        figure.legend(*handles, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 
 
 def show(found: Sequence[tuple[str, int, Mapping[str, float]]]) -> None:

@@ -226,9 +226,7 @@ class Pool:
 
     def _composed(self, recipe: Recipe, heads: Heads, known: int) -> ComposedModel:
         """A recipe with the reference heads as they were aligned after the first ``known`` tasks."""
-        anchored = anchored_in(recipe, self.tasks[:known], heads)
-        modules = [self.module(t) for t in self.tasks if t in anchored or t in recipe.tasks or recipe.weights.get(t)]
-        joined = compose_heads(modules, recipe, self._aligned(known), heads, anchored)
+        modules, joined = self._heads(recipe, heads, known)
 
         def before(count: int) -> ComposedModel:
             first = recipe.tasks[:count]
@@ -237,6 +235,12 @@ class Pool:
         positive = all(w > 0 for w in recipe.weights.values())
         network = merge(self.backbone, self.adapter, modules, recipe.weights)
         return self._model(recipe, network, joined, before if positive else None)
+
+    def _heads(self, recipe: Recipe, heads: Heads, known: int) -> tuple[list[Module], Head]:
+        """The modules a recipe needs, and its heads."""
+        anchored = anchored_in(recipe, self.tasks[:known], heads)
+        modules = [self.module(t) for t in self.tasks if t in anchored or t in recipe.tasks or recipe.weights.get(t)]
+        return modules, compose_heads(modules, recipe, self._aligned(known), heads, anchored)
 
     def frozen(self, tasks: Sequence[str] | None = None) -> ComposedModel:
         """theta0 itself with the best heads that need no fine-tuning: the discriminant of the class statistics."""
@@ -275,8 +279,7 @@ class Pool:
         if {n: w.shape for n, w in tuned.items()} != {n: tau.shape for n, tau in vector.items()}:
             raise InputError(f"{name}: a vector over other weights than the pool's: make it of its task vectors")
         recipe = composition.mean(self.learned())
-        modules = [self.module(task) for task in self.tasks]
-        heads = compose_heads(modules, recipe, self._aligned(len(self.tasks)), "anchored", self.tasks)
+        _, heads = self._heads(recipe, "anchored", len(self.tasks))
         network = moved(self.backbone, lambda weight, theta0: vector[weight].to(theta0))
         return self._model(Recipe({}, recipe.tasks, name), network, heads)
 
