@@ -47,7 +47,7 @@ STEPS: dict[str, tuple[Adapter, ITA | IEL]] = {
     "full": (Full(), ITA(0.1)),
     "ia3": (IA3(), ITA(0.1)),
 }
-ESTIMATORS: tuple[Estimator, ...] = ("rademacher", "balanced")
+ESTIMATORS: tuple[Estimator, ...] = ("rademacher", "mc")
 FEW = 128
 """Images on which the exact Fisher is timed."""
 

@@ -69,7 +69,7 @@ class Training:
     """Passes over the features when a new head is pre-tuned."""
     pretune_lr: float = 0.01
     """SGD's learning rate for pre-tuning and alignment."""
-    alignment_epochs: int = 20
+    alignment_epochs: int = 5
     """Passes over the drawn features when the heads of all classes seen are aligned."""
     components: int = 5
     """Gaussians a class in the class statistics."""

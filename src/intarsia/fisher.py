@@ -9,7 +9,6 @@ chosen vectors v back from the logits:
 
     exact        the C vectors sqrt(p_c) (e_c - p)                          C backward passes
     rademacher   v = sum_c s_c sqrt(p_c) (e_c - p), s_c = +-1 at random     unbiased, one pass a probe
-    balanced     the same, the signs balanced over the images of a batch    unbiased, less variance
     mc           c ~ p, v = e_c - p                                         unbiased, more variance
 
 Convention: activations a are (B, N, I), output gradients g are (B, N, O), N tokens; an image's weight gradient is
@@ -28,7 +27,7 @@ from intarsia.backbone import Backbone
 from intarsia.errors import InputError
 from intarsia.precision import wide
 
-Estimator = Literal["exact", "rademacher", "balanced", "mc"]
+Estimator = Literal["exact", "rademacher", "mc"]
 _Receive = Callable[[str, Tensor, Tensor], None]
 _ROWS = 4096  # features whose probabilities are held at once
 _CHUNK = 1 << 20  # numbers of per-image gradient held at once: they should stay in a core's cache
@@ -89,7 +88,7 @@ def diagonal_fisher(
         backbone: theta0.
         head: features (B, D) -> logits (B, C); the reference heads of all classes seen so far.
         batches: normalised images (B, channels, size, size), on the backbone's device.
-        estimator: ``exact``, ``rademacher``, ``balanced`` or ``mc``.
+        estimator: ``exact``, ``rademacher`` or ``mc``.
         probes: independent draws averaged, for the random ones.
         generator: their source of randomness, on the CPU.
 
@@ -177,23 +176,16 @@ def _random_vector(p: Tensor, estimator: Estimator, generator: torch.Generator |
     if estimator == "mc":
         drawn = torch.multinomial(p.cpu(), 1, generator=generator).to(p.device)
         return torch.zeros_like(p).scatter_(1, drawn, 1.0) - p
-    signs = _balanced if estimator == "balanced" else _independent
-    images, classes = p.shape
-    weighted = signs(images, classes, generator).to(p) * p.sqrt()
+    weighted = _signs(*p.shape, generator).to(p) * p.sqrt()
     return weighted - weighted.sum(1, keepdim=True) * p
 
 
-def _independent(images: int, classes: int, generator: torch.Generator | None) -> Tensor:
-    """Random signs (B, C)."""
-    return torch.randint(0, 2, (images, classes), generator=generator) * 2 - 1
-
-
-def _balanced(images: int, classes: int, generator: torch.Generator | None) -> Tensor:
+def _signs(images: int, classes: int, generator: torch.Generator | None) -> Tensor:
     """Random signs (B, C): independent within an image, balanced between images.
 
     An image's signs are a row of a Hadamard matrix, its columns flipped at random; rows are used up in random order
     before one comes again. What the images of a cycle have in common in the product of two classes' gradients then
-    cancels, instead of averaging out: half the error where images of a class come one after another.
+    cancels, instead of averaging out: half the error of signs that are drawn one by one.
     """
     matrix = _hadamard(classes)
     cycles = [torch.randperm(len(matrix), generator=generator) for _ in range(-(-images // len(matrix)))]
