@@ -65,6 +65,8 @@ class Results:
     """Where a line a run goes."""
     threads: int = 2
     """Threads of torch."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the products in a training step; ``bfloat16`` runs the cells, whatever the plan."""
 
 
 class Ledger:
@@ -115,6 +117,15 @@ def main_table(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
     for cell in cells(chosen):
         setting = setting_of(cell)
         yield {"name": "-".join(cell), "setting": setting.record()}, lambda s=setting: bench.measure(s, history=True)
+
+
+def bfloat16(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
+    """The cells with products of a training step in bfloat16."""
+    for cell in cells(chosen):
+        base = setting_of(cell)
+        setting = replace(base, training=replace(base.training, dtype="bfloat16"))
+        name = f"{'-'.join(cell)} bfloat16"
+        yield {"name": name, "setting": setting.record()}, lambda s=setting: bench.measure(s, history=True)
 
 
 def joint(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
@@ -217,7 +228,8 @@ def run(chosen: Results) -> None:
             loaded = loaded.subset(range(chosen.tasks)) if chosen.tasks else loaded
             part = {"tasks": chosen.tasks} if chosen.tasks else {}
             bench = Workbench(loaded, seed, Training())
-            for what, measure in PLANS[chosen.plan](bench, chosen.cells):
+            plan = PLANS[chosen.plan] if chosen.dtype == "float32" else bfloat16
+            for what, measure in plan(bench, chosen.cells):
                 ledger.once({"stream": stream, "seed": seed, **part, **what}, measure)
 
 
