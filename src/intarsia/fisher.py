@@ -176,7 +176,8 @@ def _random_vector(p: Tensor, estimator: Estimator, generator: torch.Generator |
     if estimator == "mc":
         drawn = torch.multinomial(p.cpu(), 1, generator=generator).to(p.device)
         return torch.zeros_like(p).scatter_(1, drawn, 1.0) - p
-    weighted = _signs(*p.shape, generator).to(p) * p.sqrt()
+    images, classes = p.shape
+    weighted = _signs(images, classes, generator).to(p) * p.sqrt()
     return weighted - weighted.sum(1, keepdim=True) * p
 
 
