@@ -53,8 +53,13 @@ class Anchor:
 
 
 def in_mean(anchors: Sequence[Anchor]) -> list[Gaussians]:
-    """The classes of every task in the mean of all modules, given in the order they were learned."""
+    """The classes of every task in the mean of all modules, given in the order they were learned.
+
+    From the last task back, so that the steps after each task are one map: the work is linear in their number.
+    """
     seen: list[Gaussians] = []
-    for anchor in anchors:
-        seen = [*(carry(classes, anchor.step) for classes in seen), anchor.classes]
-    return seen
+    onward: FeatureDrift | None = None
+    for anchor in reversed(anchors):
+        seen.append(carry(anchor.classes, onward) if onward else anchor.classes)
+        onward = anchor.step.then(onward) if onward else anchor.step
+    return seen[::-1]

@@ -33,6 +33,12 @@ class FeatureDrift:
         """Features (N, D) -> where they drift to, (N, D)."""
         return features + features @ self.matrix.to(features) + self.offset.to(features)
 
+    def then(self, other: "FeatureDrift") -> "FeatureDrift":
+        """Both as one, this one first; double precision."""
+        matrix, later = self.matrix.double(), other.matrix.double()
+        offset = self.offset.double()
+        return FeatureDrift(matrix + later + matrix @ later, offset + offset @ later + other.offset.double())
+
     def tensors(self) -> dict[str, Tensor]:
         """What a module keeps."""
         return {"matrix": self.matrix, "offset": self.offset}
