@@ -57,6 +57,26 @@ def test_delta_is_its_definition(adapter: Adapter) -> None:
 
 
 @each_adapter
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_combined_is_the_weighted_sum_of_deltas(adapter: Adapter, count: int) -> None:
+    layers = [adapted(adapter, seed=10 * i) for i in range(count)]
+    theta0, modules = layers[0].linear.weight, [values(layer) for layer in layers]
+    weights = [0.3, -1.5, 0.0, 2.0, 0.25][:count]
+    expected = sum(w * dense(parts, theta0) for w, parts in zip(weights, modules, strict=True))
+    torch.testing.assert_close(adapter.combined(modules, weights, theta0), expected, rtol=1e-12, atol=1e-12)
+
+
+@each_adapter
+def test_combined_of_one_is_its_delta_in_a_new_tensor(adapter: Adapter) -> None:
+    parts = values(layer := adapted(adapter))
+    before = {name: value.clone() for name, value in parts.items()}
+    alone = adapter.combined([parts], [1.0], layer.linear.weight)
+    assert torch.equal(alone, layer.delta())
+    alone.zero_()
+    assert same(parts, before)
+
+
+@each_adapter
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("zero_row", [True, False])
 def test_forward_is_that_of_the_dense_weight(adapter: Adapter, bias: bool, zero_row: bool) -> None:

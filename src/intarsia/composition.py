@@ -223,13 +223,13 @@ def merge(backbone: Backbone, adapter: Adapter, modules: Sequence[Module], weigh
         modules: in the pool's order.
         weights: task -> coefficient; a task left out counts 0 and costs nothing.
     """
-    chosen = [(m, weights[m.card.task]) for m in modules if weights.get(m.card.task, 0.0)]
+    chosen = [m for m in modules if weights.get(m.card.task, 0.0)]
+    coefficients = [weights[m.card.task] for m in chosen]
 
     def total(name: str, theta0: Tensor) -> Tensor:
-        found = torch.zeros_like(theta0)
-        for module, w in chosen:
-            found.add_(module.delta(name, adapter, theta0), alpha=w)
-        return found
+        if not chosen:
+            return torch.zeros_like(theta0)
+        return adapter.combined([m.parts(name, theta0) for m in chosen], coefficients, theta0)
 
     return moved(backbone, total)
 

@@ -150,7 +150,11 @@ class Module:
 
     def delta(self, name: str, adapter: Adapter, theta0: Tensor) -> Tensor:
         """Tau (O, I) of one weight, dense."""
-        return adapter.delta({part: value.to(theta0) for part, value in self._parts[name].items()}, theta0)
+        return adapter.delta(self.parts(name, theta0), theta0)
+
+    def parts(self, name: str, theta0: Tensor) -> dict[str, Tensor]:
+        """The adapter's parts of one weight, where theta0's value of it is."""
+        return {part: value.to(theta0) for part, value in self._parts[name].items()}
 
     @cached_property
     def _parts(self) -> dict[str, dict[str, Tensor]]:

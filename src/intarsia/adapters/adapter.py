@@ -9,7 +9,7 @@ with S = 0, scale = 1 for a module trained alone (ITA), and S the sum of the ear
 module trained through the composed model (IEL, METHOD.md section 3).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -20,7 +20,7 @@ Parts = Mapping[str, Tensor]
 
 @runtime_checkable
 class Adapter(Protocol):
-    """A parametrisation of task vectors: immutable settings and six pure functions of one weight."""
+    """A parametrisation of task vectors: immutable settings and seven pure functions of one weight."""
 
     kind: ClassVar[str]
 
@@ -30,6 +30,10 @@ class Adapter(Protocol):
 
     def delta(self, parts: Parts, theta0: Tensor) -> Tensor:
         """The dense update tau (O, I), differentiable in the parts."""
+        ...
+
+    def combined(self, modules: Sequence[Parts], weights: Sequence[float], theta0: Tensor) -> Tensor:
+        """sum_t w_t tau_t (O, I) of one module or more, as cheaply as this parametrisation allows; in a new tensor."""
         ...
 
     def nearest(self, parts: Parts, theta0: Tensor, tau: Tensor) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Full fine-tuning: tau is a free matrix."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,6 +24,13 @@ class Full:
     def delta(self, parts: Parts, theta0: Tensor) -> Tensor:
         """The matrix itself."""
         return parts["tau"]
+
+    def combined(self, modules: Sequence[Parts], weights: Sequence[float], theta0: Tensor) -> Tensor:
+        """Added up in the order given."""
+        total = modules[0]["tau"] * weights[0]
+        for parts, w in zip(modules[1:], weights[1:], strict=True):
+            total.add_(parts["tau"], alpha=w)
+        return total
 
     def nearest(self, parts: Parts, theta0: Tensor, tau: Tensor) -> dict[str, Tensor]:
         """Tau itself."""

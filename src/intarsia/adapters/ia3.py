@@ -1,5 +1,6 @@
 """(IA)^3: tau = W0 * (l - 1) by rows, one factor for each output (Liu et al., arXiv 2205.05638)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,6 +24,11 @@ class IA3:
     def delta(self, parts: Parts, theta0: Tensor) -> Tensor:
         """W0 * (l - 1)."""
         return theta0 * (parts["l"] - 1).unsqueeze(1)
+
+    def combined(self, modules: Sequence[Parts], weights: Sequence[float], theta0: Tensor) -> Tensor:
+        """W0 * sum_t w_t (l_t - 1)."""
+        rows = torch.stack([(parts["l"] - 1) * w for parts, w in zip(modules, weights, strict=True)]).sum(0)
+        return theta0 * rows.unsqueeze(1)
 
     def nearest(self, parts: Parts, theta0: Tensor, tau: Tensor) -> dict[str, Tensor]:
         """Row by row the factor that fits best; exact for what (IA)^3 can say."""

@@ -5,6 +5,7 @@ holds three weights in one and gets three times the rank.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -51,6 +52,11 @@ class LoRA:
     def delta(self, parts: Parts, theta0: Tensor) -> Tensor:
         """B A."""
         return parts["B"] @ parts["A"]
+
+    def combined(self, modules: Sequence[Parts], weights: Sequence[float], theta0: Tensor) -> Tensor:
+        """[w_1 B_1 ... w_T B_T] [A_1; ...; A_T]: one product however many there are."""
+        b = torch.cat([parts["B"] * w for parts, w in zip(modules, weights, strict=True)], 1)
+        return b @ torch.cat([parts["A"] for parts in modules])
 
     def nearest(self, parts: Parts, theta0: Tensor, tau: Tensor) -> dict[str, Tensor]:
         """Tau cut to its r largest singular values; the rows of A are as long as before, B has the rest."""
