@@ -1,7 +1,7 @@
 """The runs behind docs/results.md: resumable, one line of JSON a run.
 
     python benchmarks/results.py main --streams chalk sketches --seeds 0 1 2 --out benchmarks/results/main.jsonl
-    python benchmarks/results.py steps | ablations | editing | search ...
+    python benchmarks/results.py bfloat16 | steps | ablations | editing | search ...
 
 A run that is in the output file already is not made again. ``--threads 1`` lets two of these share two cores, each with
 its own streams or seeds. ``search`` looks at a held-out fifth of the *training* images, never at test images.
@@ -51,7 +51,7 @@ DECADES = (0.01, 0.1, 1.0, 10.0, 100.0)
 class Results:
     """Which runs to make."""
 
-    plan: tyro.conf.Positional[Literal["search", "main", "joint", "steps", "ablations", "editing"]]
+    plan: tyro.conf.Positional[Literal["search", "main", "bfloat16", "joint", "steps", "ablations", "editing"]]
     """The table to fill."""
     streams: tuple[str, ...] = ("chalk", "sketches")
     """Built-in streams."""
@@ -65,8 +65,6 @@ class Results:
     """Where a line a run goes."""
     threads: int = 2
     """Threads of torch."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the products in a training step; ``bfloat16`` runs the cells, whatever the plan."""
 
 
 class Ledger:
@@ -210,6 +208,7 @@ def _edit(bench: Workbench, setting: Setting) -> dict[str, Any]:
 PLANS = {
     "search": search,
     "main": main_table,
+    "bfloat16": bfloat16,
     "joint": joint,
     "steps": steps,
     "ablations": ablations,
@@ -228,8 +227,7 @@ def run(chosen: Results) -> None:
             loaded = loaded.subset(range(chosen.tasks)) if chosen.tasks else loaded
             part = {"tasks": chosen.tasks} if chosen.tasks else {}
             bench = Workbench(loaded, seed, Training())
-            plan = PLANS[chosen.plan] if chosen.dtype == "float32" else bfloat16
-            for what, measure in plan(bench, chosen.cells):
+            for what, measure in PLANS[chosen.plan](bench, chosen.cells):
                 ledger.once({"stream": stream, "seed": seed, **part, **what}, measure)
 
 

@@ -36,8 +36,7 @@ class FeatureDrift:
     def then(self, other: "FeatureDrift") -> "FeatureDrift":
         """Both as one, this one first; double precision."""
         matrix, later = self.matrix.double(), other.matrix.double()
-        offset = self.offset.double()
-        return FeatureDrift(matrix + later + matrix @ later, offset + offset @ later + other.offset.double())
+        return FeatureDrift(matrix + later + matrix @ later, other(self.offset.double()))
 
     def tensors(self) -> dict[str, Tensor]:
         """What a module keeps."""

@@ -153,7 +153,7 @@ def align(
     Args:
         head: all classes seen (C, D), the new ones pre-tuned.
         statistics: of the same classes, in the same order.
-        epochs: passes; the paper makes 10 + 5 t at task t, and 20 reach the same on whitened features. Of more than
+        epochs: passes; the paper makes 10 + 5 t at task t, and 5 come near that on whitened features. Of more than
             100 classes fewer, in proportion, and at least 2: all but the new heads are aligned already.
         lr: learning rate.
         generator: of the draws and their order.
