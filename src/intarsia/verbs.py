@@ -1,6 +1,5 @@
 """What the command line can do: every verb has a twin in Python and prints a table, or JSON with ``--json``."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -8,7 +7,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
-from intarsia import backbone, builtin
+from intarsia import backbone, builtin, tables
 from intarsia.adapters import Adapter
 from intarsia.backbone import BUILTIN, TARGETS, Backbone
 from intarsia.composition import ComposedModel
@@ -17,7 +16,7 @@ from intarsia.console import OUT, LearningBars, bar, bars, facts, table
 from intarsia.diagnostics import diagnose
 from intarsia.errors import InputError
 from intarsia.estimate import estimate
-from intarsia.evaluation import Evaluation, evaluate, recorded_stream, target_and_control
+from intarsia.evaluation import evaluate, recorded_stream, target_and_control
 from intarsia.learner import learn
 from intarsia.options import Selection, Source, on_device, open_pool, parse_weights
 from intarsia.pool import INDEX, Pool
@@ -118,19 +117,7 @@ class Ls:
         pool = Pool.open(self.pool)
         cards = [pool.card(t) for t in pool.tasks]
         if not self.json:
-            rows = [
-                (
-                    c.task,
-                    len(c.classes),
-                    c.images,
-                    c.settings["method"],
-                    100 * c.measures["relative_norm"],
-                    ", ".join(c.classes),
-                )
-                for c in cards
-            ]
-            title = f"{self.pool}: {len(cards)} modules of {pool.adapter} on {pool.index.backbone['name']}"
-            table(title, ("task", "classes", "images", "method", "|tau|/|theta0| %", "class names"), rows)
+            tables.modules(pool, cards)
         return {**pool.index.record(), "modules": [c.record() for c in cards]}
 
     def _builtin(self) -> dict[str, Any]:
@@ -284,24 +271,7 @@ class Diagnose:
         with bar("networks") as progress:
             found = diagnose(pool, self.source.of(pool), weights=weights, per_task=self.per_task, progress=progress)
         if not self.json:
-            rows = [
-                (t, f"{x:.4f}", f"{n:.4f}", f"{c:.3f}")
-                for t, x, n, c in zip(
-                    found.tasks, found.module_losses, found.vector_norms, found.cosine_to_composed, strict=True
-                )
-            ]
-            table("Modules alone", ("task", "loss", "|tau|", "cosine to the composed vector"), rows)
-            facts(
-                {
-                    "loss at theta0": f"{found.theta0_loss:.4f}",
-                    "loss of the composed model": f"{found.composed_loss:.4f}",
-                    "mean loss of the modules": f"{found.mean_module_loss:.4f}",
-                    "true gap": f"{found.true_gap:.4f}",
-                    "gap predicted by the Fisher": f"{found.predicted_gap:.4f}",
-                    "|g| at theta0": f"{found.gradient_norm:.4f}",
-                    "images": found.images,
-                }
-            )
+            tables.diagnosis(found)
         return found.record()
 
 
@@ -311,7 +281,7 @@ def _evaluated(pool: Pool, model: ComposedModel, stream: TaskStream, as_json: bo
         found = evaluate(model, stream, progress=progress)
         frozen = evaluate(pool.frozen(tuple(model.classes)), stream)
     if not as_json:
-        _print_evaluation(pool, model.recipe, found, frozen)
+        tables.evaluation(f"{pool.path}: {model.recipe['name']}", found, frozen)
     return {
         "pool": str(pool.path),
         "recipe": model.recipe,
@@ -319,25 +289,6 @@ def _evaluated(pool: Pool, model: ComposedModel, stream: TaskStream, as_json: bo
         "frozen_head_accuracy": frozen.final_accuracy,
         "frozen_head_task_il_accuracy": frozen.task_il_accuracy,
     }
-
-
-def _print_evaluation(pool: Pool, recipe: Mapping[str, Any], found: Evaluation, frozen: Evaluation) -> None:
-    rows: list[tuple[object, ...]] = []
-    for j, (task, accuracy) in enumerate(found.per_task.items()):
-        learned = found.accuracy_matrix[j][j] if len(found.accuracy_matrix) == len(found.tasks) else None
-        rows.append((task, learned, accuracy, frozen.per_task[task]))
-    rows.append(("all test images", None, found.final_accuracy, frozen.final_accuracy))
-    note = "Accuracy in percent, all classes of these tasks competing; frozen: the backbone untouched, best heads."
-    table(f"{pool.path}: {recipe['name']}", ("task", "when learned", "now", "frozen"), rows, note)
-    facts(
-        {
-            "final accuracy (class-incremental)": found.final_accuracy,
-            "final forgetting": found.final_forgetting,
-            "average incremental accuracy": found.average_incremental_accuracy,
-            "within the image's own task": found.task_il_accuracy,
-            "frozen head": frozen.final_accuracy,
-        }
-    )
 
 
 VERBS = {

@@ -1,0 +1,68 @@
+"""Results as a person reads them: the modules of a pool, an evaluation, a diagnosis."""
+
+from collections.abc import Sequence
+
+from intarsia.console import facts, table
+from intarsia.diagnostics import Diagnosis
+from intarsia.evaluation import Evaluation
+from intarsia.module import Card
+from intarsia.pool import Pool
+
+
+def modules(pool: Pool, cards: Sequence[Card]) -> None:
+    """A row a module of a pool."""
+    rows = [
+        (
+            c.task,
+            len(c.classes),
+            c.images,
+            c.settings["method"],
+            100 * c.measures["relative_norm"],
+            ", ".join(c.classes),
+        )
+        for c in cards
+    ]
+    title = f"{pool.path}: {len(cards)} modules of {pool.adapter} on {pool.index.backbone['name']}"
+    table(title, ("task", "classes", "images", "method", "|tau|/|theta0| %", "class names"), rows)
+
+
+def evaluation(title: str, found: Evaluation, frozen: Evaluation) -> None:
+    """Each task when it was learned, now, and with the backbone untouched; and the figures over all of them."""
+    rows: list[tuple[object, ...]] = []
+    for j, (task, accuracy) in enumerate(found.per_task.items()):
+        learned = found.accuracy_matrix[j][j] if len(found.accuracy_matrix) == len(found.tasks) else None
+        rows.append((task, learned, accuracy, frozen.per_task[task]))
+    rows.append(("all test images", None, found.final_accuracy, frozen.final_accuracy))
+    note = "Accuracy in percent, all classes of these tasks competing; frozen: the backbone untouched, best heads."
+    table(title, ("task", "when learned", "now", "frozen"), rows, note)
+    facts(
+        {
+            "final accuracy (class-incremental)": found.final_accuracy,
+            "final forgetting": found.final_forgetting,
+            "average incremental accuracy": found.average_incremental_accuracy,
+            "within the image's own task": found.task_il_accuracy,
+            "frozen head": frozen.final_accuracy,
+        }
+    )
+
+
+def diagnosis(found: Diagnosis) -> None:
+    """Losses and vectors of the modules alone, and Jensen's gap of their composition."""
+    rows = [
+        (t, f"{x:.4f}", f"{n:.4f}", f"{c:.3f}")
+        for t, x, n, c in zip(
+            found.tasks, found.module_losses, found.vector_norms, found.cosine_to_composed, strict=True
+        )
+    ]
+    table("Modules alone", ("task", "loss", "|tau|", "cosine to the composed vector"), rows)
+    facts(
+        {
+            "loss at theta0": f"{found.theta0_loss:.4f}",
+            "loss of the composed model": f"{found.composed_loss:.4f}",
+            "mean loss of the modules": f"{found.mean_module_loss:.4f}",
+            "true gap": f"{found.true_gap:.4f}",
+            "gap predicted by the Fisher": f"{found.predicted_gap:.4f}",
+            "|g| at theta0": f"{found.gradient_norm:.4f}",
+            "images": found.images,
+        }
+    )
