@@ -21,7 +21,7 @@ from intarsia.heads import Head, discriminant
 from intarsia.module import Card, Module
 from intarsia.preparation import Memory, Prepared, prepare
 from intarsia.run import Run
-from intarsia.statistics import ClassStatistics
+from intarsia.statistics import Gaussians
 from intarsia.stream import TaskStream
 from intarsia.tuning import fine_tune
 
@@ -116,8 +116,8 @@ class Workbench:
 
     def frozen(self, heads: Literal["carried", "aligned"] = "carried") -> ComposedModel:
         """theta0 with the discriminant of all classes, or with the ``aligned`` reference heads of all tasks."""
-        parts = [p.prepared.statistics for p in self.preludes]
-        head = self.reference if heads == "aligned" else discriminant(ClassStatistics.join(parts).gaussians())
+        classes = Gaussians.join([p.prepared.statistics.gaussians() for p in self.preludes])
+        head = self.reference if heads == "aligned" else discriminant(classes)
         return self._model(copy.deepcopy(self.backbone.model), head, tuple(t.name for t in self.stream), None)
 
     def _model(

@@ -157,11 +157,10 @@ def module(task: str, classes: Sequence[str], adapter: Adapter, theta0: Backbone
 
 
 def plain_statistics(weights: Tensor, means: Tensor, variances: Tensor) -> ClassStatistics:
-    """Mixtures whose basis is (nearly) that of the features: one task, of as good as infinitely many images."""
+    """Mixtures whose basis is (nearly) that of the features: as good as infinitely many images."""
     many = 10**12
-    scatter = torch.eye(means.shape[-1], dtype=means.dtype)[None] * many
-    bases, task = basis_of(scatter[0], many)[None], torch.zeros(len(weights), dtype=torch.long)
-    return ClassStatistics(weights, means, variances, scatter, torch.tensor([many]), bases, task)
+    scatter = torch.eye(means.shape[-1], dtype=means.dtype) * many
+    return ClassStatistics(weights, means, variances, scatter, many, basis_of(scatter, many))
 
 
 def contents(folder: Path, without: Iterable[str] = ()) -> dict[str, str]:

@@ -17,7 +17,7 @@ from intarsia.composition import Recipe, anchored_in, mean, merge, specialize, u
 from intarsia.drift import FeatureDrift
 from intarsia.heads import Head, discriminant
 from intarsia.module import Module
-from intarsia.statistics import ClassStatistics, Gaussians
+from intarsia.statistics import Gaussians
 
 DOUBLE = torch.float64
 NAMES = ("birds", "cars", "dogs", "eels")
@@ -363,14 +363,12 @@ def test_unlearning_by_dropping_takes_the_classes_by_negation_only_the_vector(po
 
 
 def test_frozen_model_is_theta0_with_the_discriminant(pool: Pool) -> None:
-    model, statistics = pool.frozen(), pool.statistics()
-    assert statistics is not None
+    model, classes = pool.frozen(), [s.gaussians() for s in pool.statistics()]
     assert same(model.network.state_dict(), pool.backbone.model.state_dict())
-    assert torch.equal(model.head.weight, discriminant(statistics.gaussians()).weight)
+    assert torch.equal(model.head.weight, discriminant(Gaussians.join(classes)).weight)
     some = pool.frozen([pool.tasks[3], pool.tasks[1]])
     assert some.labels == pool.classes[pool.tasks[1]] + pool.classes[pool.tasks[3]]
-    both = ClassStatistics.join([pool.module(pool.tasks[t]).statistics for t in (1, 3)])
-    assert torch.equal(some.head.weight, discriminant(both.gaussians()).weight)
+    assert torch.equal(some.head.weight, discriminant(Gaussians.join([classes[1], classes[3]])).weight)
 
 
 def test_composition_without_vectors_has_the_aligned_reference_heads(pool: Pool) -> None:

@@ -21,7 +21,7 @@ from intarsia.heads import (
     pretune,
     samples,
 )
-from intarsia.statistics import ClassStatistics, fit_statistics
+from intarsia.statistics import ClassStatistics, Gaussians, fit_statistics, sample
 
 
 def points(count: int, classes: int = 3, width: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -92,7 +92,7 @@ def far_classes(classes: int = 4, width: int = 6, spread: float = 1.0) -> ClassS
 def test_alignment_is_a_function_of_the_generator() -> None:
     start = head(4, 6, dtype=torch.float32)
     kept = {k: v.clone() for k, v in start.tensors().items()}
-    runs = [align(start, far_classes(), epochs=3, lr=0.01, generator=seeded(s)) for s in (1, 1, 2)]
+    runs = [align(start, [far_classes()], epochs=3, lr=0.01, generator=seeded(s)) for s in (1, 1, 2)]
     assert same(runs[0].tensors(), runs[1].tensors())
     assert not same(runs[0].tensors(), runs[2].tensors())
     assert same(kept, start.tensors())
@@ -101,9 +101,9 @@ def test_alignment_is_a_function_of_the_generator() -> None:
 def test_alignment_ends_the_reign_of_one_tasks_louder_head() -> None:
     """Classes 100 standard deviations apart, the second task's logits drowned by a bias of the first."""
     start = Head(0.01 * torch.eye(6)[:4], torch.tensor([5.0, 5.0, 0.0, 0.0]))
-    features, labels = far_classes().sample(50, seeded(9))
+    features, labels = sample([far_classes()], 50, seeded(9))
     assert int((start(features).argmax(1) == labels).sum()) == 100
-    aligned = align(start, far_classes(), epochs=20, lr=0.01, generator=seeded(0))
+    aligned = align(start, [far_classes()], epochs=20, lr=0.01, generator=seeded(0))
     assert torch.equal(aligned(features).argmax(1), labels)
 
 
@@ -122,8 +122,8 @@ def test_a_mean_all_features_share_and_their_scales_do_not_hinder_learning() -> 
     moved = plain_statistics(
         statistics.weights, statistics.means * scales + shift * scales, statistics.variances * scales**2
     )
-    features, labels = moved.sample(50, seeded(9))
-    aligned = align(start, moved, epochs=20, lr=0.01, generator=seeded(0))
+    features, labels = sample([moved], 50, seeded(9))
+    aligned = align(start, [moved], epochs=20, lr=0.01, generator=seeded(0))
     assert torch.equal(aligned(features).argmax(1), labels)
 
 
@@ -151,12 +151,12 @@ def test_discriminant_is_the_log_posterior_of_gaussians_with_one_covariance() ->
     labels = torch.arange(3).repeat_interleave(60)
     first = fit_statistics(features[:120], labels[:120], 2, seed=0)
     parts = [first, fit_statistics(features[120:], labels[:60], 1, seed=0)]
-    statistics = ClassStatistics.join(parts)
-    logits = discriminant(statistics.gaussians())(features).double()
-    covariance = statistics.gaussians().covariance().numpy()
+    classes = Gaussians.join([p.gaussians() for p in parts])
+    logits = discriminant(classes)(features).double()
+    covariance = classes.covariance().numpy()
     densities = [
         multivariate_normal.logpdf(features, centre.numpy(), covariance)  # pyright: ignore[reportArgumentType]
-        for centre in statistics.centres()
+        for centre in classes.centres
     ]
     expected = torch.from_numpy(np.stack(densities, 1)).softmax(1)
     torch.testing.assert_close(logits.softmax(1), expected, rtol=1e-3, atol=1e-4)

@@ -22,6 +22,7 @@ from intarsia.heads import Head
 from intarsia.preparation import Memory, prepare
 from intarsia.regularizers import Step
 from intarsia.run import CXX, Run
+from intarsia.statistics import sample
 from intarsia.tuning import DivergenceError, _due, _head_fisher, fine_tune
 
 each_adapter = pytest.mark.parametrize("adapter", ADAPTERS, ids=KINDS)
@@ -470,9 +471,8 @@ def test_head_fisher_is_taken_on_the_classes_seen_or_on_the_earlier_ones(over: L
     run = Run(backbone(), LoRA(1), ITA(), replace(QUICK, head_fisher_over=over), tasks)
     prepared = [prepare(run, task, memory) for task in tasks]
     assert memory.reference is not None
-    assert memory.statistics is not None
-    statistics = memory.statistics if over == "seen" else prepared[0].statistics
-    features, _ = statistics.sample(256, run.generator(2, "head fisher"))
+    statistics = memory.statistics if over == "seen" else [prepared[0].statistics]
+    features, _ = sample(statistics, 256, run.generator(2, "head fisher"))
     p = torch.softmax(memory.reference(features), 1)[:, 2:]
     got = _head_fisher(run, prepared[1], memory)
     torch.testing.assert_close(got.weight, torch.einsum("nc,nd->cd", p * (1 - p), features**2) / len(features) + 1e-5)

@@ -9,7 +9,7 @@ from sklearn.covariance import oas
 from torch import Tensor
 
 from cases import plain_statistics, randn, same, seeded
-from intarsia.statistics import ClassStatistics, basis_of, fit_statistics
+from intarsia.statistics import ClassStatistics, Gaussians, basis_of, fit_statistics, sample
 
 
 def mixtures(classes: int = 2, components: int = 3, width: int = 4, seed: int = 0) -> ClassStatistics:
@@ -17,12 +17,10 @@ def mixtures(classes: int = 2, components: int = 3, width: int = 4, seed: int = 
     weights = randn(classes, components, seed=seed).square() + 0.2
     weights[-1, -1] = 0
     means, variances = (randn(classes, components, width, seed=seed + i) for i in (1, 2))
-    mix = randn(2, width, width, seed=seed + 3) + torch.eye(width, dtype=torch.float64)
-    weights, freedom = weights / weights.sum(1, keepdim=True), torch.tensor([90, 40])
-    scatter = mix @ mix.mT * freedom[:, None, None]
-    bases = torch.stack([basis_of(s, int(n)) for s, n in zip(scatter, freedom, strict=True)])
-    task = torch.arange(classes) % 2
-    return ClassStatistics(weights, 2 * means, variances.square() + 0.1, scatter, freedom, bases, task)
+    mix = randn(width, width, seed=seed + 3) + torch.eye(width, dtype=torch.float64)
+    weights, freedom = weights / weights.sum(1, keepdim=True), 65
+    scatter = mix @ mix.T * freedom
+    return ClassStatistics(weights, 2 * means, variances.square() + 0.1, scatter, freedom, basis_of(scatter, freedom))
 
 
 def moments(statistics: ClassStatistics) -> tuple[Tensor, Tensor]:
@@ -30,13 +28,13 @@ def moments(statistics: ClassStatistics) -> tuple[Tensor, Tensor]:
     w, m = statistics.weights, statistics.means
     mean = (w[..., None] * m).sum(1)
     square = torch.diag_embed((w[..., None] * statistics.variances).sum(1)) + torch.einsum("ck,cki,ckj->cij", w, m, m)
-    within, basis = square - mean[:, :, None] * mean[:, None], statistics.bases[statistics.task]
-    return torch.einsum("cij,cj->ci", basis, mean), basis @ within @ basis.mT
+    within, basis = square - mean[:, :, None] * mean[:, None], statistics.basis
+    return mean @ basis.T, basis @ within @ basis.T
 
 
 def test_samples_have_the_moments_of_the_mixture() -> None:
     statistics, n = mixtures(), 20_000
-    features, labels = statistics.sample(n, seeded(1))
+    features, labels = sample([statistics], n, seeded(1))
     assert torch.equal(labels, torch.arange(2).repeat_interleave(n))
     mean, covariance = moments(statistics)
     away = features.reshape(2, n, -1) - mean[:, None]
@@ -49,12 +47,12 @@ def test_samples_have_the_moments_of_the_mixture() -> None:
 
 def test_samples_of_one_component_have_its_variance_not_its_root() -> None:
     single = plain_statistics(torch.ones(1, 1), torch.zeros(1, 1, 2), torch.tensor([[[100.0, 0.01]]]))
-    features, _ = single.sample(20_000, seeded(2))
+    features, _ = sample([single], 20_000, seeded(2))
     torch.testing.assert_close(features.var(0), torch.tensor([100.0, 0.01]), rtol=0.05, atol=0)
 
 
 def test_samples_are_a_function_of_the_generator() -> None:
-    draws = [mixtures().sample(5, seeded(s))[0] for s in (1, 1, 2)]
+    draws = [sample([mixtures()], 5, seeded(s))[0] for s in (1, 1, 2)]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
 
@@ -74,7 +72,7 @@ def test_density_is_scipys() -> None:
 
 def _in_features(statistics: ClassStatistics, c: int, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean and covariance of one Gaussian in plain features."""
-    basis = statistics.bases[statistics.task[c]]
+    basis = statistics.basis
     return (basis @ statistics.means[c, k]).numpy(), (basis * statistics.variances[c, k] @ basis.T).numpy()
 
 
@@ -90,7 +88,7 @@ def test_few_images_get_few_components(images: int, components: int) -> None:
     assert statistics.weights.shape == (1, 5)
     assert int((statistics.weights > 0).sum()) == components
     assert float(statistics.weights.sum()) == pytest.approx(1)
-    features, _ = statistics.sample(50, seeded(0))
+    features, _ = sample([statistics], 50, seeded(0))
     assert bool(features.isfinite().all())
     assert bool(statistics.log_density(features).isfinite().all())
     mean, _ = moments(statistics)
@@ -101,7 +99,7 @@ def test_one_component_has_the_mean_of_the_class_and_the_variance_along_the_axes
     features = clusters(8)
     statistics = fit_statistics(features, torch.zeros(8, dtype=torch.long), 1, seed=0)
     torch.testing.assert_close(moments(statistics)[0][0], features.mean(0))
-    inside = torch.linalg.solve_triangular(statistics.bases[0], features.T, upper=False).T
+    inside = torch.linalg.solve_triangular(statistics.basis, features.T, upper=False).T
     torch.testing.assert_close(statistics.variances[0, 0], inside.var(0, unbiased=False) + 1e-4, rtol=1e-4, atol=1e-6)
 
 
@@ -111,7 +109,7 @@ def test_basis_is_that_of_the_covariance_within_classes() -> None:
     features = randn(4000, 3, seed=2, dtype=torch.float32) @ mix.T
     labels = torch.arange(2).repeat_interleave(2000)
     statistics = fit_statistics(features + 50 * labels[:, None], labels, 2, seed=0)
-    basis = statistics.bases[0]
+    basis = statistics.basis
     torch.testing.assert_close(basis @ basis.T, mix @ mix.T, rtol=0.1, atol=0.1)
     torch.testing.assert_close(moments(statistics)[1][0], mix @ mix.T, rtol=0.1, atol=0.1)
 
@@ -127,23 +125,26 @@ def test_covariance_is_shrunk_as_scikit_learn_does(count: int) -> None:
 
 
 def test_covariance_of_several_tasks_is_that_of_their_residuals_together() -> None:
-    statistics = ClassStatistics.join([mixtures(2, seed=1), mixtures(2, seed=30)])
-    together = basis_of(statistics.scatter.sum(0), 260)
-    torch.testing.assert_close(statistics.gaussians().covariance(), together @ together.T)
-    torch.testing.assert_close(statistics.centres(), moments(statistics)[0])
+    tasks = [mixtures(2, seed=1), mixtures(2, seed=30)]
+    together, classes = (
+        basis_of(tasks[0].scatter + tasks[1].scatter, 130),
+        Gaussians.join([t.gaussians() for t in tasks]),
+    )
+    torch.testing.assert_close(classes.covariance(), together @ together.T)
+    torch.testing.assert_close(classes.centres, torch.cat([moments(t)[0] for t in tasks]))
 
 
 def test_fewer_images_than_features_still_make_a_density() -> None:
     features = randn(6, 20, seed=3, dtype=torch.float32)
     statistics = fit_statistics(features, torch.arange(2).repeat(3), 2, seed=0)
-    drawn, _ = statistics.sample(10, seeded(0))
+    drawn, _ = sample([statistics], 10, seeded(0))
     assert bool(statistics.log_density(drawn).isfinite().all())
 
 
 def test_two_far_clusters_are_found() -> None:
     features = clusters(40)
     statistics = fit_statistics(features, torch.zeros(40, dtype=torch.long), 1, components=2, seed=0)
-    means = statistics.means[0] @ statistics.bases[0].T
+    means = statistics.means[0] @ statistics.basis.T
     torch.testing.assert_close(statistics.weights[0], torch.full((2,), 0.5))
     expected = torch.stack([features[0::2].mean(0), features[1::2].mean(0)])
     torch.testing.assert_close(means[means[:, 0].argsort()], expected, rtol=1e-4, atol=1e-4)
@@ -165,12 +166,17 @@ def test_a_class_without_images_is_refused() -> None:
         fit_statistics(clusters(4), torch.zeros(4, dtype=torch.long), 2, seed=0)
 
 
-def test_joined_classes_keep_their_densities_and_tensors_are_inverse() -> None:
-    one, other = mixtures(1, 2, seed=1), mixtures(2, 4, seed=20)
-    assert not torch.equal(one.bases, other.bases)
-    joined, x = ClassStatistics.join([one, other]), randn(6, 4, seed=9)
-    assert len(joined) == 3
-    torch.testing.assert_close(joined.log_density(x), torch.cat([one.log_density(x), other.log_density(x)], 1))
-    assert bool(joined.sample(200, seeded(0))[0].isfinite().all())
-    assert same(ClassStatistics.from_tensors(joined.tensors()).tensors(), joined.tensors())
-    torch.testing.assert_close(joined[slice(1, 3)].log_density(x), other.log_density(x))
+def test_tensors_are_inverse() -> None:
+    made = mixtures()
+    assert same(ClassStatistics.from_tensors(made.tensors()).tensors(), made.tensors())
+
+
+def test_samples_of_several_tasks_are_of_each_tasks_classes_in_turn() -> None:
+    """Tasks of other numbers of components, each drawn in its own basis: the moments of every class."""
+    tasks, n = [mixtures(1, 2, seed=1), mixtures(2, 4, seed=20)], 20_000
+    features, labels = sample(tasks, n, seeded(0))
+    assert torch.equal(labels, torch.arange(3).repeat_interleave(n))
+    mean, covariance = (torch.cat(parts) for parts in zip(*map(moments, tasks), strict=True))
+    away = features.reshape(3, n, -1) - mean[:, None]
+    z = away.mean(1) / (covariance.diagonal(dim1=1, dim2=2) / n).sqrt()
+    assert float(z.abs().max()) < 4

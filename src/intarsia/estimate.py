@@ -81,7 +81,7 @@ def estimate(run: Run, *, keep_fishers: bool = False) -> Estimate:
 
     weights = _mib(*run.backbone.tuned.values())
     head, scatter = _mib(*tuned.head.tensors().values()), _mib(prepared.statistics.scatter)
-    shared = scatter + _mib(prepared.statistics.bases)
+    shared = scatter + _mib(prepared.statistics.basis)
     drifts = _mib(*tuned.drift.tensors().values())
     module = _mib(*tuned.parts.values()) + 2 * drifts + scatter + shared
     a_class = (_mib(*prepared.statistics.tensors().values()) - shared + 2 * head) / len(few.classes)

@@ -188,17 +188,17 @@ def _signs(images: int, classes: int, generator: torch.Generator | None) -> Tens
     before one comes again. What the images of a cycle have in common in the product of two classes' gradients then
     cancels, instead of averaging out: half the error of signs that are drawn one by one.
     """
-    matrix = _hadamard(classes)
+    matrix = _hadamard(1 << (classes - 1).bit_length())
     cycles = [torch.randperm(len(matrix), generator=generator) for _ in range(-(-images // len(matrix)))]
-    flips = torch.randint(0, 2, (classes,), generator=generator) * 2 - 1
+    flips = (torch.randint(0, 2, (classes,), generator=generator) * 2 - 1).to(matrix.dtype)
     return matrix[torch.cat(cycles)[:images], :classes] * flips
 
 
 @cache
-def _hadamard(least: int) -> Tensor:
-    """Sylvester's matrix (n, n) of +-1 with orthogonal rows; n is the power of two from ``least`` on."""
-    matrix = torch.ones(1, 1, dtype=torch.int64)
-    while len(matrix) < least:
+def _hadamard(n: int) -> Tensor:
+    """Sylvester's matrix (n, n) of +-1 with orthogonal rows; n is a power of two."""
+    matrix = torch.ones(1, 1, dtype=torch.int8)
+    while len(matrix) < n:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
     return matrix
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from intarsia.regularizers import Step, head_step
-from intarsia.statistics import ClassStatistics, Gaussians
+from intarsia.statistics import ClassStatistics, Gaussians, sample
 
 TEMPERATURE = 0.1
 RIDGE = 0.01
@@ -140,7 +140,7 @@ def pretune(
 
 def align(
     head: Head,
-    statistics: ClassStatistics,
+    statistics: Sequence[ClassStatistics],
     *,
     epochs: int,
     lr: float,
@@ -152,14 +152,14 @@ def align(
 
     Args:
         head: all classes seen (C, D), the new ones pre-tuned.
-        statistics: of the same classes, in the same order.
+        statistics: of the same classes, task by task, in the same order.
         epochs: passes; the paper makes 10 + 5 t at task t, and 5 come near that on whitened features. Of more than
             100 classes fewer, in proportion, and at least 2: all but the new heads are aligned already.
         lr: learning rate.
         generator: of the draws and their order.
     """
-    classes = len(statistics)
-    features, labels = statistics.sample(samples(classes), generator)
+    classes = len(head)
+    features, labels = sample(statistics, samples(classes), generator)
     return _fit(head, features, labels, _normalised_slope, _passes(classes, epochs), lr, ALIGNMENT_BATCH, generator)
 
 

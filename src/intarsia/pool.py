@@ -149,10 +149,10 @@ class Pool:
         """The reference heads as aligned after the first so many tasks (all if None); None for an empty pool."""
         return Head.from_tensors(load(self._running("reference", tasks))) if self.tasks else None
 
-    def statistics(self) -> ClassStatistics | None:
-        """The class statistics of all tasks after one another; None for an empty pool."""
-        parts = [ClassStatistics.from_tensors(load(self._file(t, "statistics.safetensors"))) for t in self.tasks]
-        return ClassStatistics.join(parts) if parts else None
+    def statistics(self) -> tuple[ClassStatistics, ...]:
+        """The class statistics of every task, in the order they were learned."""
+        files = [self._file(task, "statistics.safetensors") for task in self.tasks]
+        return tuple(ClassStatistics.from_tensors(load(file)) for file in files)
 
     # Writing
 

@@ -24,14 +24,14 @@ class Memory:
         fisher: running sum over the tasks prepared so far.
         total: S, the running sum of task vectors.
         reference: aligned heads of all classes seen.
-        statistics: of all classes seen.
+        statistics: of the classes seen, task by task.
         tasks: names, in order.
     """
 
     fisher: Fisher | None = None
     total: TaskVector | None = None
     reference: Head | None = None
-    statistics: ClassStatistics | None = None
+    statistics: tuple[ClassStatistics, ...] = ()
     tasks: tuple[str, ...] = ()
 
     @classmethod
@@ -73,7 +73,7 @@ def prepare(run: Run, task: Task, memory: Memory) -> Prepared:
     laps.lap("features")
     seed = run.seed(number, "statistics") % 2**31
     statistics = fit_statistics(features, labels, classes, components=training.components, seed=seed)
-    memory.statistics = ClassStatistics.join([s for s in (memory.statistics, statistics) if s is not None])
+    memory.statistics = (*memory.statistics, statistics)
     laps.lap("statistics")
     memory.reference = _reference_heads(run, number, features, labels, classes, memory)
     laps.lap("heads")
@@ -94,7 +94,6 @@ def prepare(run: Run, task: Task, memory: Memory) -> Prepared:
 
 def _reference_heads(run: Run, number: int, features: Tensor, labels: Tensor, classes: int, memory: Memory) -> Head:
     """Step 3: pre-tune a head for the new classes, then align the heads of all classes seen."""
-    assert memory.statistics is not None
     training, generator = run.training, run.generator(number, "heads")
     fresh = pretune(
         Head.random(classes, features.shape[1], generator),

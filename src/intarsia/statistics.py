@@ -4,7 +4,7 @@ They stand in for the images of a class once those are gone: heads are aligned, 
 (METHOD.md section 3). The Gaussians are diagonal in the task's *basis*: coordinates in which the features of a class,
 all classes of the task together, vary alike and independently. Axis by axis in plain features they would draw images
 that there are none of: a head aligned on those is 10 points worse on `chalk`, 5 on `sketches`.
-Convention: C classes, K components, D feature width, G tasks.
+Convention: C classes, K components, D feature width.
 """
 
 import warnings
@@ -56,101 +56,69 @@ class Gaussians:
 
 @dataclass(frozen=True)
 class ClassStatistics:
-    """Mixtures of several classes, and the scatter within classes of their tasks.
+    """Mixtures of the classes of one task, and the scatter within them.
 
     Args:
         weights: (C, K), rows sum to 1; a class with fewer components has zeros.
-        means: (C, K, D), in the coordinates of the task's basis.
+        means: (C, K, D), in the coordinates of the basis.
         variances: (C, K, D), likewise; variances, not standard deviations.
-        scatter: (G, D, D), sum over a task's images of (f - class mean)(f - class mean)^T, plain features.
-        freedom: (G,), images less classes of each task: scatter / freedom is the covariance within classes.
-        bases: (G, D, D), lower triangular, ``basis_of`` each scatter: features = basis @ coordinates.
-        task: (C,), which of the tasks is a class's own.
+        scatter: (D, D), sum over the task's images of (f - class mean)(f - class mean)^T, plain features.
+        freedom: images less classes: scatter / freedom is the covariance within classes.
+        basis: (D, D), lower triangular, ``basis_of`` the scatter: features = basis @ coordinates.
     """
 
     weights: Tensor
     means: Tensor
     variances: Tensor
     scatter: Tensor
-    freedom: Tensor
-    bases: Tensor
-    task: Tensor
+    freedom: int
+    basis: Tensor
 
     def __len__(self) -> int:
         return len(self.weights)
 
-    def __getitem__(self, classes: slice) -> "ClassStatistics":
-        """The statistics of some classes; of a part of a task's classes with the scatter of all."""
-        used, task = self.task[classes].unique(return_inverse=True)
-        mixtures = self.weights[classes], self.means[classes], self.variances[classes]
-        return ClassStatistics(*mixtures, self.scatter[used], self.freedom[used], self.bases[used], task)
-
     def centres(self) -> Tensor:
         """The mean of every class in plain features, (C, D)."""
-        inside = (self.weights[..., None] * self.means).sum(1)
-        for task, basis in enumerate(self.bases):
-            own = self.task == task
-            inside[own] = inside[own] @ basis.T
-        return inside
+        return (self.weights[..., None] * self.means).sum(1) @ self.basis.T
 
     def gaussians(self) -> Gaussians:
-        """The classes with one covariance, that of all tasks together."""
-        return Gaussians(self.centres().double(), self.scatter.double().sum(0), int(self.freedom.sum()))
-
-    def sample(self, per_class: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw features (C * per_class, D) and their labels (C * per_class,), class by class."""
-        component = torch.multinomial(self.weights, per_class, replacement=True, generator=generator)  # (C, n)
-        drawn = torch.randn(len(self), per_class, self.means.shape[-1], generator=generator)  # (C, n, D), used in place
-        drawn = drawn.to(self.means.dtype)
-        for c, which in enumerate(component):
-            drawn[c].mul_(self.variances[c].sqrt()[which]).add_(self.means[c, which])
-        for task, basis in enumerate(self.bases):
-            drawn[self.task == task] @= basis.T
-        return drawn.flatten(0, 1), torch.arange(len(self)).repeat_interleave(per_class)
+        """The classes with one covariance."""
+        return Gaussians(self.centres().double(), self.scatter.double(), self.freedom)
 
     def log_density(self, features: Tensor) -> Tensor:
         """Log p(f | c) of features (N, D) under every class, (N, C)."""
-        found = features.new_empty(len(features), len(self))
-        for task, basis in enumerate(self.bases):
-            own = self.task == task
-            x = torch.linalg.solve_triangular(basis, features.T, upper=False).T[:, None, None]  # (N, 1, 1, D)
-            means, variances = self.means[own], self.variances[own]
-            gaussian = -0.5 * ((x - means).square() / variances + (2 * torch.pi * variances).log()).sum(-1)
-            volume = basis.diagonal().log().sum()
-            found[:, own] = torch.logsumexp(gaussian + self.weights[own].log(), -1) - volume
-        return found
+        x = torch.linalg.solve_triangular(self.basis, features.T, upper=False).T[:, None, None]  # (N, 1, 1, D)
+        gaussian = -0.5 * ((x - self.means).square() / self.variances + (2 * torch.pi * self.variances).log()).sum(-1)
+        return torch.logsumexp(gaussian + self.weights.log(), -1) - self.basis.diagonal().log().sum()
 
     def tensors(self) -> dict[str, Tensor]:
         """What a module keeps."""
-        return {
-            "weights": self.weights,
-            "means": self.means,
-            "variances": self.variances,
-            "scatter": self.scatter,
-            "freedom": self.freedom,
-            "bases": self.bases,
-            "task": self.task,
-        }
+        return {**vars(self), "freedom": torch.tensor(self.freedom)}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "ClassStatistics":
         """The inverse of ``tensors``."""
-        return cls(**{field.name: tensors[field.name] for field in fields(cls)})
+        found = {field.name: tensors[field.name] for field in fields(cls) if field.name != "freedom"}
+        return cls(**found, freedom=int(tensors["freedom"]))
 
-    @classmethod
-    def join(cls, parts: Sequence["ClassStatistics"]) -> "ClassStatistics":
-        """The classes of several tasks after one another; fewer components are padded with weight 0."""
-        k = max(p.weights.shape[1] for p in parts)
-        first = [sum(len(p.scatter) for p in parts[:i]) for i in range(len(parts))]
-        return cls(
-            torch.cat([_pad(p.weights, k, 0.0) for p in parts]),
-            torch.cat([_pad(p.means, k, 0.0) for p in parts]),
-            torch.cat([_pad(p.variances, k, 1.0) for p in parts]),
-            torch.cat([p.scatter for p in parts]),
-            torch.cat([p.freedom for p in parts]),
-            torch.cat([p.bases for p in parts]),
-            torch.cat([p.task + n for p, n in zip(parts, first, strict=True)]),
-        )
+
+def sample(tasks: Sequence[ClassStatistics], per_class: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw features (C * per_class, D) and their labels (C * per_class,), task by task and class by class.
+
+    Args:
+        tasks: one and more; C is the number of their classes together.
+        per_class: features of each class.
+        generator: of the draws.
+    """
+    components = [torch.multinomial(t.weights, per_class, replacement=True, generator=generator) for t in tasks]
+    classes, like = sum(map(len, tasks)), tasks[0].means
+    drawn = torch.randn(classes, per_class, like.shape[-1], generator=generator)  # (C, n, D), used in place
+    drawn = drawn.to(like.dtype)
+    for task, which, own in zip(tasks, components, drawn.split([len(t) for t in tasks]), strict=True):
+        for c, component in enumerate(which):
+            own[c].mul_(task.variances[c].sqrt()[component]).add_(task.means[c, component])
+        own.copy_(own @ task.basis.T)
+    return drawn.flatten(0, 1), torch.arange(classes).repeat_interleave(per_class)
 
 
 def fit_statistics(
@@ -192,8 +160,7 @@ def fit_statistics(
         weights[c, :k] = torch.from_numpy(mixture.weights_)
         means[c, :k] = torch.from_numpy(mixture.means_)
         variances[c, :k] = torch.from_numpy(mixture.covariances_)
-    task = torch.zeros(classes, dtype=torch.long)
-    return ClassStatistics(weights, means, variances, scatter[None], torch.tensor([freedom]), basis[None], task)
+    return ClassStatistics(weights, means, variances, scatter, freedom, basis)
 
 
 def basis_of(scatter: Tensor, freedom: int) -> Tensor:
@@ -216,10 +183,3 @@ def basis_of(scatter: Tensor, freedom: int) -> Tensor:
     shrunk = (1 - shrinkage) * correlation
     shrunk.diagonal().add_(shrinkage * mean + SMALLEST)
     return (scale[:, None] * torch.linalg.cholesky(shrunk)).to(scatter.dtype)
-
-
-def _pad(tensor: Tensor, components: int, value: float) -> Tensor:
-    missing = components - tensor.shape[1]
-    if missing == 0:
-        return tensor
-    return torch.cat([tensor, tensor.new_full((len(tensor), missing, *tensor.shape[2:]), value)], 1)

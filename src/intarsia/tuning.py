@@ -19,7 +19,7 @@ from intarsia.module import Card, Module
 from intarsia.preparation import Memory, Prepared
 from intarsia.regularizers import IEL, ITA
 from intarsia.run import Laps, Run
-from intarsia.statistics import ClassStatistics
+from intarsia.statistics import ClassStatistics, sample
 from intarsia.task_vector import TaskVector
 
 FLOOR = 1e-5
@@ -184,13 +184,13 @@ def _starting_head(run: Run, reference: Head, number: int) -> Head:
 
 def _head_fisher(run: Run, prepared: Prepared, memory: Memory) -> Head:
     """Mean Fisher of the task's head rows, over features drawn from the statistics of all classes seen."""
-    assert memory.statistics is not None and memory.reference is not None
-    statistics = memory.statistics
-    if run.training.head_fisher_over == "earlier":
-        statistics = statistics[: prepared.rows.start]
+    assert memory.reference is not None
+    known = memory.tasks.index(prepared.task.name) if run.training.head_fisher_over == "earlier" else len(memory.tasks)
+    statistics = memory.statistics[:known]
     weight, bias = torch.zeros_like(memory.reference.weight), torch.zeros_like(memory.reference.bias)
-    if len(statistics):
-        features, _ = statistics.sample(samples(len(statistics)), run.generator(prepared.number, "head fisher"))
+    if statistics:
+        per_class = samples(sum(map(len, statistics)))
+        features, _ = sample(statistics, per_class, run.generator(prepared.number, "head fisher"))
         weight, bias = head_fisher(features, memory.reference.weight, memory.reference.bias)
     return Head(weight + FLOOR, bias + FLOOR)[prepared.rows]
 
