@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from cases import ADAPTERS, GREY, KINDS, QUICK, backbone, contents, same, stream, tiny_vit
+from cases import ADAPTERS, GREY, KINDS, QUICK, backbone, contents, same, seeded, stream, tiny_vit
 from intarsia import IA3, IEL, ITA, Backbone, Full, InputError, LoRA, Pool, TaskStream, TaskVector, Training, learn
 from intarsia.adapters import Adapter
 from intarsia.fisher import diagonal_fisher
@@ -22,6 +22,7 @@ from intarsia.heads import Head
 from intarsia.preparation import Memory, prepare
 from intarsia.regularizers import Step
 from intarsia.run import CXX, Run
+from intarsia.schedule import batches
 from intarsia.statistics import sample
 from intarsia.tuning import DivergenceError, _due, _head_fisher, fine_tune
 
@@ -488,14 +489,15 @@ def test_only_the_named_weights_are_tuned(tmp_path: Path) -> None:
     assert changed == set(pool.vector("task01"))
 
 
-@given(every=st.integers(1, 9), batches=st.integers(1, 40))
-def test_rarer_proximal_steps_are_as_large_as_those_left_out(every: int, batches: int) -> None:
-    run = Run(backbone(), LoRA(1), ITA(), replace(QUICK, proximal_every=every), stream(1))
-    due = [_due(run, number, batches) for number in range(1, batches + 1)]
-    assert sum(due) == batches
+@given(every=st.integers(1, 9), images=st.integers(1, 40))
+def test_rarer_proximal_steps_are_as_large_as_those_left_out(every: int, images: int) -> None:
+    """Batches of one image: an epoch has as many as there are images."""
+    implicit = replace(PLAIN, epochs=2, batch_size=1, proximal_every=every)
+    due = [_due(implicit, batch) for batch in batches(implicit, images, seeded(0))]
+    assert sum(due[:images]) == sum(due[images:]) == images
     assert max(due) <= every
-    explicit = Run(backbone(), LoRA(1), ITA(), replace(QUICK, proximal_every=every, step="decoupled"), stream(1))
-    assert [_due(explicit, number, batches) for number in range(1, batches + 1)] == [1] * batches
+    explicit = replace(implicit, step="decoupled")
+    assert [_due(explicit, batch) for batch in batches(explicit, images, seeded(0))] == [1] * len(due)
 
 
 def test_settings_that_are_not_given_are_those_of_the_method_and_adapter(

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from intarsia.adapters import Attachment
 from intarsia.anchor import Anchor
 from intarsia.augmentation import augment
+from intarsia.config import Training
 from intarsia.drift import FeatureDrift, fit_drift
 from intarsia.errors import InputError
 from intarsia.fisher import Fisher, head_fisher
@@ -19,6 +20,7 @@ from intarsia.module import Card, Module
 from intarsia.preparation import Memory, Prepared
 from intarsia.regularizers import IEL, ITA
 from intarsia.run import Laps, Run
+from intarsia.schedule import Batch, batches
 from intarsia.statistics import ClassStatistics, sample
 from intarsia.task_vector import TaskVector
 
@@ -135,45 +137,40 @@ def _epochs(run: Run, prepared: Prepared, adapter: Attachment, head: TrainedHead
     spread = at_theta0.var(0, correction=0).sum() + SMALLEST * (1 + at_theta0.square().sum(1).mean())
     parameters = [*adapter.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=training.weight_decay, foreach=True)
-    losses: list[float] = []
-    for epoch in range(training.epochs):
-        factor = 0.5 * (1 + math.cos(math.pi * epoch / training.epochs))
-        total = 0.0
-        batches = torch.randperm(len(images), generator=generator).split(training.batch_size)
-        for number, index in enumerate(batches, start=1):
-            warm = min(1.0, (epoch + number / len(batches)) / training.warmup) if training.warmup else 1.0
-            for group in optimizer.param_groups:
-                group["lr"] = training.lr * factor * warm
-            x = augment(images[index], kind, backbone.preprocessing, generator).to(backbone.device)
-            with run.arithmetic():
-                features = network(x)
-            features = features.to(at_theta0.dtype)
-            drift = (features - at_theta0[index]).mean(0)
-            logits = head(features - drift if training.centred else features)
-            loss = F.cross_entropy(logits, labels[index].to(backbone.device))
-            total += _finite(run, loss, task.name, epoch) * len(index)
-            optimizer.zero_grad(set_to_none=True)
-            (loss + training.drift_pull * drift.square().sum() / spread).backward()
-            if training.step == "coupled":
-                penalty.add_gradient(adapter)
-                head.pull(training.lambda_h, training.lambda_0, factor, training.step)
-                optimizer.step()
-            else:
-                optimizer.step()
-                if due := _due(run, number, len(batches)):
-                    penalty.step(adapter, factor * due, training.step)
-                head.pull(training.lambda_h, training.lambda_0, factor, training.step)
-        losses.append(total / len(images))
-        run.progress(task.name, "training", epoch + 1, training.epochs)
-    return losses
+    sums = [0.0] * training.epochs
+    for batch in batches(training, len(images), generator):
+        batch.set_rate(optimizer)
+        index = batch.index
+        x = augment(images[index], kind, backbone.preprocessing, generator).to(backbone.device)
+        with run.arithmetic():
+            features = network(x)
+        features = features.to(at_theta0.dtype)
+        drift = (features - at_theta0[index]).mean(0)
+        logits = head(features - drift if training.centred else features)
+        loss = F.cross_entropy(logits, labels[index].to(backbone.device))
+        sums[batch.epoch] += _finite(run, loss, task.name, batch.epoch) * len(index)
+        optimizer.zero_grad(set_to_none=True)
+        (loss + training.drift_pull * drift.square().sum() / spread).backward()
+        if training.step == "coupled":
+            penalty.add_gradient(adapter)
+            head.pull(training.lambda_h, training.lambda_0, batch.cosine, training.step)
+            optimizer.step()
+        else:
+            optimizer.step()
+            if due := _due(training, batch):
+                penalty.step(adapter, batch.cosine * due, training.step)
+            head.pull(training.lambda_h, training.lambda_0, batch.cosine, training.step)
+        if batch.ends_epoch:
+            run.progress(task.name, "training", batch.epoch + 1, training.epochs)
+    return [total / len(images) for total in sums]
 
 
-def _due(run: Run, number: int, batches: int) -> int:
-    """How many of the regularizer's steps are due after so many of an epoch's batches."""
-    if run.training.step != "proximal":
+def _due(training: Training, batch: Batch) -> int:
+    """How many of the regularizer's steps are due after a batch."""
+    if training.step != "proximal":
         return 1
-    every = run.training.proximal_every
-    return (number % every or every) if number % every == 0 or number == batches else 0
+    every = training.proximal_every
+    return (batch.number % every or every) if batch.number % every == 0 or batch.ends_epoch else 0
 
 
 def _starting_head(run: Run, reference: Head, number: int) -> Head:

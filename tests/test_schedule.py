@@ -1,0 +1,43 @@
+"""The budget of a training: every image once an epoch, and the learning rate of each batch."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cases import seeded
+from intarsia import Training
+from intarsia.schedule import batches
+
+
+@given(images=st.integers(1, 50), size=st.integers(2, 9), epochs=st.integers(1, 3))
+def test_every_epoch_sees_every_image_once(images: int, size: int, epochs: int) -> None:
+    made = list(batches(Training(epochs=epochs, batch_size=size), images, seeded(1)))
+    assert len(made) == epochs * math.ceil(images / size)
+    for epoch in range(epochs):
+        own = [b for b in made if b.epoch == epoch]
+        assert sorted(torch.cat([b.index for b in own]).tolist()) == list(range(images))
+        assert [b.number for b in own] == list(range(1, len(own) + 1))
+        assert [b.ends_epoch for b in own] == [False] * (len(own) - 1) + [True]
+
+
+def test_rate_warms_up_by_the_batch_and_falls_by_the_epoch() -> None:
+    training = Training(epochs=4, batch_size=5, lr=2.0, warmup=0.5)
+    made = list(batches(training, 20, seeded(1)))
+    assert [b.lr for b in made[:4]] == pytest.approx([1.0, 2.0, 2.0, 2.0])
+    assert [b.cosine for b in made[::4]] == pytest.approx([1.0, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2])
+    assert [b.lr for b in made[4:]] == pytest.approx([2 * b.cosine for b in made[4:]])
+    assert all(b.lr == 2 * b.cosine for b in batches(replace(training, warmup=0.0), 20, seeded(1)))
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([parameter], lr=7.0)
+    made[0].set_rate(optimizer)
+    assert optimizer.param_groups[0]["lr"] == 1.0
+
+
+def test_order_is_a_function_of_the_generator() -> None:
+    orders = [torch.cat([b.index for b in batches(Training(epochs=2), 300, seeded(s))]).tolist() for s in (1, 1, 2)]
+    assert orders[0] == orders[1] != orders[2]
+    assert orders[0][:300] != orders[0][300:]
