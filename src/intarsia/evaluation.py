@@ -5,13 +5,14 @@ a[i][j] is the accuracy on task j after learning task i, classes of all tasks up
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from intarsia.composition import ComposedModel
 from intarsia.errors import InputError
+from intarsia.images import Preprocessing
 from intarsia.pool import Pool
 from intarsia.stream import Task, TaskStream
 
@@ -50,6 +51,64 @@ class Evaluation:
         return asdict(self)
 
 
+class Classifier(Protocol):
+    """What is measured: anything that gives uint8 images a logit for every class of its tasks."""
+
+    @property
+    def classes(self) -> Mapping[str, tuple[str, ...]]:
+        """Task -> class names, in the order of the logits."""
+        ...
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images are prepared."""
+        ...
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(N, C), on the CPU, of uint8 images (N, channels, R, R) as a stream holds them."""
+        ...
+
+
+class Scores:
+    """The measures of a method, model by model as it learns; at the end its ``evaluation``.
+
+    Args:
+        stream: holds a task of the same name and classes for every task of the models.
+    """
+
+    def __init__(self, stream: TaskStream) -> None:
+        self._stream = stream
+        self._rows: list[tuple[float, ...]] = []
+        self._overall: list[float] = []
+        self._task_il = 0.0
+        self._tasks: list[Task] = []
+
+    def add(self, model: Classifier) -> None:
+        """Measure the next model: after one more task than the one before, or the first.
+
+        Raises:
+            InputError: the stream lacks a task of the model, or gives it other classes.
+        """
+        self._tasks = matching_tasks(model.classes, self._stream)
+        hits, own_hits, counts = _score(model, self._tasks)
+        self._rows.append(tuple(100 * h / n for h, n in zip(hits, counts, strict=True)))
+        self._overall.append(100 * sum(hits) / sum(counts))
+        self._task_il = 100 * sum(own_hits) / sum(counts)
+
+    def evaluation(self) -> Evaluation:
+        """Of the last model; with forgetting and the incremental average if there was one model for every task."""
+        whole = len(self._rows) == len(self._tasks)
+        return Evaluation(
+            tasks=tuple(t.name for t in self._tasks),
+            accuracy_matrix=tuple(self._rows),
+            final_accuracy=self._overall[-1],
+            final_forgetting=forgetting(self._rows) if whole else None,
+            average_incremental_accuracy=sum(self._overall) / len(self._overall) if whole else None,
+            task_il_accuracy=self._task_il,
+            images=sum(len(t.test) for t in self._tasks),
+        )
+
+
 def evaluate(
     model: ComposedModel, stream: TaskStream, *, history: bool = True, progress: Progress | None = None
 ) -> Evaluation:
@@ -64,29 +123,13 @@ def evaluate(
     Raises:
         InputError: the stream lacks a task of the model, or gives it other classes.
     """
-    tasks = matching_tasks(model.classes, stream)
-    rows: list[tuple[float, ...]] = []
-    overall: list[float] = []
-    task_il = 0.0
-    start = 1 if history and model.before is not None else len(tasks)
-    for i in range(start, len(tasks) + 1):
-        current = model if i == len(tasks) or model.before is None else model.before(i)
-        hits, own_hits, counts = _score(current, tasks[:i])
-        rows.append(tuple(100 * h / n for h, n in zip(hits, counts, strict=True)))
-        overall.append(100 * sum(hits) / sum(counts))
-        task_il = 100 * sum(own_hits) / sum(counts)
+    tasks, scores = len(model.classes), Scores(stream)
+    start = 1 if history and model.before is not None else tasks
+    for i in range(start, tasks + 1):
+        scores.add(model if i == tasks or model.before is None else model.before(i))
         if progress is not None:
-            progress(i - start + 1, len(tasks) - start + 1)
-    whole = start == 1
-    return Evaluation(
-        tasks=tuple(t.name for t in tasks),
-        accuracy_matrix=tuple(rows),
-        final_accuracy=overall[-1],
-        final_forgetting=forgetting(rows) if whole else None,
-        average_incremental_accuracy=sum(overall) / len(overall) if whole else None,
-        task_il_accuracy=task_il,
-        images=sum(len(t.test) for t in tasks),
-    )
+            progress(i - start + 1, tasks - start + 1)
+    return scores.evaluation()
 
 
 def recorded_stream(pool: Pool) -> TaskStream:
@@ -143,7 +186,7 @@ def matching_tasks(classes: Mapping[str, Sequence[str]], stream: TaskStream) -> 
     return [by_name[name] for name in classes]
 
 
-def _score(model: ComposedModel, tasks: Sequence[Task]) -> tuple[list[int], list[int], list[int]]:
+def _score(model: Classifier, tasks: Sequence[Task]) -> tuple[list[int], list[int], list[int]]:
     """Per task: hits among all classes, hits among its own, number of images."""
     hits, own_hits, counts = [], [], []
     first = 0

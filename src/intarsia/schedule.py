@@ -1,4 +1,4 @@
-"""The order in which a task's images are trained on, and the learning rate of each batch: the budget of every method."""
+"""The budget of every method: in what order a task's images are trained on, and the learning rate of each batch."""
 
 import math
 from collections.abc import Iterator
