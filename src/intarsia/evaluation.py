@@ -158,6 +158,8 @@ def _reloaded(source: Mapping[str, Any]) -> TaskStream:
     for change in source.get("changes", []):
         if "validation" in change:
             stream = stream.validation(**change["validation"])
+        if "joined" in change:
+            stream = stream.joined(change["joined"])
     return stream
 
 

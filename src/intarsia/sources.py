@@ -83,6 +83,16 @@ class ImageSet:
         paths = None if self.paths is None else tuple(self.paths[position] for position in index.tolist())
         return ImageSet(self.labels[index], source, paths)
 
+    @classmethod
+    def join(cls, sets: Sequence["ImageSet"], labels: Tensor) -> "ImageSet":
+        """All images of several sets, one set after another, under new labels."""
+
+        def source(preprocessing: Preprocessing, advance: Advance) -> Tensor:
+            return torch.cat([images.tensor(preprocessing, advance) for images in sets])
+
+        paths = [path for images in sets for path in images.paths or ()]
+        return cls(labels, source, tuple(paths) if len(paths) == len(labels) else None)
+
 
 Labelled = tuple[Tensor, Tensor]
 """Images uint8 (N, C, H, W) and their labels (N,)."""

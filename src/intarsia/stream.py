@@ -199,6 +199,16 @@ class TaskStream(Sequence[Task]):
                 raise InputError(f"There is no task {each}: {self.name!r} has {len(self)} tasks, from 0.") from error
         return self._changed(chosen, subset=[task.name for task in chosen])
 
+    def joined(self, name: str = "all") -> "TaskStream":
+        """The same images as one task of all classes, in the same order: what nothing is incremental about."""
+        first = torch.tensor([0, *(len(task.classes) for task in self)]).cumsum(0).tolist()
+
+        def side(sets: Sequence[ImageSet]) -> ImageSet:
+            return ImageSet.join(sets, torch.cat([s.labels + n for s, n in zip(sets, first, strict=False)]))
+
+        task = Task(name, self.classes, side([t.train for t in self]), side([t.test for t in self]))
+        return self._changed([task], joined=name)
+
     def validation(self, fraction: float, seed: int) -> "TaskStream":
         """The stream with its test images replaced by a part of the training images, for choosing hyper-parameters.
 

@@ -148,7 +148,7 @@ def _epochs(run: Run, prepared: Prepared, adapter: Attachment, head: TrainedHead
         drift = (features - at_theta0[index]).mean(0)
         logits = head(features - drift if training.centred else features)
         loss = F.cross_entropy(logits, labels[index].to(backbone.device))
-        sums[batch.epoch] += _finite(run, loss, task.name, batch.epoch) * len(index)
+        sums[batch.epoch] += finite(run, loss, task.name, batch.epoch) * len(index)
         optimizer.zero_grad(set_to_none=True)
         (loss + training.drift_pull * drift.square().sum() / spread).backward()
         if training.step == "coupled":
@@ -192,7 +192,7 @@ def _head_fisher(run: Run, prepared: Prepared, memory: Memory) -> Head:
     return Head(weight + FLOOR, bias + FLOOR)[prepared.rows]
 
 
-def _finite(run: Run, loss: Tensor, task: str, epoch: int) -> float:
+def finite(run: Run, loss: Tensor, task: str, epoch: int) -> float:
     value = float(loss.detach())
     if not math.isfinite(value):
         raise DivergenceError(_diverged(run, task, f"the loss is {value} in epoch {epoch + 1}"))

@@ -1,0 +1,109 @@
+"""DER++: rehearsal from a reservoir of images, their labels and the logits they once had (Buzzega et al., 2004.07211).
+
+    L = CE + a * MSE(logits now, logits then) + b * CE(buffered labels)
+
+the two terms on batches of the buffer drawn apart. The buffer is a reservoir: every image ever trained on is in it with
+the same probability. Logits of classes that were not known when an image was kept are not compared.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from intarsia.adapters import Adapter, Full
+from intarsia.backbone import Backbone
+from intarsia.baselines.sequential import Keeper, Student, train_in_turn
+from intarsia.baselines.setting import plain_run
+from intarsia.baselines.stage import Stage
+from intarsia.config import Training
+from intarsia.run import Progress, silent
+from intarsia.stream import TaskStream
+
+
+class Reservoir(Keeper):
+    """Up to ``size`` of the images seen, each with the same probability (Vitter's algorithm R).
+
+    Args:
+        size: images.
+        a: weight of the logits' term.
+        b: weight of the labels' term.
+        generator: of what is kept and what is drawn.
+    """
+
+    def __init__(self, size: int, a: float, b: float, generator: torch.Generator) -> None:
+        self.size, self.a, self.b = size, a, b
+        self.kept: list[tuple[Tensor, int, Tensor]] = []
+        self.seen = 0
+        self._generator = generator
+
+    @property
+    def images(self) -> int:
+        """In the buffer."""
+        return len(self.kept)
+
+    def numbers(self) -> int:
+        """Pixels, labels and logits."""
+        return sum(image.numel() + 1 + logits.numel() for image, _, logits in self.kept)
+
+    def see(self, images: Tensor, labels: Tensor, logits: Tensor) -> None:
+        """Each takes a free place, or with probability size / seen that of one drawn."""
+        for image, label, logit in zip(images, labels.tolist(), logits.cpu(), strict=True):
+            self.seen += 1
+            entry = image.clone(), label, logit.clone()
+            if len(self.kept) < self.size:
+                self.kept.append(entry)
+            elif (place := int(torch.randint(self.seen, (), generator=self._generator))) < self.size:
+                self.kept[place] = entry
+
+    def loss(self, student: Student) -> Tensor | None:
+        """Both terms, each on a batch drawn anew."""
+        if not self.kept:
+            return None
+        images, _, then = self._draw(student.run.training.batch_size)
+        now = student.logits(images)
+        known = torch.zeros(now.shape, dtype=torch.bool)
+        target = torch.zeros(now.shape)
+        for row, logits in enumerate(then):
+            known[row, : len(logits)] = True
+            target[row, : len(logits)] = logits
+        difference = (now - target.to(now.device))[known.to(now.device)]
+        images, labels, _ = self._draw(student.run.training.batch_size)
+        again = student.logits(images)
+        return self.a * difference.square().mean() + self.b * F.cross_entropy(again, labels.to(again.device))
+
+    def _draw(self, count: int) -> tuple[Tensor, Tensor, list[Tensor]]:
+        order = torch.randperm(len(self.kept), generator=self._generator)[:count].tolist()
+        images, labels, logits = zip(*(self.kept[i] for i in order), strict=True)
+        return torch.stack(images), torch.tensor(labels), list(logits)
+
+
+def learn(
+    backbone: Backbone,
+    stream: TaskStream,
+    *,
+    adapter: Adapter | None = None,
+    training: Training | None = None,
+    progress: Progress = silent,
+    buffer: int = 500,
+    a: float = 0.5,
+    b: float = 0.5,
+) -> Iterator[Stage]:
+    """Train one network on task after task, rehearsing from the reservoir.
+
+    Args:
+        backbone: theta0.
+        stream: the tasks.
+        adapter: what is trained of it; all tuned weights if None.
+        training: epochs, batches, learning rate, seed.
+        progress: told how far the work is.
+        buffer: images kept.
+        a: weight of the logits' term.
+        b: weight of the labels' term.
+
+    Yields:
+        The method after each task.
+    """
+    run = plain_run(backbone, stream, adapter or Full(), training, progress)
+    yield from train_in_turn(run, Reservoir(buffer, a, b, run.generator(0, "reservoir")))

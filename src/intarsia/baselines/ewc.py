@@ -1,0 +1,108 @@
+"""EWC, online: weights and head are held where they were, each number by its Fisher.
+
+Kirkpatrick et al., arXiv 1612.00796; online: Schwarz et al., arXiv 1805.06370.
+
+    L = CE + strength / 2 * sum_i F_i (theta_i - theta*_i)^2
+
+theta* is where the last task ended, F the sum of all tasks' mean Fishers, each taken where its task ended; divided by
+its mean, so that one strength travels between backbones. The tuned weights are held as what they are, (O, I), whatever
+adapter trains them.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from intarsia.adapters import Adapter, Full
+from intarsia.backbone import Backbone
+from intarsia.baselines.sequential import Keeper, Student, train_in_turn
+from intarsia.baselines.setting import plain_run
+from intarsia.baselines.stage import NetworkClassifier, Stage, numbers
+from intarsia.config import Training
+from intarsia.fisher import Fisher, diagonal_fisher, head_fisher
+from intarsia.heads import Head
+from intarsia.run import Progress, Run, silent
+from intarsia.stream import Task, TaskStream
+
+
+class Anchored(Keeper):
+    """The Fisher of all tasks and where the last one ended."""
+
+    def __init__(self, strength: float) -> None:
+        self.strength = strength
+        self.fisher: dict[str, Tensor] = {}
+        self.head_fisher: dict[str, Tensor] = {}
+        self.vector: Mapping[str, Tensor] = {}
+        self.head: dict[str, Tensor] = {}
+
+    def numbers(self) -> int:
+        """Fisher and anchor, of weights and head."""
+        return numbers(self.fisher, self.head_fisher, self.vector, self.head)
+
+    def loss(self, student: Student) -> Tensor | None:
+        """The quadratic; of the head, rows that were there when the last task ended."""
+        if not self.fisher:
+            return None
+        unit = sum(f.sum() for f in self.fisher.values()) / sum(f.numel() for f in self.fisher.values())
+        total = torch.zeros((), device=student.run.backbone.device)
+        for name, layer in student.adapter.layers.items():
+            total = total + (self.fisher[name] * (layer.delta() - self.vector[name]).square()).sum()
+        for name, parameter in student.head.named_parameters():
+            known = len(self.head[name])
+            total = total + (self.head_fisher[name] * (parameter[:known] - self.head[name]).square()).sum()
+        return 0.5 * self.strength / unit * total
+
+    def learned(self, task: Task, run: Run, model: NetworkClassifier, generator: torch.Generator) -> None:
+        """Add the task's Fisher, taken here and now, and move the anchor here."""
+        here = Backbone(
+            model.network,
+            name=run.backbone.name,
+            preprocessing=run.backbone.preprocessing,
+            targets=run.backbone.patterns,
+        )
+        images = task.train.tensor(run.backbone.preprocessing)
+        fisher: Fisher = diagonal_fisher(
+            here, model.head, run.batches(task.name, "Fisher", images), generator=generator
+        )
+        features = torch.cat([here.features(x) for x in run.batches(task.name, "features", images)])
+        weight, bias = head_fisher(features, model.head.weight, model.head.bias)
+        self.fisher = _added(self.fisher, fisher.mean(0.0))
+        self.head_fisher = _added(self.head_fisher, Head(weight, bias).tensors())
+        self.vector = {name: w - run.backbone.tuned[name] for name, w in here.tuned.items()}
+        self.head = model.head.tensors()
+
+
+def learn(
+    backbone: Backbone,
+    stream: TaskStream,
+    *,
+    adapter: Adapter | None = None,
+    training: Training | None = None,
+    progress: Progress = silent,
+    strength: float = 100.0,
+) -> Iterator[Stage]:
+    """Train one network on task after task, held by the Fisher of those before.
+
+    Args:
+        backbone: theta0.
+        stream: the tasks.
+        adapter: what is trained of it; all tuned weights if None.
+        training: epochs, batches, learning rate, seed.
+        progress: told how far the work is.
+        strength: of the quadratic, on a Fisher of unit mean over the tuned weights.
+
+    Yields:
+        The method after each task.
+    """
+    yield from train_in_turn(plain_run(backbone, stream, adapter or Full(), training, progress), Anchored(strength))
+
+
+def _added(sums: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Sum by name; rows that ``sums`` does not have yet count zero there."""
+    found: dict[str, Tensor] = {}
+    for name, value in new.items():
+        found[name] = value.clone()
+        if name in sums:
+            found[name][: len(sums[name])] += sums[name]
+    return found

@@ -1,0 +1,41 @@
+"""No training at all: theta0's features and Fisher's linear discriminant of the class statistics."""
+
+from collections.abc import Iterator
+
+from intarsia.adapters import Full
+from intarsia.backbone import Backbone
+from intarsia.baselines.setting import plain_run
+from intarsia.baselines.stage import NetworkClassifier, Stage
+from intarsia.config import Training
+from intarsia.heads import discriminant
+from intarsia.run import Laps, Progress, silent
+from intarsia.statistics import Gaussians
+from intarsia.stream import TaskStream
+
+
+def learn(
+    backbone: Backbone, stream: TaskStream, *, training: Training | None = None, progress: Progress = silent
+) -> Iterator[Stage]:
+    """Take the classes' means and their common covariance, task by task.
+
+    Args:
+        backbone: theta0.
+        stream: the tasks.
+        training: nothing of it matters here.
+        progress: told how far the work is.
+
+    Yields:
+        The method after each task.
+    """
+    run = plain_run(backbone, stream, Full(), training, progress)
+    seen: Gaussians | None = None
+    classes: dict[str, tuple[str, ...]] = {}
+    for task in stream:
+        laps, classes = Laps(), {**classes, task.name: task.classes}
+        features = run.features(task.name, task.train.tensor(backbone.preprocessing))
+        own = Gaussians.of(features, task.train.labels, len(task.classes))
+        seen = own if seen is None else Gaussians.join([seen, own])
+        head = discriminant(seen).to(backbone.device)
+        laps.lap("set-up")
+        model = NetworkClassifier(backbone.model, head, classes, backbone.preprocessing)
+        yield Stage(model, laps.seconds["set-up"], 0.0, seen.centres.numel() + seen.scatter.numel())

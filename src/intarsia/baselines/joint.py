@@ -1,0 +1,47 @@
+"""Joint training: all images at once, the same adapter, no regularizer: what nothing incremental should reach."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from intarsia.adapters import Adapter, LoRA
+from intarsia.backbone import Backbone
+from intarsia.baselines.setting import plain_run
+from intarsia.baselines.stage import NetworkClassifier, Stage, numbers
+from intarsia.composition import merge
+from intarsia.config import Training
+from intarsia.learner import modules
+from intarsia.preparation import Memory
+from intarsia.run import Progress, silent
+from intarsia.stream import TaskStream
+
+
+def learn(
+    backbone: Backbone,
+    stream: TaskStream,
+    *,
+    adapter: Adapter | None = None,
+    training: Training | None = None,
+    progress: Progress = silent,
+) -> Iterator[Stage]:
+    """Learn the whole stream as one task, in the six steps of METHOD.md, free of any pull.
+
+    Args:
+        backbone: theta0.
+        stream: the tasks.
+        adapter: what is trained; ``LoRA(16)`` if None.
+        training: epochs, batches, learning rate, seed; its pulls on the head are set to zero.
+        progress: told how far the work is.
+
+    Yields:
+        The method once, after all tasks.
+    """
+    free = replace(training or Training(), lambda_h=0.0, lambda_0=0.0)
+    run = plain_run(backbone, stream.joined(), adapter or LoRA(), free, progress)
+    (learned,) = modules(run, Memory())
+    module, log = learned.module, learned.log
+    network = merge(backbone, run.adapter, [module], {module.card.task: 1.0})
+    head = module.own_head().to(backbone.device)
+    model = NetworkClassifier(network, head, {t.name: t.classes for t in stream}, backbone.preprocessing)
+    images = sum(len(t.train) for t in stream)
+    kept = numbers(module.vector, head.tensors())
+    yield Stage(model, log["set_up_seconds"], log["training_seconds"], kept, images)
