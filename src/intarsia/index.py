@@ -13,7 +13,7 @@ from intarsia.config import adapter_record, build_adapter
 from intarsia.errors import InputError
 from intarsia.storage import reading
 
-FORMAT = 3
+FORMAT = 4
 INDEX = "pool.json"
 
 

@@ -193,6 +193,11 @@ def _head_fisher(run: Run, prepared: Prepared, memory: Memory) -> Head:
 
 
 def finite(run: Run, loss: Tensor, task: str, epoch: int) -> float:
+    """The loss as a number.
+
+    Raises:
+        DivergenceError: it is not finite; the message names the task and the epoch.
+    """
     value = float(loss.detach())
     if not math.isfinite(value):
         raise DivergenceError(_diverged(run, task, f"the loss is {value} in epoch {epoch + 1}"))

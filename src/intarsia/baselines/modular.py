@@ -1,6 +1,7 @@
 """A pool as a method among others: its mean after each task, and what learning it cost."""
 
 import json
+import math
 from collections.abc import Iterator
 
 from safetensors import safe_open
@@ -14,23 +15,18 @@ def stages(pool: Pool) -> Iterator[Stage]:
     mean = pool.mean()
     assert mean.before is not None
     costs = {line["task"]: line for line in map(json.loads, (pool.path / "log.jsonl").read_text().splitlines())}
-    kept = sum(_numbers(pool, name) for name in pool.index.files if name.startswith("fisher"))
+    files = pool.index.files or {}
+    kept = sum(_numbers(pool, name) for name in files if name.startswith("fisher"))
     for count, task in enumerate(pool.tasks, start=1):
-        own = (name for name in pool.index.files if name.startswith((f"modules/{task}/", f"reference-{count}.")))
+        own = (name for name in files if name.startswith((f"modules/{task}/", f"reference-{count}.")))
         kept += sum(_numbers(pool, name) for name in own)
         model = mean if count == len(pool.tasks) else mean.before(count)
         yield Stage(model, costs[task]["set_up_seconds"], costs[task]["training_seconds"], kept)
 
 
 def _numbers(pool: Pool, name: str) -> int:
+    """In a file of tensors; others hold none."""
     if not name.endswith(".safetensors"):
         return 0
     with safe_open(pool.path / name, "pt") as file:
-        shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118
-    total = 0
-    for shape in shapes:
-        count = 1
-        for side in shape:
-            count *= side
-        total += count
-    return total
+        return sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118

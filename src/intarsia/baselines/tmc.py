@@ -8,7 +8,6 @@ phi the features, W0 a head pre-tuned on the task. The answer of the mean of sev
 mean of their answers; the heads of all tasks stand beside each other.
 """
 
-import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -53,8 +52,8 @@ class Tangent:
         def phi(weights: dict[str, Tensor]) -> Tensor:
             return functional_call(self.backbone.model, weights, (images,))
 
-        with _plain_attention():
-            features, derivative = jvp(phi, (theta0,), (along,))
+        with sdpa_kernel(SDPBackend.MATH):  # the fused attention has no forward-mode derivative
+            features, derivative, *_ = jvp(phi, (theta0,), (along,))
         return features, derivative
 
 
@@ -172,8 +171,3 @@ def _train(run: Run, task: Task, start: Head, number: int) -> tuple[TaskVector, 
             run.progress(task.name, "training", batch.epoch + 1, training.epochs)
     vector = TaskVector({name: p.detach().clone() for name, p in tau.items()})
     return vector, TangentHead(start.weight, change.detach().clone(), bias.detach().clone())
-
-
-def _plain_attention() -> contextlib.AbstractContextManager[None]:
-    """Attention written out: the fused kernels have no forward-mode derivative."""
-    return sdpa_kernel(SDPBackend.MATH)
