@@ -1,7 +1,9 @@
-"""Results as a person reads them: the modules of a pool, an evaluation, a diagnosis."""
+"""Results as a person reads them: the modules of a pool, an evaluation, a diagnosis, a comparison."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from intarsia.compare import COLUMNS, cells
 from intarsia.console import facts, table
 from intarsia.diagnostics import Diagnosis
 from intarsia.evaluation import Evaluation
@@ -66,3 +68,9 @@ def diagnosis(found: Diagnosis) -> None:
             "images": found.images,
         }
     )
+
+
+def comparison(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A row a method."""
+    note = "Mean and standard deviation over seeds; kept a task: numbers; old images: kept from tasks before."
+    table("", ("method", *COLUMNS.values()), [cells(row) for row in rows], note)

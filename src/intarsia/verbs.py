@@ -10,9 +10,10 @@ from tyro.conf import OmitArgPrefixes, Positional
 from intarsia import backbone, builtin, tables
 from intarsia.adapters import Adapter
 from intarsia.backbone import BUILTIN, TARGETS, Backbone
+from intarsia.compare import STANDARD, Bench, compare
 from intarsia.composition import ComposedModel
 from intarsia.config import AdapterKind, Method, Training, build_adapter, build_regularizer, recommended
-from intarsia.console import OUT, LearningBars, bar, bars, facts, table
+from intarsia.console import ERR, OUT, LearningBars, bar, bars, facts, table
 from intarsia.diagnostics import diagnose
 from intarsia.errors import InputError
 from intarsia.estimate import estimate
@@ -275,6 +276,31 @@ class Diagnose:
         return found.record()
 
 
+@dataclass(frozen=True)
+class Compare:
+    """Run methods on one stream with one budget, and put them side by side."""
+
+    methods: str = ",".join(STANDARD)
+    """Which, with commas between: frozen, joint, finetune, ewc, l2, derpp, tmc, seed, ita, ita-full, ita-ia3, iel,
+    iel-full, iel-ia3."""
+    seeds: int = 1
+    """Runs of each method, with seeds 0, 1, ..."""
+    out: Path = Path("runs/compare")
+    """Folder of the comparison; runs that are in it already, with the same settings, are not made again."""
+    bench: OmitArgPrefixes[Bench] = field(default_factory=Bench)
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        """Compare."""
+        names = [name.strip() for name in self.methods.split(",") if name.strip()]
+        rows = compare(
+            self.bench, names, seeds=self.seeds, out=self.out, say=lambda what: ERR.print(what, markup=False)
+        )
+        if not self.json:
+            tables.comparison(rows)
+        return {"rows": rows}
+
+
 def _evaluated(pool: Pool, model: ComposedModel, stream: TaskStream, as_json: bool) -> dict[str, Any]:
     """Measure a composition beside the frozen head over the same tasks, and print it."""
     with bar("evaluating") as progress:
@@ -299,4 +325,5 @@ VERBS = {
     "compose": Compose,
     "unlearn": Unlearn,
     "diagnose": Diagnose,
+    "compare": Compare,
 }

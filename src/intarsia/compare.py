@@ -1,0 +1,266 @@
+"""Methods side by side: the same stream, backbone and budget, a process for every run, a table at the end.
+
+A run that is in the comparison's folder already, made with the same settings, is not made again.
+"""
+
+import json
+import multiprocessing
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from tyro.conf import OmitArgPrefixes
+
+from intarsia.backbone import BUILTIN, TARGETS, Backbone
+from intarsia.baselines import derpp, ewc, finetune, frozen, joint, l2, seed, tmc
+from intarsia.baselines.modular import stages
+from intarsia.baselines.stage import Stage
+from intarsia.config import Training, build_adapter, build_regularizer, recommended
+from intarsia.console import LearningBars, bars
+from intarsia.errors import InputError
+from intarsia.evaluation import Scores
+from intarsia.learner import learn
+from intarsia.options import Source, on_device
+from intarsia.run import Progress, peak_memory
+from intarsia.stream import TaskStream
+
+MEASURES = (
+    "final_accuracy",
+    "final_forgetting",
+    "task_il_accuracy",
+    "average_incremental_accuracy",
+    "set_up_minutes",
+    "training_minutes",
+    "memory_mib",
+    "numbers_per_task",
+    "images_kept",
+)
+Learn = Callable[[Backbone, TaskStream, Training, Progress, Path], Iterator[Stage]]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to learn a stream.
+
+    Args:
+        about: one line.
+        learn: backbone, stream, training, progress, folder of its own -> the method after each task.
+        training: its own settings; epochs, batch and seed are the comparison's.
+    """
+
+    about: str
+    learn: Learn
+    training: Training
+
+
+def _cell(method: str, kind: str) -> Method:
+    """ITA or IEL with an adapter, as the tool would learn it."""
+    strength, training = recommended(method, kind)
+    adapter, regularizer = build_adapter(kind), build_regularizer(method, strength)
+
+    def run(b: Backbone, s: TaskStream, t: Training, p: Progress, folder: Path) -> Iterator[Stage]:
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that did not end
+        pool = learn(b, s, out=folder, adapter=adapter, regularizer=regularizer, training=t, progress=p)
+        yield from stages(pool)
+
+    return Method(f"{method.upper()}, {adapter}: modules, their mean", run, training)
+
+
+def _baseline(about: str, learn: Callable[..., Iterator[Stage]], lr: float, **options: Any) -> Method:
+    def run(b: Backbone, s: TaskStream, t: Training, p: Progress, folder: Path) -> Iterator[Stage]:
+        return learn(b, s, training=t, progress=p, **options)
+
+    return Method(about, run, Training(lr=lr, unit_fisher=True))
+
+
+METHODS: Mapping[str, Method] = {
+    "frozen": _baseline("no training: linear discriminant of theta0's features", frozen.learn, 0.0),
+    "joint": _baseline("LoRA, all images at once", joint.learn, 3e-3),
+    "finetune": _baseline("all tuned weights, task after task", finetune.learn, 1e-4),
+    "ewc": _baseline("the same, held by the Fisher of earlier tasks", ewc.learn, 1e-4),
+    "derpp": _baseline("the same, with 500 old images", derpp.learn, 1e-4),
+    "seed": _baseline("five experts, Gaussians of the classes", seed.learn, 1e-4),
+    "tmc": _baseline("tangent models, their mean", tmc.learn, 3e-4),
+    "l2": _baseline("ITA with LoRA and a plain L2", l2.learn, 3e-3),
+    "ita": _cell("ita", "lora"),
+    "ita-full": _cell("ita", "full"),
+    "ita-ia3": _cell("ita", "ia3"),
+    "iel": _cell("iel", "lora"),
+    "iel-full": _cell("iel", "full"),
+    "iel-ia3": _cell("iel", "ia3"),
+}
+STANDARD = ("frozen", "joint", "finetune", "ewc", "l2", "derpp", "tmc", "seed", "ita", "iel")
+"""What is compared if nothing is named."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all methods have in common: stream, backbone, budget."""
+
+    source: OmitArgPrefixes[Source] = field(default_factory=Source)
+    backbone: str = BUILTIN
+    """vit_sketch (built in), timm/<name> or timm/<name>@<weights.safetensors>."""
+    targets: tuple[str, ...] = TARGETS
+    """Patterns of the linear layers whose weights are tuned."""
+    epochs: int = 4
+    """Passes over each task's images."""
+    batch_size: int = 32
+    """Images a step."""
+    device: str = "auto"
+    """cpu, cuda, mps, or the best there is."""
+    threads: int | None = None
+    """Threads of torch in each run; its own choice if not given."""
+    validation: float = 0.0
+    """Measure on this part of the training images, held out, and never on test images; 0 for the test images."""
+
+    def stream(self, seed: int) -> TaskStream:
+        """The stream of a seed."""
+        stream = self.source.load("sketches", seed)
+        return stream.validation(self.validation, 0) if self.validation else stream
+
+
+def compare(
+    bench: Bench, methods: Sequence[str] = STANDARD, *, seeds: int = 1, out: str | Path, say: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """Run every method for every seed and summarise.
+
+    Args:
+        bench: stream, backbone and budget.
+        methods: of ``METHODS``.
+        seeds: runs of each, with seeds 0, 1, ...
+        out: folder of the comparison; runs that are in it are not made again.
+        say: told what is run.
+
+    Returns:
+        A row a method, in the order asked for: means over seeds, and the standard deviations under ``spread``.
+
+    Raises:
+        InputError: an unknown method, one named twice, no seed, or what the methods raise.
+    """
+    for place, name in enumerate(methods):
+        if name not in METHODS or name in methods[:place]:
+            raise InputError(f"method {name!r}: expected some of {', '.join(METHODS)}, each once")
+    if seeds < 1 or not methods:
+        raise InputError(f"{seeds} seeds of {len(methods)} methods: expected one and more of each")
+    bench.stream(0)  # what is wrong with it is said before anything runs
+    folder = Path(out)
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
+    for number in range(seeds):
+        for name in methods:
+            runs[name].append(_once(bench, name, number, folder, say))
+    rows = [summary(name, found) for name, found in runs.items()]
+    (folder / "comparison.json").write_text(json.dumps({"bench": asdict(bench), "rows": rows}, indent=1, default=str))
+    (folder / "comparison.md").write_text(markdown(rows))
+    return rows
+
+
+def summary(method: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means of a method's runs, and their standard deviations; None where a measure does not exist."""
+    means: dict[str, Any] = {}
+    spread: dict[str, Any] = {}
+    for name in MEASURES:
+        values = [run[name] for run in runs]
+        known = None not in values
+        means[name] = mean(values) if known else None
+        spread[name] = stdev(values) if known and len(values) > 1 else None
+    return {"method": method, "about": METHODS[method].about, "seeds": len(runs), **means, "spread": spread}
+
+
+COLUMNS = {
+    "final_accuracy": "FA %",
+    "final_forgetting": "FF",
+    "task_il_accuracy": "Task-IL %",
+    "average_incremental_accuracy": "average %",
+    "set_up_minutes": "set-up min",
+    "training_minutes": "training min",
+    "memory_mib": "memory MiB",
+    "numbers_per_task": "kept a task",
+    "images_kept": "old images",
+}
+
+
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """A row as text: the method, then mean and spread of each measure."""
+    return [row["method"], *(_text(name, row[name], row["spread"][name]) for name in COLUMNS)]
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table as Markdown."""
+    head = ["method", *COLUMNS.values()]
+    lines = [head, ["---"] * len(head), *(cells(row) for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _text(name: str, value: float | None, spread: float | None) -> str:
+    if value is None:
+        return "-"
+    if name in ("memory_mib", "images_kept"):
+        return f"{value:,.0f}"
+    if name == "numbers_per_task":
+        return f"{value / 1e6:.2f} M" if value >= 1e5 else f"{value:,.0f}"
+    return f"{value:.1f}" if spread is None or name.endswith("minutes") else f"{value:.1f} ± {spread:.1f}"
+
+
+def _once(bench: Bench, name: str, seed: int, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """A run, in a process of its own; or its record, if it is there."""
+    settings = {
+        "bench": json.loads(json.dumps(asdict(bench), default=str)),
+        "training": _training(bench, METHODS[name], seed).record(),
+    }
+    path = folder / f"{name}-{seed}.json"
+    if path.is_file():
+        record = json.loads(path.read_text())
+        if record["settings"] == settings:
+            say(f"{name}, seed {seed}: there already")
+            return record
+    say(f"{name}, seed {seed}")
+    folder.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        record = pool.submit(measure, bench, name, seed, folder / f"{name}-{seed}").result()
+    record = {"method": name, "seed": seed, "settings": settings, **record}
+    path.write_text(json.dumps(record, indent=1))
+    return record
+
+
+def measure(bench: Bench, name: str, seed: int, folder: Path) -> dict[str, Any]:
+    """Learn the stream with one method in this process, and measure it after every task.
+
+    Args:
+        bench: stream, backbone and budget.
+        name: of ``METHODS``.
+        seed: of everything random.
+        folder: for what the method writes.
+    """
+    if bench.threads is not None:
+        torch.set_num_threads(bench.threads)
+    method, stream = METHODS[name], bench.stream(seed)
+    theta0 = Backbone.load(bench.backbone, targets=bench.targets).to(on_device(bench.device))
+    scores, set_up, training, stage = Scores(stream), 0.0, 0.0, None
+    with bars() as shown:
+        progress = LearningBars(shown, len(stream))
+        for stage in method.learn(theta0, stream, _training(bench, method, seed), progress, folder):
+            scores.add(stage.model)
+            set_up, training = set_up + stage.set_up_seconds, training + stage.training_seconds
+    assert stage is not None
+    found = scores.evaluation()
+    return {
+        **found.record(),
+        "set_up_minutes": set_up / 60,
+        "training_minutes": training / 60,
+        "memory_mib": peak_memory(),
+        "numbers_per_task": stage.numbers / len(stream),
+        "images_kept": stage.images,
+        "backbone": theta0.hash,
+        "versions": {package: version(package) for package in ("intarsia", "torch", "timm")},
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _training(bench: Bench, method: Method, seed: int) -> Training:
+    return replace(method.training, epochs=bench.epochs, batch_size=bench.batch_size, seed=seed)
