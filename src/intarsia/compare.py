@@ -4,10 +4,10 @@ A run that is in the comparison's folder already, made with the same settings, i
 """
 
 import json
-import multiprocessing
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +28,7 @@ from intarsia.evaluation import Scores
 from intarsia.learner import learn
 from intarsia.options import Source, on_device
 from intarsia.run import Progress, peak_memory
+from intarsia.storage import reading
 from intarsia.stream import TaskStream
 
 MEASURES = (
@@ -119,6 +120,18 @@ class Bench:
     validation: float = 0.0
     """Measure on this part of the training images, held out, and never on test images; 0 for the test images."""
 
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        return json.loads(json.dumps(asdict(self), default=str))
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Bench":
+        """The inverse of ``record``."""
+        source = dict(record["source"])
+        split = source.pop("split")
+        known = Source(**{**source, "only": tuple(source["only"])}, split=None if split is None else Path(split))
+        return cls(**{**record, "source": known, "targets": tuple(record["targets"])})
+
     def stream(self, seed: int) -> TaskStream:
         """The stream of a seed."""
         stream = self.source.load("sketches", seed)
@@ -155,7 +168,7 @@ def compare(
         for name in methods:
             runs[name].append(_once(bench, name, number, folder, say))
     rows = [summary(name, found) for name, found in runs.items()]
-    (folder / "comparison.json").write_text(json.dumps({"bench": asdict(bench), "rows": rows}, indent=1, default=str))
+    (folder / "comparison.json").write_text(json.dumps({"bench": bench.record(), "rows": rows}, indent=1))
     (folder / "comparison.md").write_text(markdown(rows))
     return rows
 
@@ -172,60 +185,70 @@ def summary(method: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"method": method, "about": METHODS[method].about, "seeds": len(runs), **means, "spread": spread}
 
 
-COLUMNS = {
-    "final_accuracy": "FA %",
-    "final_forgetting": "FF",
-    "task_il_accuracy": "Task-IL %",
-    "average_incremental_accuracy": "average %",
-    "set_up_minutes": "set-up min",
-    "training_minutes": "training min",
-    "memory_mib": "memory MiB",
-    "numbers_per_task": "kept a task",
-    "images_kept": "old images",
-}
+COLUMNS = ("FA %", "FF", "Task-IL %", "average %", "minutes", "MiB", "kept", "images")
+LEGEND = (
+    "FF: forgetting; average: over the models after each task; minutes: set-up + training; MiB: peak memory; "
+    "kept: numbers a task, beside theta0; images: old ones kept. Mean and standard deviation over seeds."
+)
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
-    """A row as text: the method, then mean and spread of each measure."""
-    return [row["method"], *(_text(name, row[name], row["spread"][name]) for name in COLUMNS)]
+    """A row as text: the method, then ``COLUMNS``."""
+
+    def accuracy(name: str) -> str:
+        value, spread = row[name], row["spread"][name]
+        if value is None:
+            return "-"
+        return f"{value:.1f}" if spread is None else f"{value:.1f}±{spread:.1f}"
+
+    kept = row["numbers_per_task"]
+    return [
+        row["method"],
+        *(accuracy(name) for name in MEASURES[:4]),
+        f"{row['set_up_minutes']:.1f}+{row['training_minutes']:.1f}",
+        f"{row['memory_mib']:.0f}",
+        f"{kept / 1e6:.2f} M" if kept >= 1e5 else f"{kept:,.0f}",
+        f"{row['images_kept']:.0f}",
+    ]
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The table as Markdown."""
-    head = ["method", *COLUMNS.values()]
+    head = ["method", *COLUMNS]
     lines = [head, ["---"] * len(head), *(cells(row) for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _text(name: str, value: float | None, spread: float | None) -> str:
-    if value is None:
-        return "-"
-    if name in ("memory_mib", "images_kept"):
-        return f"{value:,.0f}"
-    if name == "numbers_per_task":
-        return f"{value / 1e6:.2f} M" if value >= 1e5 else f"{value:,.0f}"
-    return f"{value:.1f}" if spread is None or name.endswith("minutes") else f"{value:.1f} ± {spread:.1f}"
-
-
 def _once(bench: Bench, name: str, seed: int, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """A run, in a process of its own; or its record, if it is there."""
-    settings = {
-        "bench": json.loads(json.dumps(asdict(bench), default=str)),
-        "training": _training(bench, METHODS[name], seed).record(),
-    }
+    settings = {"bench": bench.record(), "training": _training(bench, METHODS[name], seed).record()}
     path = folder / f"{name}-{seed}.json"
     if path.is_file():
-        record = json.loads(path.read_text())
-        if record["settings"] == settings:
-            say(f"{name}, seed {seed}: there already")
-            return record
+        with reading(path):
+            record = json.loads(path.read_text())
+            if record["settings"] == settings:
+                say(f"{name}, seed {seed}: there already")
+                return record
     say(f"{name}, seed {seed}")
     folder.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        record = pool.submit(measure, bench, name, seed, folder / f"{name}-{seed}").result()
-    record = {"method": name, "seed": seed, "settings": settings, **record}
+    job = {"bench": bench.record(), "name": name, "seed": seed, "folder": str(folder / f"{name}-{seed}")}
+    command = [sys.executable, "-c", "from intarsia.compare import child; child()"]
+    done = subprocess.run(command, input=json.dumps(job), stdout=subprocess.PIPE, text=True, check=True)
+    record = {"method": name, "seed": seed, "settings": settings, **json.loads(done.stdout)}
+    if "error" in record:
+        raise InputError(f"{name}, seed {seed}: {record['error']}")
     path.write_text(json.dumps(record, indent=1))
     return record
+
+
+def child() -> None:
+    """One run: a job as JSON on standard input, what was measured as JSON on standard output."""
+    job = json.load(sys.stdin)
+    try:
+        found = measure(Bench.from_record(job["bench"]), job["name"], job["seed"], Path(job["folder"]))
+    except InputError as error:
+        found = {"error": str(error)}
+    print(json.dumps(found))
 
 
 def measure(bench: Bench, name: str, seed: int, folder: Path) -> dict[str, Any]:

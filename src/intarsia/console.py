@@ -8,6 +8,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 OUT = Console(highlight=False, soft_wrap=True)
+SHORT = 16
+"""Names of rows of at most so many letters stay in one line, whatever the width."""
 ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -61,8 +63,10 @@ class _Bar:
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], note: str = "") -> None:
     """Print a table; the first column is text, the others are numbers (floats with one decimal, None as a dash)."""
     grid = Table(title=title, title_justify="left", caption=note or None, caption_justify="left")
+    longest = max((len(str(row[0])) for row in rows), default=0)
     for i, column in enumerate(columns):
-        grid.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+        whole = i == 0 and longest <= SHORT
+        grid.add_column(column, justify="left" if i == 0 else "right", overflow="fold", no_wrap=whole)
     for row in rows:
         grid.add_row(*(_cell(value) for value in row))
     OUT.print(grid)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from intarsia.compare import COLUMNS, cells
+from intarsia.compare import COLUMNS, LEGEND, cells
 from intarsia.console import facts, table
 from intarsia.diagnostics import Diagnosis
 from intarsia.evaluation import Evaluation
@@ -72,5 +72,4 @@ def diagnosis(found: Diagnosis) -> None:
 
 def comparison(rows: Sequence[Mapping[str, Any]]) -> None:
     """A row a method."""
-    note = "Mean and standard deviation over seeds; kept a task: numbers; old images: kept from tasks before."
-    table("", ("method", *COLUMNS.values()), [cells(row) for row in rows], note)
+    table("", ("method", *COLUMNS), [cells(row) for row in rows], LEGEND)
