@@ -4,13 +4,14 @@
     python benchmarks/results.py bfloat16 | steps | ablations | editing | search ...
 
 A run that is in the output file already is not made again. ``--threads 1`` lets two of these share two cores, each with
-its own streams or seeds. ``search`` looks at a held-out fifth of the *training* images, never at test images.
+its own streams or seeds. ``search`` and ``peers`` look at a held-out fifth of the *training* images, never at test images.
 """
 
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from workbench import Setting, Workbench
 from intarsia.composition import mean, specialize, unlearn
 from intarsia.config import Training, recommended
 from intarsia.errors import InputError
-from intarsia.evaluation import evaluate, target_and_control
+from intarsia.evaluation import Scores, evaluate, target_and_control
 from intarsia.stream import TaskStream
 
 Cell = tuple[Literal["ita", "iel"], Literal["lora", "full", "ia3"]]
@@ -44,6 +45,15 @@ SEARCHED: dict[str, list[tuple[float, int, float]]] = {
     "iel-ia3": [(2e-2, 4, 1.0), (1e-2, 4, 1.0), (5e-2, 5, 1.0), (2e-2, 5, 1.0)],
 }
 """Learning rate, epochs, strength on the Fisher of unit mean."""
+PEERS: list[tuple[str, float, dict[str, float]]] = [
+    *(("finetune", lr, {}) for lr in (1e-5, 3e-5, 1e-4, 3e-4)),
+    *(("ewc", lr, {"strength": s}) for lr in (1e-4, 3e-4) for s in (10.0, 1000.0)),
+    *(("derpp", lr, {"a": a}) for lr, a in ((1e-4, 0.5), (3e-4, 0.5), (1e-4, 0.1))),
+    *(("seed", lr, {"temperature": t}) for lr, t in ((3e-5, 3.0), (1e-4, 3.0), (3e-4, 3.0), (1e-4, 10.0))),
+    *(("tmc", lr, {}) for lr in (1e-4, 3e-4, 1e-3)),
+    *(("l2", 3e-3, {"strength": s}) for s in (0.01, 0.1, 1.0)),
+]
+"""Method, learning rate, its own options."""
 DECADES = (0.01, 0.1, 1.0, 10.0, 100.0)
 
 
@@ -51,7 +61,7 @@ DECADES = (0.01, 0.1, 1.0, 10.0, 100.0)
 class Results:
     """Which runs to make."""
 
-    plan: tyro.conf.Positional[Literal["search", "main", "bfloat16", "joint", "steps", "ablations", "editing"]]
+    plan: tyro.conf.Positional[Literal["search", "main", "bfloat16", "joint", "steps", "ablations", "editing", "peers"]]
     """The table to fill."""
     streams: tuple[str, ...] = ("chalk", "sketches")
     """Built-in streams."""
@@ -184,6 +194,26 @@ def search(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
             yield {"name": name, "setting": setting.record()}, lambda s=setting: bench.measure(s, history=False)
 
 
+def peers(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
+    """What the settings of the methods compared with were chosen from; ``bench`` holds the validation part."""
+    for name, lr, options in PEERS:
+        if not chosen or name in chosen:
+            training = Training(lr=lr, epochs=4, batch_size=32, unit_fisher=True, seed=bench.base.seed)
+            yield (
+                {"name": name, "lr": lr, **options},
+                lambda n=name, t=training, o=options: _peer(bench, n, t, o),
+            )
+
+
+def _peer(bench: Workbench, name: str, training: Training, options: dict[str, float]) -> dict[str, Any]:
+    scores = Scores(bench.stream)
+    for stage in import_module(f"intarsia.baselines.{name}").learn(
+        bench.backbone, bench.stream, training=training, **options
+    ):
+        scores.add(stage.model)
+    return scores.evaluation().record()
+
+
 def _edit(bench: Workbench, setting: Setting) -> dict[str, Any]:
     modules = bench.learn(setting)
     names = [m.card.task for m in modules]
@@ -213,6 +243,7 @@ PLANS = {
     "steps": steps,
     "ablations": ablations,
     "editing": editing,
+    "peers": peers,
 }
 
 
@@ -223,7 +254,7 @@ def run(chosen: Results) -> None:
     for stream in chosen.streams:
         for seed in chosen.seeds:
             loaded = TaskStream.load(stream, tasks=1) if chosen.plan == "joint" else TaskStream.load(stream)
-            loaded = loaded.validation(0.2, 0) if chosen.plan == "search" else loaded
+            loaded = loaded.validation(0.2, 0) if chosen.plan in ("search", "peers") else loaded
             loaded = loaded.subset(range(chosen.tasks)) if chosen.tasks else loaded
             part = {"tasks": chosen.tasks} if chosen.tasks else {}
             bench = Workbench(loaded, seed, Training())

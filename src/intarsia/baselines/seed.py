@@ -28,7 +28,6 @@ from intarsia.run import Laps, Progress, Run, silent
 from intarsia.schedule import batches
 from intarsia.statistics import basis_of
 from intarsia.stream import Task, TaskStream
-from intarsia.task_vector import TaskVector
 from intarsia.tuning import finite
 
 
@@ -65,7 +64,6 @@ class ClassGaussian:
 class Expert:
     """A network of its own, and the Gaussians of the classes it knows."""
 
-    vector: TaskVector
     state: dict[str, Tensor]
     network: nn.Module
     known: dict[str, ClassGaussian] = field(default_factory=dict)
@@ -201,4 +199,4 @@ def _train(run: Run, task: Task, number: int, before: Expert | None, distillatio
                 run.progress(task.name, "training", batch.epoch + 1, training.epochs)
         state, vector = adapter.state(), adapter.vector()
     known = {} if before is None else dict(before.known)
-    return Expert(vector, state, moved(backbone, lambda name, _: vector[name]), known)
+    return Expert(state, moved(backbone, lambda name, _: vector[name]), known)

@@ -67,7 +67,7 @@ class Keeper:
         return None
 
     def see(self, images: Tensor, labels: Tensor, logits: Tensor) -> None:
-        """A batch was trained on: uint8 images, labels among all classes seen, and the logits it had."""
+        """A batch was trained on for the last time: uint8 images, labels among all classes seen, the logits it had."""
 
     def learned(self, task: Task, run: Run, model: NetworkClassifier, generator: torch.Generator) -> None:
         """The task is learned; ``model`` answers now."""
@@ -141,6 +141,7 @@ def _train(student: Student, task: Task, keeper: Keeper) -> None:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        keeper.see(own, target, logits.detach())
+        if batch.epoch == run.training.epochs - 1:
+            keeper.see(own, target, logits.detach())
         if batch.ends_epoch:
             run.progress(task.name, "training", batch.epoch + 1, run.training.epochs)

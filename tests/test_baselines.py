@@ -1,0 +1,307 @@
+"""The methods to compare with, each on a case whose answer is known."""
+
+import importlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import multivariate_normal
+from torch import Tensor
+from torch.distributions import MultivariateNormal, kl_divergence
+from torch.nn import functional as F
+
+from cases import GREY, QUICK, backbone, inputs, randn, same, seeded, stream, tiny_vit
+from intarsia import Backbone, Full, LoRA, TaskVector
+from intarsia.baselines import Stage
+from intarsia.baselines.derpp import Reservoir
+from intarsia.baselines.ewc import Anchored
+from intarsia.baselines.l2 import L2
+from intarsia.baselines.seed import ClassGaussian, Ensemble, Expert, least_overlap
+from intarsia.baselines.sequential import GrowingHead, Student
+from intarsia.baselines.stage import NetworkClassifier
+from intarsia.baselines.tmc import Tangent, TangentClassifier, TangentHead
+from intarsia.composition import moved
+from intarsia.evaluation import Scores
+from intarsia.fisher import diagonal_fisher, head_fisher
+from intarsia.heads import Head, discriminant
+from intarsia.regularizers import ITA
+from intarsia.run import Run
+from intarsia.statistics import Gaussians
+from intarsia.tuning import DivergenceError
+
+NAMES = ("frozen", "joint", "finetune", "ewc", "derpp", "l2", "tmc", "seed")
+
+
+def learned(name: str, tasks: int = 3, **options: Any) -> list[Stage]:
+    learn = importlib.import_module(f"intarsia.baselines.{name}").learn
+    options = {"training": QUICK, **options}
+    return list(learn(options.pop("backbone", None) or backbone(), stream(tasks), **options))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_method_answers_with_all_classes_seen_and_leaves_theta0_as_it_was(name: str) -> None:
+    theta0, tasks = backbone(), stream(3)
+    stages, scores = learned(name, backbone=theta0), Scores(tasks)
+    counts = [3] if name == "joint" else [1, 2, 3]
+    assert [len(stage.model.classes) for stage in stages] == counts
+    for stage, count in zip(stages, counts, strict=True):
+        logits = stage.model.logits(tasks[0].test.tensor(GREY))
+        assert logits.shape == (8, 2 * count)
+        assert bool(logits.isfinite().all())
+        scores.add(stage.model)
+    assert scores.evaluation().images == 24
+    assert same(theta0.model.state_dict(), backbone().model.state_dict())
+    assert [stage.numbers for stage in stages] == sorted(stage.numbers for stage in stages)
+    assert stages[-1].images == {"joint": 36, "derpp": 36}.get(name, 0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_method_is_a_function_of_the_seed(name: str) -> None:
+    images = stream(2)[0].test.tensor(GREY)
+    first, again = (learned(name, 2)[-1].model.logits(images) for _ in range(2))
+    assert torch.equal(first, again)
+
+
+def test_fine_tuning_is_adamw_on_all_tuned_weights_and_a_head_that_grows() -> None:
+    """A loop by hand over a plain network, two tasks."""
+    tasks, training = stream(2), QUICK
+    theta0 = backbone()
+    run = Run(theta0, Full(), ITA(0.0), training, tasks)
+    network = tiny_vit()
+    tuned = [network.get_parameter(f"{path}.weight") for path in theta0.targets.values()]
+    head = None
+    for number, task in enumerate(tasks, start=1):
+        fresh = Head.random(2, 16, run.generator(number, "heads"))
+        head = GrowingHead(fresh if head is None else Head.join([head.trained(), fresh]))
+        images, labels = task.train.tensor(GREY), task.train.labels + 2 * (number - 1)
+        optimizer = torch.optim.AdamW([*tuned, *head.parameters()], lr=1.0, weight_decay=0.0)
+        generator, steps = run.generator(number, "training"), 0
+        for epoch in range(2):
+            order = torch.randperm(12, generator=generator).split(8)
+            for k, index in enumerate(order, start=1):
+                for group in optimizer.param_groups:
+                    group["lr"] = 1e-2 * (1.0 if epoch == 0 else 0.5) * min(1.0, epoch + k / 2)
+                loss = F.cross_entropy(head(network(GREY.normalize(images[index]))), labels[index])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                steps += 1
+        assert steps == 4
+    model = learned("finetune", 2)[-1].model
+    x = tasks[1].test.tensor(GREY)
+    assert head is not None
+    expected = head(network(GREY.normalize(x))).detach()
+    torch.testing.assert_close(model.logits(x), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.fixture
+def student() -> Iterator[Student]:
+    """Mid-way through a second task: weights and head moved."""
+    theta0 = backbone()
+    run = Run(theta0, Full(), ITA(0.0), QUICK, stream(2))
+    with theta0.attach(Full(), seeded(0)) as adapter:
+        with torch.no_grad():
+            for place, part in enumerate(adapter.parameters()):
+                part.add_(randn(*part.shape, seed=place, dtype=torch.float32), alpha=0.05)
+        head = GrowingHead(Head(randn(4, 16, seed=70).float(), randn(4, seed=71).float()))
+        yield Student(run, theta0.model, adapter, head, seeded(1))
+
+
+def test_ewc_is_the_quadratic_about_where_the_last_task_ended(student: Student) -> None:
+    run, theta0 = student.run, backbone()
+    task, vector = run.stream[0], TaskVector({n: torch.full_like(w, 0.01) for n, w in theta0.tuned.items()})
+    ended = Head(randn(2, 16, seed=5).float(), randn(2, seed=6).float())
+    network = moved(theta0, lambda name, _: vector[name])
+    model = NetworkClassifier(network, ended, {task.name: task.classes}, GREY)
+    keeper = Anchored(3.0)
+    assert keeper.loss(student) is None
+    keeper.learned(task, run, model, seeded(7))
+    there = Backbone(network, name="there", preprocessing=GREY)
+    x = GREY.normalize(task.train.tensor(GREY))
+    fisher = diagonal_fisher(there, ended, [x], generator=seeded(7)).mean(0.0)
+    by_weight, by_bias = head_fisher(there.features(x), ended.weight, ended.bias)
+    unit = torch.cat([f.flatten() for f in fisher.values()]).mean()
+    total = sum((fisher[n] * (layer.delta() - vector[n]).square()).sum() for n, layer in student.adapter.layers.items())
+    total = total + (by_weight * (student.head.weight[:2] - ended.weight).square()).sum()
+    total = total + (by_bias * (student.head.bias[:2] - ended.bias).square()).sum()
+    got = keeper.loss(student)
+    assert got is not None
+    torch.testing.assert_close(got, 1.5 * total / unit, rtol=1e-4, atol=1e-6)
+
+
+def test_ewc_without_strength_is_fine_tuning_and_with_much_of_it_stays() -> None:
+    images = stream(3)[0].test.tensor(GREY)
+    plain, free, held = (
+        learned(name, 3, **options)
+        for name, options in (("finetune", {}), ("ewc", {"strength": 0.0}), ("ewc", {"strength": 1e6}))
+    )
+    torch.testing.assert_close(free[-1].model.logits(images), plain[-1].model.logits(images))
+
+    def moved_on(stages: list[Stage]) -> float:
+        first, last = (stage.model.logits(images)[:, :2] for stage in (stages[0], stages[-1]))
+        return float((last - first).norm())
+
+    assert moved_on(held) < 0.5 * moved_on(plain)
+
+
+def test_every_image_seen_is_in_the_reservoir_with_the_same_probability() -> None:
+    """2,000 reservoirs of 5 out of 20, filled by batches of 4: each image 500 times, within 4.5 standard deviations."""
+    kept: Counter[int] = Counter()
+    images = torch.arange(20, dtype=torch.uint8)[:, None, None, None]
+    for trial in range(2000):
+        reservoir = Reservoir(5, 0.5, 0.5, seeded(trial))
+        for some in images.split(4):
+            reservoir.see(some, torch.zeros(len(some), dtype=torch.long), torch.zeros(len(some), 2))
+        assert reservoir.images == 5
+        kept.update(int(image) for image, _, _ in reservoir.kept)
+    deviation = (2000 * 0.25 * 0.75) ** 0.5
+    assert max(abs(kept[i] - 500) for i in range(20)) < 4.5 * deviation
+
+
+def test_derpp_compares_logits_of_the_classes_known_then_and_repeats_the_labels(student: Student) -> None:
+    """A buffer smaller than a batch is drawn whole, in some order: both terms are means over it."""
+    images, labels = student.run.stream[0].train.tensor(GREY)[:6], torch.tensor([0, 1, 0, 1, 0, 1])
+    then = randn(6, 3, seed=3).float()
+    keeper = Reservoir(10, 0.7, 0.2, seeded(3))
+    assert keeper.loss(student) is None
+    keeper.see(images[:4], labels[:4], then[:4, :2])
+    keeper.see(images[4:], labels[4:], then[4:])
+    with torch.no_grad():
+        now = student.logits(images)
+    squares = torch.cat([(now[:4, :2] - then[:4, :2]).square().flatten(), (now[4:, :3] - then[4:]).square().flatten()])
+    expected = 0.7 * squares.mean() + 0.2 * F.cross_entropy(now, labels)
+    got = keeper.loss(student)
+    assert got is not None
+    torch.testing.assert_close(got.detach(), expected)
+    assert keeper.numbers() == 6 * (64 + 1) + 4 * 2 + 2 * 3
+    without = learned("derpp", 2, a=0.0, b=0.0)[-1].model
+    x = stream(2)[0].test.tensor(GREY)
+    torch.testing.assert_close(without.logits(x), learned("finetune", 2)[-1].model.logits(x))
+
+
+def test_tangent_is_the_network_to_first_order() -> None:
+    """|f(theta0 + e u) - phi - e J u| falls as e^2."""
+    theta0 = backbone(dtype=torch.float64)
+    x, tangent = inputs(5), Tangent(theta0)
+    u = {n: 0.1 * randn(*w.shape, seed=i) for i, (n, w) in enumerate(theta0.tuned.items())}
+    errors: list[float] = []
+    for e in (1e-2, 5e-3):
+        features, derivative = tangent(x, {n: e * v for n, v in u.items()})
+        torch.testing.assert_close(features, theta0.features(x))
+        there = moved(theta0, lambda name, _, e=e: e * u[name])
+        errors.append(float((there(x) - features - derivative).norm()))
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.05)
+
+
+def test_mean_of_tangent_models_answers_with_the_mean_of_their_answers() -> None:
+    theta0 = backbone()
+    one, other = (
+        TaskVector({n: randn(*w.shape, seed=s + i).float() for i, (n, w) in enumerate(theta0.tuned.items())})
+        for s in (0, 50)
+    )
+    shape = randn(2, 16, seed=1).float()
+    head = TangentHead(shape, randn(2, 16, seed=2).float(), randn(2, seed=3).float())
+    images = stream(1)[0].test.tensor(GREY)
+
+    def answers(vector: TaskVector) -> Tensor:
+        return TangentClassifier(Tangent(theta0), vector, (head,), {"a": ("x", "y")}, GREY).logits(images)
+
+    torch.testing.assert_close(answers((one + other) * 0.5), (answers(one) + answers(other)) / 2, rtol=1e-3, atol=1e-3)
+
+
+def test_l2_is_half_the_squared_norm_whatever_the_fisher() -> None:
+    vector = TaskVector({"a": randn(3, 4, seed=1)})
+    penalty = L2(0.6).on({"a": randn(3, 4, seed=2).square()}, None, 3)
+    torch.testing.assert_close(penalty.value(vector), 0.3 * vector["a"].square().sum())
+    norms = [sum(float(s.norm()) for s in _vectors(strength)) for strength in (0.0, 100.0)]
+    assert norms[1] < 0.5 * norms[0]
+
+
+def _vectors(strength: float) -> list[Tensor]:
+    """How far the mean of L2's modules is from theta0, weight by weight."""
+    theta0 = backbone()
+    model = learned("l2", 2, strength=strength, adapter=LoRA(2))[-1].model
+    there = Backbone(model.network, name="there", preprocessing=GREY)  # pyright: ignore[reportAttributeAccessIssue]
+    return [there.tuned[name] - w for name, w in theta0.tuned.items()]
+
+
+def gaussian(width: int, seed: int, away: float = 0.0) -> ClassGaussian:
+    basis = torch.tril(randn(width, width, seed=seed)) * 0.3
+    basis.diagonal().abs_().add_(0.5)
+    return ClassGaussian(away + randn(width, seed=seed + 1), basis)
+
+
+def test_seeds_gaussians_have_scipys_density_and_torchs_divergence() -> None:
+    a, b, x = gaussian(4, 1), gaussian(4, 10), randn(7, 4, seed=3)
+    density = multivariate_normal.logpdf(x, a.mean.numpy(), (a.basis @ a.basis.T).numpy())  # pyright: ignore
+    torch.testing.assert_close(a.log_density(x), torch.from_numpy(density))
+    p, q = (MultivariateNormal(g.mean, scale_tril=g.basis) for g in (a, b))
+    assert a.divergence(b) == pytest.approx(float(kl_divergence(p, q)))
+    assert a.divergence(a) == pytest.approx(0, abs=1e-12)
+    fitted = ClassGaussian.of(x @ a.basis.T)
+    torch.testing.assert_close(fitted.mean, (x @ a.basis.T).mean(0))
+
+
+def test_seed_picks_the_expert_in_which_the_classes_overlap_least() -> None:
+    near = [gaussian(3, 1), gaussian(3, 2)]
+    far = [gaussian(3, 1), gaussian(3, 2, away=10.0)]
+    assert least_overlap([near, far, near]) == 1
+    assert least_overlap([far, near]) == 0
+    assert least_overlap([[gaussian(3, 1)], [gaussian(3, 2)]]) == 0  # a single class overlaps with none
+
+
+def test_seeds_experts_answer_with_the_mean_over_those_that_know_a_class() -> None:
+    images = stream(1)[0].test.tensor(GREY)
+    experts = [Expert({}, backbone(s).model) for s in (0, 1)]
+    features = [e.features(images, GREY) for e in experts]
+    known = {"a": gaussian(16, 1), "b": gaussian(16, 2), "c": gaussian(16, 3)}
+    experts[0].known.update(known)
+    experts[1].known.update({"c": known["c"]})
+    got = Ensemble(tuple(experts), {"one": ("a", "b"), "two": ("c",)}, GREY, 2.0).logits(images).exp()
+    first = torch.stack([known[n].log_density(features[0]) for n in "abc"], 1).div(2.0).softmax(1)
+    first[:, 2] = (first[:, 2] + 1) / 2  # the second expert knows nothing else
+    torch.testing.assert_close(got, first)
+
+
+def test_seed_trains_one_expert_a_task_and_the_first_ones_from_theta0() -> None:
+    stages = learned("seed", 4, experts=2)
+    ensembles = [stage.model for stage in stages]
+    assert all(isinstance(model, Ensemble) for model in ensembles)
+    counts = [len(model.experts) for model in ensembles]  # pyright: ignore[reportAttributeAccessIssue]
+    assert counts == [1, 2, 2, 2]
+    before, after = (ensembles[i].experts for i in (2, 3))  # pyright: ignore[reportAttributeAccessIssue]
+    unchanged = [same(a.state, b.state) for a, b in zip(before, after, strict=True)]
+    assert sorted(unchanged) == [False, True]
+    sizes = [len(expert.known) for expert in after]
+    assert sizes == [8, 6]  # the second was not there when the first task was learned
+
+
+def test_joint_training_sees_every_image_under_its_class() -> None:
+    tasks = stream(3)
+    whole = tasks.joined()
+    assert whole.classes == tasks.classes
+    assert len(whole) == 1
+    for side in ("train", "test"):
+        joined, parts = getattr(whole[0], side), [getattr(t, side) for t in tasks]
+        assert torch.equal(joined.tensor(GREY), torch.cat([p.tensor(GREY) for p in parts]))
+        assert torch.equal(joined.labels, torch.cat([p.labels + 2 * i for i, p in enumerate(parts)]))
+    assert whole.source()["changes"] == [{"joined": "all"}]
+
+
+def test_frozen_is_the_discriminant_of_all_features_at_theta0() -> None:
+    theta0, tasks = backbone(), stream(2)
+    features = torch.cat([theta0.features(GREY.normalize(t.train.tensor(GREY))) for t in tasks])
+    labels = torch.cat([t.train.labels + 2 * i for i, t in enumerate(tasks)])
+    expected = discriminant(Gaussians.of(features, labels, 4))
+    x = tasks[0].test.tensor(GREY)
+    torch.testing.assert_close(
+        learned("frozen", 2)[-1].model.logits(x), expected(theta0.features(GREY.normalize(x))), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_a_loss_that_is_not_finite_stops_by_name() -> None:
+    with pytest.raises(DivergenceError, match="task 'task01'"):
+        learned("finetune", 2, training=replace(QUICK, lr=1e30))

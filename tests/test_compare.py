@@ -1,0 +1,101 @@
+"""Methods side by side, as a user runs them: real processes, a table, and nothing made twice."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_cli import refused, result
+
+from intarsia.baselines.modular import stages
+from intarsia.compare import METHODS, STANDARD, Bench, cells, compare, markdown, summary
+from intarsia.config import Training
+from intarsia.errors import InputError
+from intarsia.options import Source
+from intarsia.pool import Pool
+
+SMALL = ("--tasks", 2, "--max-per-class", 4, "--epochs", 1, "--threads", 1)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    out = tmp_path_factory.mktemp("compare") / "runs"
+    return out, result("compare", "--methods", "ita,finetune", "--seeds", 1, "--out", out, *SMALL)
+
+
+def test_rows_are_the_methods_in_the_order_asked_for(compared: tuple[Path, Any]) -> None:
+    out, found = compared
+    assert [row["method"] for row in found["rows"]] == ["ita", "finetune"]
+    ita, finetune = found["rows"]
+    assert ita["final_accuracy"] > finetune["final_accuracy"]  # 4 images a class: frozen features win
+    assert ita["seeds"] == 1
+    assert ita["images_kept"] == finetune["images_kept"] == 0
+    assert ita["memory_mib"] > 100
+    assert json.loads((out / "comparison.json").read_text())["rows"] == found["rows"]
+    lines = (out / "comparison.md").read_text().splitlines()
+    assert [line.split(" | ")[0].strip("| ") for line in lines] == ["method", "---", "ita", "finetune"]
+
+
+def test_a_run_that_is_there_is_not_made_again_and_one_with_other_settings_is(compared: tuple[Path, Any]) -> None:
+    out, first = compared
+    before = {p.name: p.stat().st_mtime_ns for p in out.glob("*-0.json")}
+    arguments = ("compare", "--methods", "finetune,frozen", "--out", out)
+    again = result(*arguments, *SMALL)
+    assert again["rows"][0] == first["rows"][1]
+    after = {p.name: p.stat().st_mtime_ns for p in out.glob("*-0.json")}
+    assert {name: after[name] for name in before} == before
+    assert after.keys() - before.keys() == {"frozen-0.json"}
+    result("compare", "--methods", "frozen", "--out", out, *SMALL[:-4], "--epochs", 2, "--threads", 1)
+    assert (out / "frozen-0.json").stat().st_mtime_ns > after["frozen-0.json"]
+
+
+def test_the_pool_of_a_method_is_kept_and_gives_the_row(compared: tuple[Path, Any]) -> None:
+    out, found = compared
+    pool = Pool.open(out / "ita-0")
+    made = list(stages(pool))
+    assert [len(stage.model.classes) for stage in made] == [1, 2]
+    assert made[-1].numbers / 2 == found["rows"][0]["numbers_per_task"]
+    assert 0 < made[0].numbers < made[1].numbers
+
+
+def test_bad_input_is_refused_before_anything_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "none"
+    for methods, words in (("ita,fine", "'fine'"), ("ita,ita", "'ita'"), (",", "0 methods")):
+        assert words in refused(capsys, "compare", "--methods", methods, "--out", out)
+    assert "0 seeds" in refused(capsys, "compare", "--seeds", 0, "--out", out)
+    assert "nowhere" in refused(capsys, "compare", "--data", "folder:nowhere", "--out", out)
+    assert not out.exists()
+
+
+def test_what_goes_wrong_in_a_run_is_said_by_method_and_seed(tmp_path: Path) -> None:
+    """The broken image is found when it is decoded, in the run's own process."""
+    for side in ("train", "test"):
+        for name in ("a", "b"):
+            for i in range(2):
+                (tmp_path / side / name).mkdir(parents=True, exist_ok=True)
+                (tmp_path / side / name / f"{i}.png").write_bytes(b"not an image")
+    bench = Bench(source=Source(data=f"folder:{tmp_path}"))
+    with pytest.raises(InputError, match=r"frozen, seed 0: .*png"):
+        compare(bench, ["frozen"], out=tmp_path / "out", say=lambda _: None)
+    assert not list((tmp_path / "out").glob("*.json"))
+
+
+def test_a_bench_is_what_its_record_says() -> None:
+    bench = Bench(source=Source(data="chalk", split=Path("a.json"), only=("x",)), epochs=2, targets=("*qkv",))
+    assert Bench.from_record(json.loads(json.dumps(bench.record()))) == bench
+
+
+def test_a_row_is_the_mean_over_seeds_with_its_spread() -> None:
+    measured = dict.fromkeys(("task_il_accuracy", "average_incremental_accuracy", "memory_mib", "images_kept"), 1.0)
+    measured |= {"set_up_minutes": 0.5, "training_minutes": 2.0, "numbers_per_task": 250_000, "final_forgetting": None}
+    row = summary("joint", [{**measured, "final_accuracy": a} for a in (40.0, 44.0)])
+    assert (row["final_accuracy"], row["final_forgetting"], row["seeds"]) == (42.0, None, 2)
+    assert row["spread"]["final_accuracy"] == pytest.approx(8**0.5)
+    assert cells(row)[:3] == ["joint", "42.0±2.8", "-"]
+    assert cells(row)[5:] == ["0.5+2.0", "1", "0.25 M", "1"]
+    assert markdown([row]).count("\n") == 3
+
+
+def test_every_method_is_known_by_its_settings() -> None:
+    assert set(STANDARD) < set(METHODS)
+    assert all(isinstance(m.training, Training) and m.about for m in METHODS.values())
