@@ -4,7 +4,7 @@
     python benchmarks/results.py bfloat16 | steps | ablations | editing | search ...
 
 A run that is in the output file already is not made again. ``--threads 1`` lets two of these share two cores, each with
-its own streams or seeds. ``search`` and ``peers`` look at a held-out fifth of the *training* images, never at test ones.
+its own streams or seeds. ``search`` and ``peers`` look at a held-out fifth of the *training* images, not at test ones.
 """
 
 import json

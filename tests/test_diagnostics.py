@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from cases import GREY, positive, randn, stream, vectors
 from intarsia import InputError, Pool, diagnose
 from intarsia.composition import merge
-from intarsia.diagnostics import gap
+from intarsia.diagnostics import gap, loss_paths
 
 
 def weights(parts: Sequence[float]) -> list[float]:
@@ -148,6 +148,36 @@ def test_gradient_norm_is_that_of_the_mean_loss_at_theta0(pool: Pool, monkeypatc
     monkeypatch.setattr("intarsia.diagnostics.BATCH", 7)
     assert diagnose(pool, stream()).gradient_norm == pytest.approx(expected, rel=1e-4)
     assert not any(p.requires_grad or p.grad is not None for p in theta0.model.parameters())
+
+
+def test_before_pre_tuning_the_heads_are_random(pool: Pool) -> None:
+    one, other = (diagnose(pool, stream(), seed=s) for s in (0, 1))
+    assert one.gradient_norm_before != one.gradient_norm
+    assert one.gradient_norm_before != other.gradient_norm_before
+    assert one.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-5)
+    assert one.remainder == pytest.approx(one.true_gap - one.predicted_gap)
+
+
+def test_loss_along_a_line_and_its_second_order_picture(pool: Pool) -> None:
+    """Loss at each position as elsewhere; the prediction has the loss, slope and curvature F of theta0."""
+    lines = {
+        "mean": lambda s: dict.fromkeys(pool.tasks, s / 4),
+        "one to two": lambda s: {"task01": 1 - s, "task02": s},
+    }
+    at, found = (0.0, 1e-2, 2e-2, 1.0), loss_paths(pool, stream(), lines, (0.0, 1e-2, 2e-2, 1.0))
+    assert [path.name for path in found] == list(lines)
+    for path, line in zip(found, lines.values(), strict=True):
+        assert path.at == at
+        assert path.loss == pytest.approx([loss(pool, line(s)) for s in at], rel=1e-5)
+    mean = found[0]
+    assert mean.predicted[0] == pytest.approx(mean.loss[0])
+    assert mean.predicted[1] - mean.predicted[0] == pytest.approx(mean.loss[1] - mean.loss[0], rel=0.1)  # the slope
+    fisher = pool.fisher()
+    assert fisher is not None
+    composed = 0.25 * (pool.vector("task01") + pool.vector("task02") + pool.vector("task03") + pool.vector("task04"))
+    bend = mean.predicted[3] - mean.predicted[0] - 100 * (mean.predicted[1] - mean.predicted[0])
+    square = float(composed.norm(fisher.mean(0.0))) ** 2
+    assert bend == pytest.approx(square / 2 * (1 - 1e-2), rel=1e-3, abs=1e-6)
 
 
 def test_one_module_alone_has_no_gap(pool: Pool) -> None:

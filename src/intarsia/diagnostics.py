@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from intarsia import composition
-from intarsia.composition import merge
+from intarsia.composition import merge, moved
 from intarsia.evaluation import matching_tasks
 from intarsia.heads import Head
+from intarsia.module import Module
 from intarsia.pool import Pool
 from intarsia.stream import TaskStream
 from intarsia.task_vector import TaskVector
@@ -40,7 +41,9 @@ class Diagnosis:
         mean_module_loss: sum_t w_t l(theta_t).
         true_gap: mean_module_loss - composed_loss; positive where composing helps.
         predicted_gap: Omega_F.
+        remainder: true_gap - predicted_gap: what is not of second order at theta0, or where F is not the Hessian.
         gradient_norm: |g| at theta0 over the tuned weights; the theory wants it small.
+        gradient_norm_before: the same under random heads, before any pre-tuning.
         vector_norms: |tau_t| of every module.
         cosines: cosine between task vectors, tasks x tasks.
         cosine_to_composed: cosine of every task vector with theta_P - theta0.
@@ -54,7 +57,9 @@ class Diagnosis:
     mean_module_loss: float
     true_gap: float
     predicted_gap: float
+    remainder: float
     gradient_norm: float
+    gradient_norm_before: float
     vector_norms: tuple[float, ...]
     cosines: tuple[tuple[float, ...], ...]
     cosine_to_composed: tuple[float, ...]
@@ -122,6 +127,8 @@ def diagnose(
     vectors = [modules[t].dense(pool.adapter, pool.backbone.tuned) for t in names]
     composed = sum((w[t] * v for t, v in zip(names[1:], vectors[1:], strict=True)), w[names[0]] * vectors[0])
     mean_loss = sum(w[t] * x for t, x in zip(names, losses[2:], strict=True))
+    predicted = gap(vectors, [w[t] for t in names], running.mean(0.0))
+    untuned = Head.random(len(head), head.weight.shape[1], torch.Generator().manual_seed(seed)).to(pool.backbone.device)
     return Diagnosis(
         tasks=names,
         theta0_loss=losses[0],
@@ -129,13 +136,87 @@ def diagnose(
         module_losses=tuple(losses[2:]),
         mean_module_loss=mean_loss,
         true_gap=mean_loss - losses[1],
-        predicted_gap=gap(vectors, [w[t] for t in names], running.mean(0.0)),
-        gradient_norm=_gradient_norm(pool, head, images, labels),
+        predicted_gap=predicted,
+        remainder=mean_loss - losses[1] - predicted,
+        gradient_norm=float(_gradient(pool, head, images, labels).norm()),
+        gradient_norm_before=float(_gradient(pool, untuned, images, labels).norm()),
         vector_norms=tuple(float(v.norm()) for v in vectors),
         cosines=tuple(tuple(float(v.cosine(u)) for u in vectors) for v in vectors),
         cosine_to_composed=tuple(float(v.cosine(composed)) for v in vectors),
         images=len(labels),
     )
+
+
+@dataclass(frozen=True)
+class LossPath:
+    """The loss along a line of weights, and what second order at theta0 makes of it; nats an image.
+
+    Args:
+        name: from where to where.
+        at: positions along the line.
+        loss: measured there.
+        predicted: l(theta0) + <g, d> + 1/2 |d|_F^2, d the difference from theta0.
+    """
+
+    name: str
+    at: tuple[float, ...]
+    loss: tuple[float, ...]
+    predicted: tuple[float, ...]
+
+
+def loss_paths(
+    pool: Pool,
+    stream: TaskStream,
+    lines: Mapping[str, Callable[[float], Mapping[str, float]]],
+    at: Sequence[float],
+    *,
+    per_task: int = 200,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[LossPath, ...]:
+    """Walk along lines of compositions (the picture behind the paper's Fig. 1, measured).
+
+    Args:
+        pool: with at least one module.
+        stream: holds the pool's tasks; their training images are used.
+        lines: name -> position -> coefficients of the task vectors.
+        at: positions.
+        per_task: training images drawn from each task.
+        seed: of that draw.
+        progress: called with (networks measured, networks in all).
+
+    Example:
+        >>> mean = {t: 1 / len(pool.tasks) for t in pool.tasks}
+        >>> loss_paths(pool, stream, {"mean": lambda s: {t: s * w for t, w in mean.items()}}, [0, 0.5, 1])
+    """
+    tasks, reference, running = pool.learned(), pool.reference(), pool.fisher()
+    assert reference is not None and running is not None
+    head, fisher = reference.to(pool.backbone.device), running.mean(0.0)
+    images, labels = _draw(pool, stream, tasks, per_task, seed)
+    gradient, modules = _gradient(pool, head, images, labels), [pool.module(t) for t in tasks]
+    start, done, paths = _loss(pool.backbone.model, head, images, labels, pool), 0, []
+    for name, line in lines.items():
+        losses, predictions = [], []
+        for position in at:
+            away = _composed(pool, modules, line(position))
+            network = moved(pool.backbone, lambda weight, _, away=away: away[weight])
+            losses.append(_loss(network, head, images, labels, pool))
+            square = float(away.inner(away, fisher))
+            predictions.append(start + float(gradient.inner(away)) + square / 2)
+            done += 1
+            if progress is not None:
+                progress(done, len(lines) * len(at))
+        paths.append(LossPath(name, tuple(at), tuple(losses), tuple(predictions)))
+    return tuple(paths)
+
+
+def _composed(pool: Pool, modules: Sequence[Module], weights: Mapping[str, float]) -> TaskVector:
+    """sum_t w_t tau_t, dense; zero for no coefficient at all."""
+    total = TaskVector({name: torch.zeros_like(w) for name, w in pool.backbone.tuned.items()})
+    for module in modules:
+        if w := weights.get(module.card.task, 0.0):
+            total = total + w * module.dense(pool.adapter, pool.backbone.tuned)
+    return total
 
 
 def _draw(pool: Pool, stream: TaskStream, names: Sequence[str], per_task: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -163,8 +244,8 @@ def _loss(network: nn.Module, head: Head, images: Tensor, labels: Tensor, pool: 
     return total / len(labels)
 
 
-def _gradient_norm(pool: Pool, head: Head, images: Tensor, labels: Tensor) -> float:
-    """|g| of the mean loss by the tuned weights at theta0."""
+def _gradient(pool: Pool, head: Head, images: Tensor, labels: Tensor) -> TaskVector:
+    """G of the mean loss by the tuned weights at theta0, by weight name."""
     backbone = pool.backbone
     weights = [backbone.model.get_submodule(path).get_parameter("weight") for path in backbone.targets.values()]
     sums: list[Tensor] = [torch.zeros_like(w) for w in weights]
@@ -178,4 +259,4 @@ def _gradient_norm(pool: Pool, head: Head, images: Tensor, labels: Tensor) -> fl
     finally:
         for w in weights:
             w.requires_grad_(False)
-    return float(TaskVector({str(i): g for i, g in enumerate(sums)}).norm())
+    return TaskVector(dict(zip(backbone.targets, sums, strict=True)))

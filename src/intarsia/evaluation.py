@@ -28,7 +28,8 @@ class Evaluation:
         accuracy_matrix: row i: a[i][0..i]; the last row alone where the model has no history.
         final_accuracy: FA, over all test images of all tasks.
         final_forgetting: FF, mean over all tasks but the last of max_i a[i][j] - a[T][j]; None without a history.
-        average_incremental_accuracy: mean over i of the accuracy on the classes seen so far; None without a history.
+        incremental_accuracy: on all classes seen so far, after each task; the last alone without a history.
+        average_incremental_accuracy: its mean; None without a history.
         task_il_accuracy: arg max within the image's own task.
         images: number of test images.
     """
@@ -37,6 +38,7 @@ class Evaluation:
     accuracy_matrix: tuple[tuple[float, ...], ...]
     final_accuracy: float
     final_forgetting: float | None
+    incremental_accuracy: tuple[float, ...]
     average_incremental_accuracy: float | None
     task_il_accuracy: float
     images: int
@@ -103,6 +105,7 @@ class Scores:
             accuracy_matrix=tuple(self._rows),
             final_accuracy=self._overall[-1],
             final_forgetting=forgetting(self._rows) if whole else None,
+            incremental_accuracy=tuple(self._overall),
             average_incremental_accuracy=sum(self._overall) / len(self._overall) if whole else None,
             task_il_accuracy=self._task_il,
             images=sum(len(t.test) for t in self._tasks),

@@ -64,7 +64,9 @@ def diagnosis(found: Diagnosis) -> None:
             "mean loss of the modules": f"{found.mean_module_loss:.4f}",
             "true gap": f"{found.true_gap:.4f}",
             "gap predicted by the Fisher": f"{found.predicted_gap:.4f}",
-            "|g| at theta0": f"{found.gradient_norm:.4f}",
+            "remainder": f"{found.remainder:.4f}",
+            "|g| at theta0, random heads": f"{found.gradient_norm_before:.4f}",
+            "|g| at theta0, aligned heads": f"{found.gradient_norm:.4f}",
             "images": found.images,
         }
     )

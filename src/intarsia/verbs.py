@@ -22,6 +22,7 @@ from intarsia.learner import learn
 from intarsia.options import Selection, Source, on_device, open_pool, parse_weights
 from intarsia.pool import INDEX, Pool
 from intarsia.regularizers import IEL, ITA
+from intarsia.report import report_comparison, report_pool, write_report
 from intarsia.run import Run
 from intarsia.stream import TaskStream
 
@@ -301,6 +302,36 @@ class Compare:
         return {"rows": rows}
 
 
+@dataclass(frozen=True)
+class Report:
+    """Write one page about a pool or a comparison: what was run, tables, figures, a card for every task."""
+
+    what: Positional[Path]
+    """Folder of the pool, or of the comparison."""
+    out: Path | None = None
+    """New file for the page; <folder>-report.html beside the folder if not given."""
+    source: OmitArgPrefixes[Source] = field(default_factory=Source)
+    device: str = "auto"
+    """cpu, cuda, mps, or the best there is."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        """Measure, draw and write."""
+        out = self.out or self.what.with_name(f"{self.what.resolve().name}-report.html")
+        if out.exists():
+            raise InputError(f"{out} exists: name another file with --out, nothing was written")
+        if (self.what / "comparison.json").exists():
+            html = report_comparison(self.what)
+        else:
+            pool = open_pool(self.what, self.device)
+            with bar("measuring") as progress:
+                html = report_pool(pool, self.source.of(pool), progress=progress)
+        write_report(out, html)
+        if not self.json:
+            facts({"written": out})
+        return {"out": str(out)}
+
+
 def _evaluated(pool: Pool, model: ComposedModel, stream: TaskStream, as_json: bool) -> dict[str, Any]:
     """Measure a composition beside the frozen head over the same tasks, and print it."""
     with bar("evaluating") as progress:
@@ -326,4 +357,5 @@ VERBS = {
     "unlearn": Unlearn,
     "diagnose": Diagnose,
     "compare": Compare,
+    "report": Report,
 }

@@ -1,0 +1,177 @@
+"""Figures: readable at half a column's width, and by the colour-blind (Okabe and Ito's colours, and a shape besides).
+
+Each takes what was measured and returns a matplotlib figure; nothing is measured here.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from intarsia.diagnostics import Diagnosis, LossPath
+from intarsia.evaluation import Evaluation
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F", "#8B6C42", "#5D3A9B")
+MARKERS = "osD^vP*Xh<"
+WIDTH, HEIGHT = 4.6, 3.2
+LONG = 12
+"""Names of more letters are cut on an axis."""
+
+
+def accuracy_matrix(found: Evaluation) -> Figure:
+    """Accuracy on every task after every task, in percent, as a lower triangle."""
+    tasks, rows = found.tasks, found.accuracy_matrix
+    grid = np.full((len(rows), len(tasks)), np.nan)
+    for i, row in enumerate(rows):
+        grid[i, : len(row)] = row
+    figure, axes = _figure(height=HEIGHT + 0.5)
+    image = axes.imshow(grid, vmin=0, vmax=100, cmap="cividis", aspect="auto")
+    for i, row in enumerate(rows):
+        for j, value in enumerate(row):
+            axes.text(j, i, f"{value:.0f}", ha="center", va="center", size=7, color="w" if value < 60 else "k")
+    _name(axes, tasks)
+    axes.set_yticks(range(len(rows)), list(map(_short, tasks[len(tasks) - len(rows) :])))
+    axes.set_ylabel("after learning")
+    axes.set_xlabel("accuracy on")
+    figure.colorbar(image, label="%")
+    return figure
+
+
+def accuracy_by_task(curves: Mapping[str, Sequence[float]]) -> Figure:
+    """Accuracy on the classes seen, after each task, method by method; a method measured once is a level line."""
+    figure, axes = _figure(height=HEIGHT + 0.6)
+    longest = max(map(len, curves.values()))
+    styles = zip(cycle(COLOURS), cycle(MARKERS), strict=False)
+    for (name, curve), (colour, marker) in zip(curves.items(), styles, strict=False):
+        if len(curve) == 1:
+            axes.axhline(curve[0], color=colour, linestyle=":", label=name)
+        else:
+            axes.plot(range(1, len(curve) + 1), curve, color=colour, marker=marker, markersize=4, label=name)
+    axes.set_xticks(range(1, longest + 1))
+    axes.set_xlabel("tasks learned")
+    axes.set_ylabel("accuracy on classes seen, %")
+    figure.legend(loc="outside upper center", ncols=4, fontsize=7, frameon=False)
+    return figure
+
+
+def alignment(found: Mapping[str, Diagnosis]) -> Figure:
+    """Cosines between task vectors, pool by pool, and of each with the composed one (the paper's Fig. 2)."""
+    figure = Figure(figsize=(WIDTH * len(found), HEIGHT), layout="constrained")
+    for place, (name, diagnosis) in enumerate(found.items(), start=1):
+        axes = figure.add_subplot(1, len(found), place)
+        grid = np.array([*diagnosis.cosines, diagnosis.cosine_to_composed])
+        image = axes.imshow(grid, vmin=-1, vmax=1, cmap="PuOr", aspect="auto")
+        for i, row in enumerate(grid):
+            for j, value in enumerate(row):
+                axes.text(
+                    j, i, f"{value:.1f}", ha="center", va="center", size=6, color="w" if abs(value) > 0.7 else "k"
+                )
+        _name(axes, diagnosis.tasks)
+        axes.set_yticks(range(len(grid)), [*map(_short, diagnosis.tasks), "composed"])
+        axes.set_title(name)
+        figure.colorbar(image, label="cosine")
+    return figure
+
+
+def times(costs: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
+    """Seconds a task in set-up and in training, method by method (the paper's Fig. 3): means over tasks."""
+    figure, axes = _figure(height=0.6 + 0.3 * max(4, len(costs)))
+    names = list(costs)
+    set_up, training = (np.array([np.mean([c[part] for c in costs[n]]) for n in names]) for part in (0, 1))
+    axes.barh(names, set_up, color=COLOURS[1], hatch="//", edgecolor="w", label="set-up")
+    axes.barh(names, training, left=set_up, color=COLOURS[0], label="training")
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds a task")
+    axes.legend(fontsize=7, frameon=False)
+    return figure
+
+
+def losses(paths: Mapping[str, Sequence[LossPath]]) -> Figure:
+    """The loss along lines of weights beside the second-order picture at theta0 (what the paper's Fig. 1 draws).
+
+    Args:
+        paths: pool -> its lines; the same lines in each.
+    """
+    names = [path.name for path in next(iter(paths.values()))]
+    figure = Figure(figsize=(WIDTH * len(names), HEIGHT + 0.3), layout="constrained")
+    for place, name in enumerate(names):
+        axes = figure.add_subplot(1, len(names), place + 1)
+        for (pool, lines), colour, marker in zip(paths.items(), COLOURS, MARKERS, strict=False):
+            line = lines[place]
+            axes.plot(line.at, line.loss, color=colour, marker=marker, markersize=4, label=f"{pool} measured".strip())
+            axes.plot(line.at, line.predicted, color=colour, linestyle="--", label=f"{pool} second order".strip())
+        highest = max(max(lines[place].loss) for lines in paths.values())
+        lowest = min(min(lines[place].loss) for lines in paths.values())
+        axes.set_ylim(lowest - 0.3 * (highest - lowest), highest + 0.5 * (highest - lowest))
+        axes.set_xlabel(name)
+        axes.set_ylabel("loss, nats")
+        axes.legend(fontsize=6, frameon=False)
+    return figure
+
+
+def gaps(found: Mapping[str, Diagnosis]) -> Figure:
+    """Jensen's gap, measured against predicted, pool by pool; on the line the identity of Theorem 1 holds."""
+    figure, axes = _figure()
+    for (name, diagnosis), colour, marker in zip(found.items(), cycle(COLOURS), cycle(MARKERS), strict=False):
+        axes.plot(diagnosis.predicted_gap, diagnosis.true_gap, marker, color=colour, label=name, linestyle="none")
+    ends = [0.0, *(d.predicted_gap for d in found.values()), *(d.true_gap for d in found.values())]
+    axes.axline((0, 0), slope=1, color="grey", linestyle=":")
+    axes.set_xlim(min(ends) - 0.05 * max(ends), 1.1 * max(ends) + 1e-6)
+    axes.set_xlabel("gap predicted by the Fisher, nats")
+    axes.set_ylabel("gap measured, nats")
+    axes.legend(fontsize=7, frameon=False)
+    return figure
+
+
+def strengths(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
+    """Final accuracy against the regularizer's strength, alpha or beta, on a logarithmic axis; 0 stands at the left."""
+    figure, axes = _figure()
+    positive = [s for points in curves.values() for s, _ in points if s > 0]
+    left = min(positive) / 10
+    styles = zip(cycle(COLOURS), cycle(MARKERS), strict=False)
+    for (name, points), (colour, marker) in zip(curves.items(), styles, strict=False):
+        x, y = zip(*sorted((s or left, accuracy) for s, accuracy in points), strict=True)
+        axes.plot(x, y, color=colour, marker=marker, markersize=4, label=name)
+    axes.set_xscale("log")
+    axes.set_xlabel(f"strength (0 drawn at {left:g})")
+    axes.set_ylabel("final accuracy, %")
+    axes.legend(fontsize=7, frameon=False)
+    return figure
+
+
+def editing(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Specialization and unlearning: accuracy on the target against that on the others, one point a task.
+
+    Args:
+        rows: method -> rows with ``how``, ``target_accuracy`` and ``control_accuracy``.
+    """
+    figure, axes = _figure(height=HEIGHT + 0.6)
+    hows = list(dict.fromkeys(row["how"] for method in rows.values() for row in method))
+    for (method, found), marker in zip(rows.items(), MARKERS, strict=False):
+        for how, colour in zip(hows, cycle(COLOURS), strict=False):
+            points = [(r["control_accuracy"] or 0, r["target_accuracy"] or 0) for r in found if r["how"] == how]
+            if points:
+                x, y = zip(*points, strict=True)
+                axes.plot(x, y, marker, color=colour, markersize=4, linestyle="none", label=f"{method}: {how}")
+    axes.set_xlabel("accuracy on the other tasks, %")
+    axes.set_ylabel("accuracy on the target, %")
+    figure.legend(loc="outside upper center", ncols=2, fontsize=6, frameon=False)
+    return figure
+
+
+def _figure(height: float = HEIGHT) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _name(axes: Axes, tasks: Sequence[str]) -> None:
+    axes.set_xticks(range(len(tasks)), list(map(_short, tasks)), rotation=45, ha="right", size=7)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONG else f"{name[: LONG - 1]}…"

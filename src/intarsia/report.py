@@ -1,0 +1,280 @@
+"""One page about a pool or a comparison: what was run, tables, figures, a card a task. No network is needed to read it.
+
+The page is made of parts; a part is measured here and drawn by ``figures``.
+"""
+
+import base64
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from intarsia import figures
+from intarsia.compare import COLUMNS, LEGEND, cells
+from intarsia.composition import ComposedModel
+from intarsia.diagnostics import Diagnosis, diagnose, loss_paths
+from intarsia.evaluation import Evaluation, evaluate, matching_tasks
+from intarsia.images import Preprocessing, unit
+from intarsia.pool import Pool
+from intarsia.storage import reading
+from intarsia.stream import Task, TaskStream
+
+SAMPLES = 6
+CONFUSED = 3
+POINTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+DPI = 160
+Progress = Callable[[int, int], None]
+STYLE = """
+:root { color-scheme: light dark; --line: #8884; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+figure { margin: 1rem 0; } figure img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
+figcaption { font-size: .85rem; opacity: .8; } .cards { display: grid; gap: 1rem; }
+@media (min-width: 44rem) { .cards { grid-template-columns: 1fr 1fr; } }
+.card { border: 1px solid var(--line); border-radius: 6px; padding: .8rem; min-width: 0; overflow-wrap: anywhere; }
+.card h3 { margin: 0 0 .4rem; } .card p { margin: .3rem 0; font-size: .9rem; }
+.samples img { width: 15%; image-rendering: pixelated; border-radius: 3px; }
+dl { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; gap: .2rem 1rem; font-size: .9rem; }
+dt { opacity: .75; } dd { margin: 0; overflow-wrap: anywhere; min-width: 0; }
+"""
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Images of one class taken for another: how many of how many."""
+
+    true: str
+    taken_for: str
+    count: int
+    of: int
+
+
+def report_pool(pool: Pool, stream: TaskStream, *, progress: Progress = lambda done, total: None) -> str:
+    """The page of a pool: accuracy of its mean, the theorem on it, its tasks.
+
+    Args:
+        pool: with at least one module.
+        stream: holds the pool's tasks.
+        progress: called with (parts measured, parts in all).
+
+    Raises:
+        InputError: the pool is empty, or the stream does not fit it.
+    """
+    model = pool.mean()
+    found, frozen = evaluate(model, stream), evaluate(pool.frozen(), stream)
+    progress(1, 4)
+    diagnosis = diagnose(pool, stream)
+    progress(2, 4)
+    paths = loss_paths(pool, stream, _lines(pool), POINTS)
+    costs = [(line["set_up_seconds"], line["training_seconds"]) for line in _log(pool)]
+    drawn = {
+        "Accuracy on every task after every task.": figures.accuracy_matrix(found),
+        "Accuracy on the classes seen so far.": figures.accuracy_by_task(
+            {"mean of the modules": found.incremental_accuracy, "frozen backbone": [frozen.final_accuracy]}
+        ),
+        "Cosines between the task vectors, and with the composed one.": figures.alignment({"": diagnosis}),
+        "Loss along lines of weights; dashed: what second order at theta0 makes of it.": figures.losses({"": paths}),
+        "Seconds a task.": figures.times({pool.path.name: costs}),
+    }
+    progress(3, 4)
+    tasks = matching_tasks(model.classes, stream)
+    confusions = confused(model, tasks)
+    progress(4, 4)
+    sections = [
+        ("Run", _facts(_about(pool))),
+        ("Accuracy", _accuracy(found, frozen)),
+        ("Theorem", _facts(_theorem(diagnosis))),
+        ("Figures", "".join(_figure(figure, caption) for caption, figure in drawn.items())),
+        ("Tasks", f'<div class="cards">{"".join(_card(pool, task, confusions) for task in tasks)}</div>'),
+        ("Files", _table(("file", "SHA-256"), sorted((pool.index.files or {}).items()))),
+    ]
+    return page(f"Pool {pool.path.name}", sections)
+
+
+def report_comparison(folder: Path) -> str:
+    """The page of a comparison that ``compare`` wrote.
+
+    Raises:
+        InputError: a file of it is missing or damaged.
+    """
+    path = folder / "comparison.json"
+    with reading(path):
+        record = json.loads(path.read_text())
+        rows, bench = record["rows"], record["bench"]
+        names = [row["method"] for row in rows]
+        runs = {name: json.loads((folder / f"{name}-0.json").read_text()) for name in names}
+        curves = {name: run["incremental_accuracy"] for name, run in runs.items()}
+        tasks = len(next(iter(runs.values()))["tasks"])
+        costs = {
+            name: [(60 * row["set_up_minutes"] / tasks, 60 * row["training_minutes"] / tasks)]
+            for name, row in zip(names, rows, strict=True)
+        }
+        stream = {key: value for key, value in bench["source"].items() if value}
+        table = _table(("method", *COLUMNS), [cells(row) for row in rows])
+        abouts = _table(("method", "what it is"), [(row["method"], row["about"]) for row in rows])
+        versions = next(iter(runs.values()))["versions"]
+    drawn = {
+        "Accuracy on the classes seen so far, seed 0.": figures.accuracy_by_task(curves),
+        "Seconds a task, in set-up and in training.": figures.times(costs),
+    }
+    told = {"stream": stream or "sketches", "backbone": bench["backbone"], "epochs": bench["epochs"]}
+    told |= {"batch": bench["batch_size"], "seeds": rows[0]["seeds"], "versions": versions}
+    sections = [
+        ("Run", _facts(told)),
+        ("Table", f"{table}<p>{escape(LEGEND)}</p>"),
+        ("Methods", abouts),
+        ("Figures", "".join(_figure(figure, caption) for caption, figure in drawn.items())),
+    ]
+    return page(f"Comparison {folder.name}", sections)
+
+
+def confused(model: ComposedModel, tasks: Sequence[Task]) -> dict[str, list[Confusion]]:
+    """Task -> the classes of it that are most often taken for another, the worst first."""
+    labels, first, found = model.labels, 0, dict[str, list[Confusion]]()
+    for task in tasks:
+        taken = model.logits(task.test.tensor(model.preprocessing)).argmax(1)
+        pairs: list[Confusion] = []
+        for c, name in enumerate(task.classes):
+            own = taken[task.test.labels == c]
+            counts = torch.bincount(own, minlength=len(labels))
+            counts[first + c] = 0
+            worst = int(counts.argmax())
+            if counts[worst]:
+                pairs.append(Confusion(name, labels[worst], int(counts[worst]), len(own)))
+        found[task.name] = sorted(pairs, key=lambda p: -p.count / p.of)[:CONFUSED]
+        first += len(task.classes)
+    return found
+
+
+def page(title: str, sections: Sequence[tuple[str, str]]) -> str:
+    """An HTML page of sections (heading, HTML)."""
+    body = "".join(f"<section><h2>{escape(heading)}</h2>{html}</section>" for heading, html in sections)
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<link rel="icon" href="data:,"><title>{escape(title)}</title><style>{STYLE}</style></head>'
+        f"<body><h1>{escape(title)}</h1>{body}</body></html>\n"
+    )
+
+
+def _lines(pool: Pool) -> dict[str, Callable[[float], Mapping[str, float]]]:
+    """From theta0 to the mean, and from the first module to the last."""
+    tasks = pool.learned()
+    lines: dict[str, Callable[[float], Mapping[str, float]]] = {
+        "theta0 (0) to the mean (1)": lambda s: {t: s / len(tasks) for t in tasks}
+    }
+    if len(tasks) > 1:
+        lines[f"{tasks[0]} (0) to {tasks[-1]} (1)"] = lambda s: {tasks[0]: 1 - s, tasks[-1]: s}
+    return lines
+
+
+def _log(pool: Pool) -> list[dict[str, Any]]:
+    path = pool.path / "log.jsonl"
+    with reading(path):
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _about(pool: Pool) -> dict[str, Any]:
+    first = pool.card(pool.tasks[0])
+    told: dict[str, Any] = {
+        "backbone": f"{pool.index.backbone['name']}, {pool.index.backbone['hash'][:16]}",
+        "adapter": str(pool.adapter),
+        "stream": first.stream.get("name", "-"),
+        "tasks": len(pool.tasks),
+        "classes": sum(map(len, pool.classes.values())),
+        "versions": first.versions,
+        "machine": _log(pool)[-1]["machine"],
+    }
+    return told | {"settings": pool.index.settings}
+
+
+def _theorem(found: Diagnosis) -> dict[str, Any]:
+    return {
+        "loss at theta0": f"{found.theta0_loss:.4f}",
+        "loss of the composed model": f"{found.composed_loss:.4f}",
+        "mean loss of the modules": f"{found.mean_module_loss:.4f}",
+        "gap, measured": f"{found.true_gap:.4f}",
+        "gap, predicted by the Fisher": f"{found.predicted_gap:.4f}",
+        "remainder": f"{found.remainder:.4f}",
+        "|g| at theta0, random heads": f"{found.gradient_norm_before:.4f}",
+        "|g| at theta0, aligned heads": f"{found.gradient_norm:.4f}",
+        "images": found.images,
+    }
+
+
+def _accuracy(found: Evaluation, frozen: Evaluation) -> str:
+    told = {
+        "final accuracy, class-incremental": f"{found.final_accuracy:.1f} %",
+        "final forgetting": "-" if found.final_forgetting is None else f"{found.final_forgetting:.1f}",
+        "within the image's own task": f"{found.task_il_accuracy:.1f} %",
+        "frozen backbone, best heads": f"{frozen.final_accuracy:.1f} %",
+        "test images": found.images,
+    }
+    rows = [(task, f"{a:.1f}", f"{frozen.per_task[task]:.1f}") for task, a in found.per_task.items()]
+    return _facts(told) + _table(("task", "now %", "frozen %"), rows)
+
+
+def _card(pool: Pool, task: Task, confusions: Mapping[str, Sequence[Confusion]]) -> str:
+    card = pool.card(task.name)
+    ways = {way: ", ".join(tasks) or "no other task" for way, tasks in asdict(card.influenced_by).items()}
+    worst = [f"{c.true} for {c.taken_for} ({c.count} of {c.of})" for c in confusions[task.name]]
+    samples = "".join(_sample(task, c, pool.backbone.preprocessing) for c in range(min(SAMPLES, len(task.classes))))
+    parts = {
+        "classes": ", ".join(card.classes),
+        "images": card.images,
+        "|tau| / |theta0|": f"{100 * card.measures['relative_norm']:.2f} %",
+        "most often taken": "; ".join(worst) or "none is confused",
+        **{f"influenced by the {way} of": names for way, names in ways.items()},
+    }
+    lines = "".join(f"<p><b>{escape(k)}</b> {escape(str(v))}</p>" for k, v in parts.items())
+    return f'<div class="card"><h3>{escape(task.name)}</h3><div class="samples">{samples}</div>{lines}</div>'
+
+
+def _sample(task: Task, c: int, preprocessing: Preprocessing) -> str:
+    """The first test image of a class."""
+    images, first = task.test.tensor(preprocessing), int((task.test.labels == c).nonzero()[0])
+    pixels: Tensor = (unit(images[first]) * 255).round().to(torch.uint8).permute(1, 2, 0)
+    image = Image.fromarray(pixels.squeeze(2).numpy() if pixels.shape[2] == 1 else pixels.numpy())
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return _image(buffer.getvalue(), task.classes[c])
+
+
+def _figure(figure: Figure, caption: str) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    return f"<figure>{_image(buffer.getvalue(), caption)}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def _image(png: bytes, what: str) -> str:
+    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return f'<img alt="{escape(what)}" title="{escape(what)}" src="{source}">'
+
+
+def _facts(values: Mapping[str, Any]) -> str:
+    rows = [(name, json.dumps(v) if isinstance(v, dict) else v) for name, v in values.items()]
+    lines = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in rows)
+    return f"<dl>{lines}</dl>"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    top = "".join(f"<th>{escape(h)}</th>" for h in head)
+    lines = "".join("<tr>" + "".join(f"<td>{escape(str(v))}</td>" for v in row) + "</tr>" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>'
+
+
+def write_report(path: Path, html: str) -> None:
+    """Write a page into a file, its folder made if there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(html)

@@ -1,0 +1,134 @@
+"""The report: one page that holds what was measured, needs nothing else, and that a browser shows without complaint."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from test_cli import refused, result
+
+from cases import GREY, stream
+from intarsia import Pool, diagnose, evaluate
+from intarsia.report import confused, page, report_comparison, report_pool
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+class Parts(HTMLParser):
+    """Tags that were opened and not closed, addresses, and all text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "link", "img"):
+            self.open.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data + "\n"
+
+
+def read(html: str) -> Parts:
+    parts = Parts()
+    parts.feed(html)
+    assert not parts.open
+    assert all(address.startswith("data:") for address in parts.addresses)
+    assert "http" not in re.sub(r"base64,[^\"]*", "", html)
+    return parts
+
+
+def test_a_pools_page_holds_its_figures_its_tasks_and_what_was_measured(pool: Pool) -> None:
+    told: list[tuple[int, int]] = []
+    parts = read(report_pool(pool, stream(), progress=lambda done, total: told.append((done, total))))
+    found, diagnosis = evaluate(pool.mean(), stream()), diagnose(pool, stream())
+    for words in (
+        f"{found.final_accuracy:.1f} %",
+        f"{diagnosis.true_gap:.4f}",
+        f"{diagnosis.gradient_norm_before:.4f}",
+        pool.backbone.hash[:16],
+        *pool.tasks,
+        *(digest for digest in (pool.index.files or {}).values()),
+    ):
+        assert words in parts.text
+    assert sum(address.startswith("data:image/png") for address in parts.addresses) == 5 + 2 * len(pool.tasks)
+    assert told == [(i, 4) for i in (1, 2, 3, 4)]
+
+
+def test_confused_classes_are_those_most_often_taken_for_another(pool: Pool) -> None:
+    model, tasks = pool.mean(), list(stream())
+    found = confused(model, tasks)
+    labels = model.labels
+    for place, task in enumerate(tasks):
+        taken = model.logits(task.test.tensor(GREY)).argmax(1)
+        for pair in found[task.name]:
+            own = taken[task.test.labels == task.classes.index(pair.true)]
+            assert int((own == labels.index(pair.taken_for)).sum()) == pair.count > 0
+            assert pair.of == len(own) == 4
+            assert labels[2 * place + task.classes.index(pair.true)] == pair.true
+        counts = [pair.count for pair in found[task.name]]
+        assert counts == sorted(counts, reverse=True)
+
+
+def test_text_from_outside_is_escaped() -> None:
+    parts = read(page("<script>alert(1)</script>", [("a & b", "<p>fine</p>")]))
+    assert "<script>alert(1)</script>" in parts.text
+    assert "script" not in parts.open
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison and its report, made by the command line."""
+    folder = tmp_path_factory.mktemp("report")
+    small = ("--tasks", 2, "--max-per-class", 4, "--epochs", 1, "--threads", 1)
+    result("compare", "--methods", "frozen,ita", "--out", folder / "runs", *small)
+    assert result("report", folder / "runs")["out"] == str(folder / "runs-report.html")
+    return folder
+
+
+def test_a_comparisons_page_holds_its_table(reported: Path) -> None:
+    parts = read((reported / "runs-report.html").read_text())
+    rows = json.loads((reported / "runs" / "comparison.json").read_text())["rows"]
+    for row in rows:
+        assert row["method"] in parts.text
+        assert f"{row['final_accuracy']:.1f}" in parts.text
+    assert report_comparison(reported / "runs") == (reported / "runs-report.html").read_text()
+
+
+def test_a_page_that_is_there_is_not_written_over(reported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "exists" in refused(capsys, "report", reported / "runs")
+    assert "is not a pool" in refused(capsys, "report", reported / "nothing")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_a_browser_shows_the_page_without_complaint(reported: Path, tmp_path: Path) -> None:
+    """At desktop and phone width, nothing wider than the window; a page with a fault is the control."""
+    html = (reported / "runs-report.html").read_text()
+    probe = "<script>document.title = document.documentElement.scrollWidth + ' of ' + innerWidth</script></body>"
+    (tmp_path / "good.html").write_text(html.replace("</body>", probe))
+    (tmp_path / "bad.html").write_text("<script>nothing.there()</script>")
+    for width in (1200, 500):
+        dom, said = browse(tmp_path / "good.html", tmp_path / "profile", width)
+        assert "CONSOLE" not in said
+        title = re.search(r"<title>(\d+) of (\d+)</title>", dom)
+        assert title is not None
+        assert int(title[1]) <= int(title[2])
+    assert "CONSOLE" in browse(tmp_path / "bad.html", tmp_path / "profile", 1200)[1]
+
+
+def browse(path: Path, profile: Path, width: int) -> tuple[str, str]:
+    """A page's document after its scripts ran, and what the browser's console said."""
+    quiet = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run")
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", *quiet, "--enable-logging=stderr"]
+    command += [f"--user-data-dir={profile}", f"--window-size={width},900", "--dump-dom", path.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    return done.stdout, done.stderr
