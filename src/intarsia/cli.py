@@ -3,15 +3,17 @@
 import json
 import os
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from intarsia.config import AdapterKind, Method, Training, recommended
+from intarsia.config import AdapterKind, Method, Training, paper, recommended
 from intarsia.errors import InputError
+from intarsia.options import Source
 from intarsia.pool import Pool
+from intarsia.presets import BACKBONE, preset
 from intarsia.verbs import VERBS, Learn
 
 
@@ -55,10 +57,28 @@ def _flag(arguments: list[str], name: str) -> str | None:
 
 def _recommended(arguments: list[str]) -> Learn:
     """What ``learn`` starts from: the tool's own settings for the method and adapter asked for."""
+    name = _flag(arguments, "preset")
+    if name is not None:
+        return _of_preset(name)
     method, adapter = _flag(arguments, "method"), _flag(arguments, "adapter")
     chosen: Method = "iel" if method == "iel" else "ita"
     kind: AdapterKind = "full" if adapter == "full" else "ia3" if adapter == "ia3" else "lora"
+    if "--paper" in arguments:
+        return _with(chosen, kind, *paper(chosen), paper=True)
     return Learn(method=chosen, adapter=kind, training=recommended(chosen, kind)[1])
+
+
+def _of_preset(name: str) -> Learn:
+    """What ``learn --preset`` starts from: the cell's backbone, split and settings; flags still win."""
+    cell = preset(name)
+    source = Source(tasks=cell.data.tasks)
+    start = _with(cell.method, cell.adapter, cell.strength, cell.training, preset=name)
+    return replace(start, backbone=BACKBONE, source=source, out=Path(f"runs/{name}"))
+
+
+def _with(method: Method, adapter: AdapterKind, strength: float, training: Training, **flags: Any) -> Learn:
+    name = "alpha" if method == "ita" else "beta"
+    return Learn(method=method, adapter=adapter, training=training, **{name: strength}, **flags)
 
 
 def _settings_of_pool(arguments: list[str]) -> Learn:

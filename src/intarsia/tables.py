@@ -9,6 +9,7 @@ from intarsia.diagnostics import Diagnosis
 from intarsia.evaluation import Evaluation
 from intarsia.module import Card
 from intarsia.pool import Pool
+from intarsia.presets import TOLERANCE, Preset
 
 
 def modules(pool: Pool, cards: Sequence[Card]) -> None:
@@ -70,6 +71,23 @@ def diagnosis(found: Diagnosis) -> None:
             "images": found.images,
         }
     )
+
+
+def presets(cells: Sequence[Preset]) -> None:
+    """A row a cell of the paper's table."""
+    rows = [
+        (
+            p.name,
+            f"{p.data.tasks}, {p.data.classes}",
+            f"{p.strength:g}",
+            p.training.epochs,
+            f"{p.expected:.2f}",
+            p.source,
+        )
+        for p in cells
+    ]
+    note = f"FA: the paper's, mean of three runs; `presets verify` allows {TOLERANCE:g} point around it."
+    table("", ("preset", "tasks, classes", "strength", "epochs", "FA %", "hyper-parameters"), rows, note)
 
 
 def comparison(rows: Sequence[Mapping[str, Any]]) -> None:

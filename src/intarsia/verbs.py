@@ -21,6 +21,7 @@ from intarsia.evaluation import evaluate, recorded_stream, target_and_control
 from intarsia.learner import learn
 from intarsia.options import Selection, Source, on_device, open_pool, parse_weights
 from intarsia.pool import INDEX, Pool
+from intarsia.presets import PRESETS, preset, preset_of, verify
 from intarsia.regularizers import IEL, ITA
 from intarsia.report import report_comparison, report_pool, write_report
 from intarsia.run import Run
@@ -41,6 +42,10 @@ class Learn:
     """vit_sketch (built in), timm/<name> or timm/<name>@<weights.safetensors>."""
     targets: tuple[str, ...] = TARGETS
     """Patterns of the linear layers whose weights are tuned."""
+    preset: str | None = None
+    """A cell of the paper's table, by name (see ``intarsia presets``): sets everything but --data and --out."""
+    paper: bool = False
+    """Start from the paper's settings instead of the tool's own; flags still win."""
     method: Method = "ita"
     """Train each module alone (ita) or through the composed model (iel)."""
     adapter: AdapterKind = "lora"
@@ -66,6 +71,12 @@ class Learn:
     def run(self) -> dict[str, Any]:
         """Learn and evaluate."""
         regularizer = self._regularizer()
+        if self.preset is not None and self.source.data is None:
+            wanted = preset(self.preset).data
+            raise InputError(
+                f"preset {self.preset}: name {wanted.title}'s images with --data folder:<dir>, "
+                f"{wanted.classes} classes under train/ and test/"
+            )
         stream = self.source.load("sketches", self.training.seed)
         theta0 = Backbone.load(self.backbone, targets=self.targets).to(on_device(self.device))
         adapter: Adapter = build_adapter(self.adapter, self.rank)
@@ -303,6 +314,36 @@ class Compare:
 
 
 @dataclass(frozen=True)
+class Presets:
+    """List the cells of the paper's table, or compare a run with the one it was learned with."""
+
+    action: Positional[Literal["list", "verify"]] = "list"
+    """What to do."""
+    pool: Positional[Path | None] = None
+    """Folder of the pool to verify."""
+    source: OmitArgPrefixes[Source] = field(default_factory=Source)
+    device: str = "auto"
+    """cpu, cuda, mps, or the best there is."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        """List or verify."""
+        if self.action == "list":
+            records = [p.record() for p in PRESETS.values()]
+            if not self.json:
+                tables.presets(list(PRESETS.values()))
+            return {"presets": records}
+        if self.pool is None:
+            raise InputError("presets verify: expected a pool's folder")
+        pool = open_pool(self.pool, self.device)
+        cell = preset_of(pool)
+        found = verify(cell, evaluate(pool.mean(), self.source.of(pool), history=False))
+        if not self.json:
+            facts(found)
+        return found
+
+
+@dataclass(frozen=True)
 class Report:
     """Write one page about a pool or a comparison: what was run, tables, figures, a card for every task."""
 
@@ -358,4 +399,5 @@ VERBS = {
     "diagnose": Diagnose,
     "compare": Compare,
     "report": Report,
+    "presets": Presets,
 }

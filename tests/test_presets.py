@@ -1,0 +1,119 @@
+"""The paper's cells: each resolves and starts from a folder of its shape; a run is known by what it was made with."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from test_cli import refused, result
+
+from cases import stream
+from intarsia import Backbone, InputError, Pool, TaskStream, evaluate
+from intarsia.cli import _parse
+from intarsia.config import build_adapter, build_regularizer, regularizer_record
+from intarsia.estimate import estimate
+from intarsia.index import Index
+from intarsia.presets import BACKBONE, DATA, PRESETS, preset, preset_of, verify
+from intarsia.run import Run
+
+ITA_LORA = {"imagenet-r": 77.79, "cifar100": 89.96, "cub200": 85.55, "caltech256": 92.65, "mit67": 86.60}
+SIZES = {"imagenet-r": [20] * 10, "cifar100": [10] * 10, "cub200": [20] * 10, "resisc45": [5] * 9}
+SIZES |= {"cropdisease": [5] * 7, "mit67": [7] * 7 + [6] * 3}
+
+
+def test_there_is_a_cell_for_every_data_set_method_and_adapter() -> None:
+    assert len(PRESETS) == 7 * 2 * 3
+    assert {name: preset(f"{name}-ita-lora").expected for name in ITA_LORA} == ITA_LORA
+    assert preset("cropdisease-iel-ia3").expected == 95.68
+    records = result("presets")["presets"]
+    assert [record["name"] for record in records] == list(PRESETS)
+    assert {record["source"] for record in records} == {"paper", "ours"}
+
+
+def test_published_hyper_parameters_are_the_papers() -> None:
+    cifar, iel, crop = (preset(n) for n in ("cifar100-ita-lora", "cifar100-iel-full", "cropdisease-ita-ia3"))
+    assert (cifar.strength, iel.strength, crop.strength) == (0.02, 20.0, 5.0)
+    t = cifar.training
+    assert (t.lr, t.weight_decay, t.batch_size, t.epochs, t.lambda_h, t.lambda_0) == (3e-4, 0, 128, 20, 0.025, 0.001)
+    assert (iel.training.lambda_h, iel.training.lambda_0) == (0.1, 0.001)
+    t = crop.training
+    assert (t.epochs, t.pretune_epochs, t.lambda_h, t.lambda_0) == (5, 1, 0.1, 0.01)
+
+
+def test_a_flag_wins_over_the_preset_and_the_preset_over_the_tools_own(tmp_path: Path) -> None:
+    verb = _parse(["learn", "--preset", "cropdisease-ita-full", "--data", "folder:x", "--epochs", "7"])
+    assert (verb.method, verb.adapter, verb.alpha, verb.backbone) == ("ita", "full", 5.0, BACKBONE)
+    assert verb.training == replace(preset("cropdisease-ita-full").training, epochs=7)
+    assert (verb.source.tasks, verb.out) == (7, Path("runs/cropdisease-ita-full"))
+    paper = _parse(["learn", "--paper", "--method", "iel", "--adapter", "ia3"])
+    assert (paper.method, paper.adapter, paper.beta) == ("iel", "ia3", 20.0)
+    assert paper.training == preset("cifar100-iel-ia3").training
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small timm model of three channels, saved on the spot."""
+    import timm  # noqa: PLC0415  after intarsia
+
+    path = tmp_path_factory.mktemp("presets") / "weights.safetensors"
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("name", list(DATA))
+def test_a_stream_of_the_data_sets_shape_starts(name: str, weights: Path, tmp_path: Path) -> None:
+    """As many classes as the data set has, two tiny images each: split as the paper says, and the first steps run."""
+    data = DATA[name]
+    for i in range(data.classes):
+        for side in ("train", "test"):
+            folder = tmp_path / side / f"class{i:03}"
+            folder.mkdir(parents=True)
+            for k in range(2):
+                Image.new("RGB", (9, 8), (i % 256, 40 * k, 99)).save(folder / f"{k}.png")
+    stream = TaskStream.load(f"folder:{tmp_path}", tasks=data.tasks)
+    sizes = [len(task.classes) for task in stream]
+    assert len(sizes) == data.tasks
+    assert sizes == SIZES.get(name, sizes)
+    cell = preset(f"{name}-iel-lora")
+    theta0 = Backbone.load(f"timm/test_vit@{weights}")
+    adapter, regularizer = build_adapter(cell.adapter), build_regularizer(cell.method, cell.strength)
+    cost = estimate(Run(theta0, adapter, regularizer, cell.training, stream.subset([0])), keep_fishers=False)
+    assert cost.classes == sizes[0]
+    assert cost.steps == cell.training.epochs
+
+
+def test_a_preset_without_its_images_is_refused_with_what_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "CIFAR-100's images with --data" in refused(capsys, "learn", "--preset", "cifar100-ita-lora")
+    assert "cifar100-ita-full" in refused(capsys, "learn", "--preset", "cifar100-ita", "--data", "folder:x")
+    assert "expected a pool" in refused(capsys, "presets", "verify")
+
+
+def learned_with(pool: Pool, name: str) -> Pool:
+    """The pool as it would be, had the preset been used."""
+    cell = preset(name)
+    settings = {**regularizer_record(build_regularizer(cell.method, cell.strength)), **cell.training.record()}
+    about = {**pool.index.backbone, "name": BACKBONE}
+    index = Index(about, {"kind": cell.adapter}, {**settings, "seed": 3}, pool.tasks, pool.index.files)
+    return Pool(pool.path, index, pool.backbone)
+
+
+def test_a_run_is_recognised_by_what_it_was_made_with(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = {name: replace(data, tasks=4, classes=8) for name, data in DATA.items() if name == "cifar100"}
+    small = {n: replace(p, data=shapes["cifar100"]) for n, p in PRESETS.items() if n.startswith("cifar100")}
+    monkeypatch.setattr("intarsia.presets.PRESETS", small)
+    assert preset_of(learned_with(pool, "cifar100-iel-full")).name == "cifar100-iel-full"
+    with pytest.raises(InputError, match=r"not learned with a preset: nearest is cifar100-\w+-\w+, with "):
+        preset_of(pool)
+
+
+def test_a_run_agrees_within_a_point(pool: Pool) -> None:
+
+    cell, found = preset("cifar100-ita-lora"), evaluate(pool.mean(), stream())
+    near, far = (verify(cell, replace(found, final_accuracy=a)) for a in (90.9, 88.9))
+    assert (near["agrees"], far["agrees"]) == (True, False)
+    assert near["difference"] == pytest.approx(0.94)
+    assert json.dumps(near)
