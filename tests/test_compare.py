@@ -14,7 +14,7 @@ from intarsia.errors import InputError
 from intarsia.options import Source
 from intarsia.pool import Pool
 
-SMALL = ("--tasks", 2, "--max-per-class", 4, "--epochs", 1, "--threads", 1)
+SMALL = ("--only", "animals", "vehicles", "--max-per-class", 4, "--epochs", 1, "--threads", 1)
 
 
 @pytest.fixture(scope="module")

@@ -89,7 +89,7 @@ def test_text_from_outside_is_escaped() -> None:
 def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison and its report, made by the command line."""
     folder = tmp_path_factory.mktemp("report")
-    small = ("--tasks", 2, "--max-per-class", 4, "--epochs", 1, "--threads", 1)
+    small = ("--only", "animals", "vehicles", "--max-per-class", 4, "--epochs", 1, "--threads", 1)
     result("compare", "--methods", "frozen,ita", "--out", folder / "runs", *small)
     assert result("report", folder / "runs")["out"] == str(folder / "runs-report.html")
     return folder
