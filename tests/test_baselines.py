@@ -21,7 +21,7 @@ from intarsia.baselines.ewc import Anchored
 from intarsia.baselines.l2 import L2
 from intarsia.baselines.seed import ClassGaussian, Ensemble, Expert, least_overlap
 from intarsia.baselines.sequential import GrowingHead, Student
-from intarsia.baselines.stage import NetworkClassifier
+from intarsia.baselines.stage import classifier
 from intarsia.baselines.tmc import Tangent, TangentClassifier, TangentHead
 from intarsia.composition import moved
 from intarsia.evaluation import Scores
@@ -115,7 +115,7 @@ def test_ewc_is_the_quadratic_about_where_the_last_task_ended(student: Student) 
     task, vector = run.stream[0], TaskVector({n: torch.full_like(w, 0.01) for n, w in theta0.tuned.items()})
     ended = Head(randn(2, 16, seed=5).float(), randn(2, seed=6).float())
     network = moved(theta0, lambda name, _: vector[name])
-    model = NetworkClassifier(network, ended, {task.name: task.classes}, GREY)
+    model = classifier(theta0, network, ended, {task.name: task.classes})
     keeper = Anchored(3.0)
     assert keeper.loss(student) is None
     keeper.learned(task, run, model, seeded(7))

@@ -160,9 +160,7 @@ class ComposedModel(nn.Module):
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
         """Logits (N, C), on the CPU, of uint8 images (N, channels, R, R) as a stream holds them."""
-        device = self.head.weight.device
-        batches = images.split(PREDICT_BATCH)
-        return torch.cat([self(self.preprocessing.normalize(b.to(device))).cpu() for b in batches])
+        return answers(self, images, self.preprocessing, self.head.weight.device)
 
     def predict(self, paths: Sequence[str | Path]) -> list[str]:
         """Class names of image files.
@@ -214,6 +212,15 @@ class ComposedModel(nn.Module):
         return model
 
 
+@torch.no_grad()
+def answers(
+    network: Callable[[Tensor], Tensor], images: Tensor, preprocessing: Preprocessing, device: torch.device
+) -> Tensor:
+    """What a network says of uint8 images (N, channels, R, R), normalised batch by batch; (N, ...) on the CPU."""
+    batches = images.split(PREDICT_BATCH)
+    return torch.cat([network(preprocessing.normalize(b.to(device))).cpu() for b in batches])
+
+
 def merge(backbone: Backbone, adapter: Adapter, modules: Sequence[Module], weights: Mapping[str, float]) -> nn.Module:
     """A copy of theta0's network with sum_t w_t tau_t added to its tuned weights, one weight at a time.
 
@@ -223,6 +230,13 @@ def merge(backbone: Backbone, adapter: Adapter, modules: Sequence[Module], weigh
         modules: in the pool's order.
         weights: task -> coefficient; a task left out counts 0 and costs nothing.
     """
+    return moved(backbone, combination(adapter, modules, weights))
+
+
+def combination(
+    adapter: Adapter, modules: Sequence[Module], weights: Mapping[str, float]
+) -> Callable[[str, Tensor], Tensor]:
+    """(weight name, theta0) -> sum_t w_t tau_t (O, I) of that weight; see ``merge``."""
     chosen = [m for m in modules if weights.get(m.card.task, 0.0)]
     coefficients = [weights[m.card.task] for m in chosen]
 
@@ -231,7 +245,7 @@ def merge(backbone: Backbone, adapter: Adapter, modules: Sequence[Module], weigh
             return torch.zeros_like(theta0)
         return adapter.combined([m.parts(name, theta0) for m in chosen], coefficients, theta0)
 
-    return moved(backbone, total)
+    return total
 
 
 def moved(backbone: Backbone, by: Callable[[str, Tensor], Tensor]) -> nn.Module:

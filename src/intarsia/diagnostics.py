@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from intarsia import composition
-from intarsia.composition import merge, moved
+from intarsia.composition import combination, merge, moved
 from intarsia.evaluation import matching_tasks
 from intarsia.heads import Head
-from intarsia.module import Module
 from intarsia.pool import Pool
 from intarsia.stream import TaskStream
 from intarsia.task_vector import TaskVector
@@ -198,7 +197,8 @@ def loss_paths(
     for name, line in lines.items():
         losses, predictions = [], []
         for position in at:
-            away = _composed(pool, modules, line(position))
+            total = combination(pool.adapter, modules, line(position))
+            away = TaskVector({weight: total(weight, theta0) for weight, theta0 in pool.backbone.tuned.items()})
             network = moved(pool.backbone, lambda weight, _, away=away: away[weight])
             losses.append(_loss(network, head, images, labels, pool))
             square = float(away.inner(away, fisher))
@@ -208,15 +208,6 @@ def loss_paths(
                 progress(done, len(lines) * len(at))
         paths.append(LossPath(name, tuple(at), tuple(losses), tuple(predictions)))
     return tuple(paths)
-
-
-def _composed(pool: Pool, modules: Sequence[Module], weights: Mapping[str, float]) -> TaskVector:
-    """sum_t w_t tau_t, dense; zero for no coefficient at all."""
-    total = TaskVector({name: torch.zeros_like(w) for name, w in pool.backbone.tuned.items()})
-    for module in modules:
-        if w := weights.get(module.card.task, 0.0):
-            total = total + w * module.dense(pool.adapter, pool.backbone.tuned)
-    return total
 
 
 def _draw(pool: Pool, stream: TaskStream, names: Sequence[str], per_task: int, seed: int) -> tuple[Tensor, Tensor]:

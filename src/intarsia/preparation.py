@@ -5,6 +5,7 @@ They depend on neither method, adapter nor strength.
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from intarsia.fisher import Fisher, diagonal_fisher
@@ -95,19 +96,25 @@ def prepare(run: Run, task: Task, memory: Memory) -> Prepared:
 def _reference_heads(run: Run, number: int, features: Tensor, labels: Tensor, classes: int, memory: Memory) -> Head:
     """Step 3: pre-tune a head for the new classes, then align the heads of all classes seen."""
     training, generator = run.training, run.generator(number, "heads")
-    fresh = pretune(
+    fresh = fresh_head(run, features, labels, classes, generator)
+    return align(
+        Head.join([h for h in (memory.reference, fresh) if h is not None]),
+        memory.statistics,
+        epochs=training.alignment_epochs,
+        lr=training.pretune_lr,
+        generator=generator,
+    )
+
+
+def fresh_head(run: Run, features: Tensor, labels: Tensor, classes: int, generator: torch.Generator) -> Head:
+    """A head for new classes, pre-tuned on their features (N, D) with labels (N,)."""
+    training = run.training
+    return pretune(
         Head.random(classes, features.shape[1], generator),
         features,
         labels,
         epochs=training.pretune_epochs,
         lr=training.pretune_lr,
         batch_size=training.batch_size,
-        generator=generator,
-    )
-    return align(
-        Head.join([h for h in (memory.reference, fresh) if h is not None]),
-        memory.statistics,
-        epochs=training.alignment_epochs,
-        lr=training.pretune_lr,
         generator=generator,
     )

@@ -7,7 +7,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from intarsia.adapters import Adapter
+from intarsia.augmentation import augment
 from intarsia.backbone import Backbone
 from intarsia.config import Training
 from intarsia.errors import InputError
@@ -71,6 +72,16 @@ class Run:
             yield self.backbone.preprocessing.normalize(batch.to(self.backbone.device))
             done += len(batch)
             self.progress(task, phase, done, len(images))
+
+    def varied(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """A training batch (B, C, size, size) on the backbone's device: uint8 images, augmented and normalised."""
+        kind = self.stream.augmentation if self.training.augment else "none"
+        return augment(images, kind, self.backbone.preprocessing, generator).to(self.backbone.device)
+
+    def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
+        """AdamW as ``training`` says."""
+        rate, decay = self.training.lr, self.training.weight_decay
+        return torch.optim.AdamW(list(parameters), lr=rate, weight_decay=decay, foreach=True)
 
     def trained_network(self) -> nn.Module:
         """The backbone's network, its adapters attached, compiled if that is asked for.

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from intarsia.adapters import Attachment
 from intarsia.anchor import Anchor
-from intarsia.augmentation import augment
 from intarsia.config import Training
 from intarsia.drift import FeatureDrift, fit_drift
 from intarsia.errors import InputError
@@ -131,17 +130,15 @@ def _epochs(run: Run, prepared: Prepared, adapter: Attachment, head: TrainedHead
     """The mean loss of each epoch; adapter and head are trained in place."""
     training, backbone, task = run.training, run.backbone, prepared.task
     images, labels = task.train.tensor(backbone.preprocessing), task.train.labels
-    kind = run.stream.augmentation if training.augment else "none"
     generator, network = run.generator(prepared.number, "training"), run.trained_network()
     at_theta0 = prepared.features.to(backbone.device)
     spread = at_theta0.var(0, correction=0).sum() + SMALLEST * (1 + at_theta0.square().sum(1).mean())
-    parameters = [*adapter.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=training.weight_decay, foreach=True)
+    optimizer = run.optimizer([*adapter.parameters(), *head.parameters()])
     sums = [0.0] * training.epochs
     for batch in batches(training, len(images), generator):
         batch.set_rate(optimizer)
         index = batch.index
-        x = augment(images[index], kind, backbone.preprocessing, generator).to(backbone.device)
+        x = run.varied(images[index], generator)
         with run.arithmetic():
             features = network(x)
         features = features.to(at_theta0.dtype)

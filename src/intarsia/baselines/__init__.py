@@ -6,6 +6,6 @@ l2         ITA with a plain L2 for its Fisher          tmc        tangent models
 seed       an ensemble of experts and Gaussians
 """
 
-from intarsia.baselines.stage import NetworkClassifier, Stage
+from intarsia.baselines.stage import Stage
 
-__all__ = ["NetworkClassifier", "Stage"]
+__all__ = ["Stage"]

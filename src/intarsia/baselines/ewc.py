@@ -18,7 +18,8 @@ from intarsia.adapters import Adapter, Full
 from intarsia.backbone import Backbone
 from intarsia.baselines.sequential import Keeper, Student, train_in_turn
 from intarsia.baselines.setting import plain_run
-from intarsia.baselines.stage import NetworkClassifier, Stage, numbers
+from intarsia.baselines.stage import Stage, numbers
+from intarsia.composition import ComposedModel
 from intarsia.config import Training
 from intarsia.fisher import Fisher, diagonal_fisher, head_fisher
 from intarsia.heads import Head
@@ -53,7 +54,7 @@ class Anchored(Keeper):
             total = total + (self.head_fisher[name] * (parameter[:known] - self.head[name]).square()).sum()
         return 0.5 * self.strength / unit * total
 
-    def learned(self, task: Task, run: Run, model: NetworkClassifier, generator: torch.Generator) -> None:
+    def learned(self, task: Task, run: Run, model: ComposedModel, generator: torch.Generator) -> None:
         """Add the task's Fisher, taken here and now, and move the anchor here."""
         here = Backbone(
             model.network,
@@ -70,7 +71,7 @@ class Anchored(Keeper):
         self.fisher = _added(self.fisher, fisher.mean(0.0))
         self.head_fisher = _added(self.head_fisher, Head(weight, bias).tensors())
         self.vector = {name: w - run.backbone.tuned[name] for name, w in here.tuned.items()}
-        self.head = model.head.tensors()
+        self.head = Head(model.head.weight, model.head.bias).tensors()
 
 
 def learn(

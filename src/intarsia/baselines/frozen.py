@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from intarsia.adapters import Full
 from intarsia.backbone import Backbone
 from intarsia.baselines.setting import plain_run
-from intarsia.baselines.stage import NetworkClassifier, Stage
+from intarsia.baselines.stage import Stage, classifier
 from intarsia.config import Training
 from intarsia.heads import discriminant
 from intarsia.run import Laps, Progress, silent
@@ -35,7 +35,7 @@ def learn(
         features = run.features(task.name, task.train.tensor(backbone.preprocessing))
         own = Gaussians.of(features, task.train.labels, len(task.classes))
         seen = own if seen is None else Gaussians.join([seen, own])
-        head = discriminant(seen).to(backbone.device)
+        head = discriminant(seen)
         laps.lap("set-up")
-        model = NetworkClassifier(backbone.model, head, classes, backbone.preprocessing)
+        model = classifier(backbone, backbone.model, head, classes)
         yield Stage(model, laps.seconds["set-up"], 0.0, seen.centres.numel() + seen.scatter.numel())

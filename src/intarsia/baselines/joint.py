@@ -6,7 +6,7 @@ from dataclasses import replace
 from intarsia.adapters import Adapter, LoRA
 from intarsia.backbone import Backbone
 from intarsia.baselines.setting import plain_run
-from intarsia.baselines.stage import NetworkClassifier, Stage, numbers
+from intarsia.baselines.stage import Stage, classifier, numbers
 from intarsia.composition import merge
 from intarsia.config import Training
 from intarsia.learner import modules
@@ -40,8 +40,8 @@ def learn(
     (learned,) = modules(run, Memory())
     module, log = learned.module, learned.log
     network = merge(backbone, run.adapter, [module], {module.card.task: 1.0})
-    head = module.own_head().to(backbone.device)
-    model = NetworkClassifier(network, head, {t.name: t.classes for t in stream}, backbone.preprocessing)
+    head = module.own_head()
+    model = classifier(backbone, network, head, {t.name: t.classes for t in stream})
     images = sum(len(t.train) for t in stream)
     kept = numbers(module.vector, head.tensors())
     yield Stage(model, log["set_up_seconds"], log["training_seconds"], kept, images)

@@ -14,21 +14,22 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import MultivariateNormal, kl_divergence
 from torch.nn import functional as F
 
 from intarsia.adapters import Adapter, Full
-from intarsia.augmentation import augment
 from intarsia.backbone import Backbone
+from intarsia.baselines.fitting import fit
+from intarsia.baselines.sequential import GrowingHead, random_head
 from intarsia.baselines.setting import plain_run
 from intarsia.baselines.stage import Stage, numbers
-from intarsia.composition import PREDICT_BATCH, moved
+from intarsia.composition import answers, moved
 from intarsia.config import Training
 from intarsia.images import Preprocessing
 from intarsia.run import Laps, Progress, Run, silent
-from intarsia.schedule import batches
+from intarsia.schedule import Batch
 from intarsia.statistics import basis_of
 from intarsia.stream import Task, TaskStream
-from intarsia.tuning import finite
 
 
 @dataclass(frozen=True)
@@ -47,17 +48,14 @@ class ClassGaussian:
 
     def log_density(self, features: Tensor) -> Tensor:
         """Log p (N,) of features (N, D)."""
-        z = torch.linalg.solve_triangular(self.basis, (features.double() - self.mean).T, upper=False)
-        width = len(self.mean)
-        volume = self.basis.diagonal().log().sum()
-        return -0.5 * (z.square().sum(0) + width * torch.log(torch.tensor(2 * torch.pi))) - volume
+        return self._normal().log_prob(features.double())
 
     def divergence(self, other: "ClassGaussian") -> float:
         """KL(self | other)."""
-        mixed = torch.linalg.solve_triangular(other.basis, self.basis, upper=False)
-        away = torch.linalg.solve_triangular(other.basis, (other.mean - self.mean)[:, None], upper=False)
-        volume = other.basis.diagonal().log().sum() - self.basis.diagonal().log().sum()
-        return float(0.5 * (mixed.square().sum() + away.square().sum() - len(self.mean)) + volume)
+        return float(kl_divergence(self._normal(), other._normal()))
+
+    def _normal(self) -> MultivariateNormal:
+        return MultivariateNormal(self.mean, scale_tril=self.basis, validate_args=False)
 
 
 @dataclass
@@ -70,10 +68,7 @@ class Expert:
 
     def features(self, images: Tensor, preprocessing: Preprocessing) -> Tensor:
         """(N, D), on the CPU, of uint8 images."""
-        device = next(self.network.parameters()).device
-        with torch.no_grad():
-            parts = [self.network(preprocessing.normalize(x.to(device))).cpu() for x in images.split(PREDICT_BATCH)]
-        return torch.cat(parts)
+        return answers(self.network, images, preprocessing, next(self.network.parameters()).device)
 
 
 @dataclass(frozen=True)
@@ -168,35 +163,25 @@ def _gaussians(expert: Expert, task: Task, run: Run) -> list[ClassGaussian]:
 
 
 def _train(run: Run, task: Task, number: int, before: Expert | None, distillation: float) -> Expert:
-    training, backbone = run.training, run.backbone
+    backbone, generator = run.backbone, run.generator(number, "training")
     images, labels = task.train.tensor(backbone.preprocessing), task.train.labels
-    kind, generator = run.stream.augmentation if training.augment else "none", run.generator(number, "training")
+    head = GrowingHead(random_head(run, task, number))
     with backbone.attach(run.adapter, run.generator(number, "adapter")) as adapter:
         if before is not None:
             adapter.load(before.state)
         network = run.trained_network()
-        width = run.features(task.name, images[:1]).shape[1]
-        head = nn.Linear(width, len(task.classes))
-        nn.init.uniform_(head.weight, -(width**-0.5), width**-0.5, generator=run.generator(number, "heads"))
-        nn.init.zeros_(head.bias)
-        head.to(backbone.device)
-        parameters = [*adapter.parameters(), *head.parameters()]
-        optimizer = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=training.weight_decay, foreach=True)
-        for batch in batches(training, len(images), generator):
-            batch.set_rate(optimizer)
-            x = augment(images[batch.index], kind, backbone.preprocessing, generator).to(backbone.device)
+
+        def loss(batch: Batch) -> Tensor:
+            x = run.varied(images[batch.index], generator)
             features = network(x)
-            loss = F.cross_entropy(head(features), labels[batch.index].to(features.device))
-            finite(run, loss, task.name, batch.epoch)
-            if before is not None:
-                with torch.no_grad():
-                    then = before.network(x)
-                loss = (1 - distillation) * loss + distillation * F.mse_loss(features, then)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            if batch.ends_epoch:
-                run.progress(task.name, "training", batch.epoch + 1, training.epochs)
+            found = F.cross_entropy(head(features), labels[batch.index].to(features.device))
+            if before is None:
+                return found
+            with torch.no_grad():
+                then = before.network(x)
+            return (1 - distillation) * found + distillation * F.mse_loss(features, then)
+
+        fit(run, task, [*adapter.parameters(), *head.parameters()], generator, loss)
         state, vector = adapter.state(), adapter.vector()
     known = {} if before is None else dict(before.known)
     return Expert(state, moved(backbone, lambda name, _: vector[name]), known)

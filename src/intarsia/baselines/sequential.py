@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from intarsia.adapters import Attachment
-from intarsia.augmentation import augment
-from intarsia.baselines.stage import NetworkClassifier, Stage, numbers
-from intarsia.composition import moved
+from intarsia.baselines.fitting import fit
+from intarsia.baselines.stage import Stage, classifier, numbers
+from intarsia.composition import ComposedModel, moved
 from intarsia.heads import Head
 from intarsia.run import Laps, Run
-from intarsia.schedule import batches
+from intarsia.schedule import Batch
 from intarsia.stream import Task
-from intarsia.tuning import finite
 
 
 @dataclass(frozen=True)
@@ -42,11 +41,8 @@ class Student:
 
     def logits(self, images: Tensor) -> Tensor:
         """(B, C) of uint8 images (B, channels, R, R), augmented and normalised, with a graph."""
-        run = self.run
-        kind = run.stream.augmentation if run.training.augment else "none"
-        x = augment(images, kind, run.backbone.preprocessing, self.generator).to(run.backbone.device)
-        with run.arithmetic():
-            features = self.network(x)
+        with self.run.arithmetic():
+            features = self.network(self.run.varied(images, self.generator))
         return self.head(features.to(self.head.weight.dtype))
 
 
@@ -69,7 +65,7 @@ class Keeper:
     def see(self, images: Tensor, labels: Tensor, logits: Tensor) -> None:
         """A batch was trained on for the last time: uint8 images, labels among all classes seen, the logits it had."""
 
-    def learned(self, task: Task, run: Run, model: NetworkClassifier, generator: torch.Generator) -> None:
+    def learned(self, task: Task, run: Run, model: ComposedModel, generator: torch.Generator) -> None:
         """The task is learned; ``model`` answers now."""
 
 
@@ -102,7 +98,8 @@ def train_in_turn(run: Run, keeper: Keeper) -> Iterator[Stage]:
     classes: dict[str, tuple[str, ...]] = {}
     for number, task in enumerate(run.stream, start=1):
         laps, classes = Laps(), {**classes, task.name: task.classes}
-        head = _grown(run, head, task, number)
+        fresh = random_head(run, task, number)
+        head = fresh if head is None else Head.join([head, fresh])
         with run.backbone.attach(run.adapter, run.generator(1, "adapter")) as adapter:
             adapter.load(state or adapter.state())
             student = Student(run, run.trained_network(), adapter, GrowingHead(head), run.generator(number, "training"))
@@ -110,38 +107,30 @@ def train_in_turn(run: Run, keeper: Keeper) -> Iterator[Stage]:
             head, state, vector = student.head.trained(), adapter.state(), adapter.vector()
         laps.lap("training")
         network = moved(run.backbone, lambda name, _, taus=vector: taus[name])
-        model = NetworkClassifier(network, head, classes, run.backbone.preprocessing)
+        model = classifier(run.backbone, network, head, classes)
         keeper.learned(task, run, model, run.generator(number, "keeper"))
         laps.lap("keeper")
         kept = numbers(state, head.tensors()) + keeper.numbers()
         yield Stage(model, laps.seconds["keeper"], laps.seconds["training"], kept, keeper.images)
 
 
-def _grown(run: Run, head: Head | None, task: Task, number: int) -> Head:
-    """With rows for the task's classes."""
+def random_head(run: Run, task: Task, number: int) -> Head:
+    """A head for the task's classes before any training, on the backbone's device."""
     width = run.features(task.name, task.train.tensor(run.backbone.preprocessing)[:1]).shape[1]
-    fresh = Head.random(len(task.classes), width, run.generator(number, "heads")).to(run.backbone.device)
-    return fresh if head is None else Head.join([head, fresh])
+    return Head.random(len(task.classes), width, run.generator(number, "heads")).to(run.backbone.device)
 
 
 def _train(student: Student, task: Task, keeper: Keeper) -> None:
     run, head = student.run, student.head
     images = task.train.tensor(run.backbone.preprocessing)
     labels = task.train.labels + len(head.weight) - len(task.classes)
-    parameters = [*student.adapter.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=run.training.lr, weight_decay=run.training.weight_decay, foreach=True)
-    for batch in batches(run.training, len(images), student.generator):
-        batch.set_rate(optimizer)
+
+    def loss(batch: Batch) -> Tensor:
         own, target = images[batch.index], labels[batch.index]
         logits = student.logits(own)
-        loss = F.cross_entropy(logits, target.to(logits.device))
-        finite(run, loss, task.name, batch.epoch)
-        if (term := keeper.loss(student)) is not None:
-            loss = loss + term
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+        found, term = F.cross_entropy(logits, target.to(logits.device)), keeper.loss(student)
         if batch.epoch == run.training.epochs - 1:
             keeper.see(own, target, logits.detach())
-        if batch.ends_epoch:
-            run.progress(task.name, "training", batch.epoch + 1, run.training.epochs)
+        return found if term is None else found + term
+
+    fit(run, task, [*student.adapter.parameters(), *head.parameters()], student.generator, loss)

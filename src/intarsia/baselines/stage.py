@@ -1,15 +1,14 @@
-"""What a method has made of a stream so far, and the plain classifier most of them end in."""
+"""What a method has made of a stream so far, and the classifier most of them end in."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from intarsia.composition import PREDICT_BATCH
+from intarsia.backbone import Backbone
+from intarsia.composition import ComposedModel
 from intarsia.evaluation import Classifier
 from intarsia.heads import Head
-from intarsia.images import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -31,28 +30,11 @@ class Stage:
     images: int = 0
 
 
-@dataclass(frozen=True)
-class NetworkClassifier:
-    """A network of its own and a linear head.
-
-    Args:
-        network: images (B, C, H, W) -> features (B, D).
-        head: of all classes.
-        classes: task -> class names, in the head's order.
-        preprocessing: how images are prepared.
-    """
-
-    network: nn.Module
-    head: Head
-    classes: Mapping[str, tuple[str, ...]]
-    preprocessing: Preprocessing
-
-    @torch.no_grad()
-    def logits(self, images: Tensor) -> Tensor:
-        """(N, C), on the CPU, of uint8 images (N, channels, R, R)."""
-        device = self.head.weight.device
-        parts = [self.preprocessing.normalize(some.to(device)) for some in images.split(PREDICT_BATCH)]
-        return torch.cat([self.head(self.network(x)).cpu() for x in parts])
+def classifier(
+    backbone: Backbone, network: nn.Module, head: Head, classes: Mapping[str, tuple[str, ...]]
+) -> ComposedModel:
+    """A network of its own and one linear head over all classes (task -> class names, in the head's order)."""
+    return ComposedModel(network, head, classes, backbone.preprocessing, {}).to(backbone.device)
 
 
 def numbers(*groups: Mapping[str, Tensor]) -> int:

@@ -18,19 +18,19 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from intarsia.adapters import Full
-from intarsia.augmentation import augment
 from intarsia.backbone import Backbone
+from intarsia.baselines.fitting import fit
 from intarsia.baselines.setting import plain_run
 from intarsia.baselines.stage import Stage, numbers
-from intarsia.composition import PREDICT_BATCH
+from intarsia.composition import answers
 from intarsia.config import Training
-from intarsia.heads import Head, pretune
+from intarsia.heads import Head
 from intarsia.images import Preprocessing
+from intarsia.preparation import fresh_head
 from intarsia.run import Laps, Progress, Run, silent
-from intarsia.schedule import batches
+from intarsia.schedule import Batch
 from intarsia.stream import Task, TaskStream
 from intarsia.task_vector import TaskVector
-from intarsia.tuning import finite
 
 
 @dataclass(frozen=True)
@@ -88,15 +88,14 @@ class TangentClassifier:
     classes: Mapping[str, tuple[str, ...]]
     preprocessing: Preprocessing
 
-    @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
         """(N, C), on the CPU, of uint8 images (N, channels, R, R)."""
-        found: list[Tensor] = []
-        for some in images.split(PREDICT_BATCH):
-            x = self.preprocessing.normalize(some.to(self.tangent.backbone.device))
+
+        def joined(x: Tensor) -> Tensor:
             features, derivative = self.tangent(x, self.vector)
-            found.append(torch.cat([head(features, derivative) for head in self.heads], 1).cpu())
-        return torch.cat(found)
+            return torch.cat([head(features, derivative) for head in self.heads], 1)
+
+        return answers(joined, images, self.preprocessing, self.tangent.backbone.device)
 
 
 def learn(
@@ -138,36 +137,21 @@ def learn(
 
 def _pretuned(run: Run, task: Task, number: int) -> Head:
     features = run.features(task.name, task.train.tensor(run.backbone.preprocessing))
-    generator, training = run.generator(number, "heads"), run.training
-    return pretune(
-        Head.random(len(task.classes), features.shape[1], generator),
-        features,
-        task.train.labels,
-        epochs=training.pretune_epochs,
-        lr=training.pretune_lr,
-        batch_size=training.batch_size,
-        generator=generator,
-    ).to(run.backbone.device)
+    made = fresh_head(run, features, task.train.labels, len(task.classes), run.generator(number, "heads"))
+    return made.to(run.backbone.device)
 
 
 def _train(run: Run, task: Task, start: Head, number: int) -> tuple[TaskVector, TangentHead]:
-    training, backbone, tangent = run.training, run.backbone, Tangent(run.backbone)
-    images, labels = task.train.tensor(backbone.preprocessing), task.train.labels
-    kind, generator = run.stream.augmentation if training.augment else "none", run.generator(number, "training")
-    tau = {name: nn.Parameter(torch.zeros_like(w)) for name, w in backbone.tuned.items()}
+    tangent, generator = Tangent(run.backbone), run.generator(number, "training")
+    images, labels = task.train.tensor(run.backbone.preprocessing), task.train.labels
+    tau = {name: nn.Parameter(torch.zeros_like(w)) for name, w in run.backbone.tuned.items()}
     change, bias = nn.Parameter(torch.zeros_like(start.weight)), nn.Parameter(start.bias.clone())
-    parameters = [*tau.values(), change, bias]
-    optimizer = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=training.weight_decay, foreach=True)
-    for batch in batches(training, len(images), generator):
-        batch.set_rate(optimizer)
-        x = augment(images[batch.index], kind, backbone.preprocessing, generator).to(backbone.device)
-        logits = TangentHead(start.weight, change, bias)(*tangent(x, tau))
-        loss = F.cross_entropy(logits, labels[batch.index].to(logits.device))
-        finite(run, loss, task.name, batch.epoch)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        if batch.ends_epoch:
-            run.progress(task.name, "training", batch.epoch + 1, training.epochs)
+
+    def loss(batch: Batch) -> Tensor:
+        features = tangent(run.varied(images[batch.index], generator), tau)
+        logits = TangentHead(start.weight, change, bias)(*features)
+        return F.cross_entropy(logits, labels[batch.index].to(logits.device))
+
+    fit(run, task, [*tau.values(), change, bias], generator, loss)
     vector = TaskVector({name: p.detach().clone() for name, p in tau.items()})
     return vector, TangentHead(start.weight, change.detach().clone(), bias.detach().clone())
