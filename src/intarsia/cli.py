@@ -14,7 +14,21 @@ from intarsia.errors import InputError
 from intarsia.options import Source
 from intarsia.pool import Pool
 from intarsia.presets import BACKBONE, preset
-from intarsia.verbs import VERBS, Learn
+from intarsia.studies import Compare, Presets, Report
+from intarsia.verbs import Compose, Diagnose, Evaluate, Learn, Ls, Predict, Unlearn
+
+VERBS = {
+    "learn": Learn,
+    "ls": Ls,
+    "evaluate": Evaluate,
+    "predict": Predict,
+    "compose": Compose,
+    "unlearn": Unlearn,
+    "diagnose": Diagnose,
+    "compare": Compare,
+    "report": Report,
+    "presets": Presets,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -88,17 +102,16 @@ def _settings_of_pool(arguments: list[str]) -> Learn:
     settings = dict(pool.index.settings)
     method, strength = settings.pop("method"), settings.pop("strength")
     known = {f.name for f in fields(Training)}
-    return Learn(
+    return _with(
+        method,
+        pool.index.adapter["kind"],
+        strength,
+        Training(**{k: v for k, v in settings.items() if k in known}),
         out=pool.path,
         add=True,
         backbone=pool.index.backbone["name"],
         targets=tuple(pool.index.backbone["targets"]),
-        method=method,
-        adapter=pool.index.adapter["kind"],
         rank=pool.index.adapter.get("rank", 16),
-        alpha=strength if method == "ita" else None,
-        beta=strength if method == "iel" else None,
-        training=Training(**{k: v for k, v in settings.items() if k in known}),
     )
 
 

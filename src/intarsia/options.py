@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+import tyro
 
 from intarsia import composition
 from intarsia.composition import Recipe
@@ -12,6 +13,8 @@ from intarsia.errors import InputError
 from intarsia.evaluation import recorded_stream
 from intarsia.pool import Pool
 from intarsia.stream import TaskStream
+
+Json = Annotated[bool, tyro.conf.arg(name="json", help="Print JSON instead of a table.")]
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,13 @@ from torch import Tensor
 from intarsia import figures
 from intarsia.compare import COLUMNS, LEGEND, cells
 from intarsia.composition import ComposedModel
-from intarsia.diagnostics import Diagnosis, diagnose, loss_paths
+from intarsia.diagnostics import diagnose, loss_paths
 from intarsia.evaluation import Evaluation, evaluate, matching_tasks
 from intarsia.images import Preprocessing, unit
 from intarsia.pool import Pool
 from intarsia.storage import reading
 from intarsia.stream import Task, TaskStream
+from intarsia.tables import theorem
 
 SAMPLES = 6
 CONFUSED = 3
@@ -94,7 +95,7 @@ def report_pool(pool: Pool, stream: TaskStream, *, progress: Progress = lambda d
     sections = [
         ("Run", _facts(_about(pool))),
         ("Accuracy", _accuracy(found, frozen)),
-        ("Theorem", _facts(_theorem(diagnosis))),
+        ("Theorem", _facts(theorem(diagnosis))),
         ("Figures", "".join(_figure(figure, caption) for caption, figure in drawn.items())),
         ("Tasks", f'<div class="cards">{"".join(_card(pool, task, confusions) for task in tasks)}</div>'),
         ("Files", _table(("file", "SHA-256"), sorted((pool.index.files or {}).items()))),
@@ -197,20 +198,6 @@ def _about(pool: Pool) -> dict[str, Any]:
         "machine": _log(pool)[-1]["machine"],
     }
     return told | {"settings": pool.index.settings}
-
-
-def _theorem(found: Diagnosis) -> dict[str, Any]:
-    return {
-        "loss at theta0": f"{found.theta0_loss:.4f}",
-        "loss of the composed model": f"{found.composed_loss:.4f}",
-        "mean loss of the modules": f"{found.mean_module_loss:.4f}",
-        "gap, measured": f"{found.true_gap:.4f}",
-        "gap, predicted by the Fisher": f"{found.predicted_gap:.4f}",
-        "remainder": f"{found.remainder:.4f}",
-        "|g| at theta0, random heads": f"{found.gradient_norm_before:.4f}",
-        "|g| at theta0, aligned heads": f"{found.gradient_norm:.4f}",
-        "images": found.images,
-    }
 
 
 def _accuracy(found: Evaluation, frozen: Evaluation) -> str:

@@ -58,19 +58,22 @@ def diagnosis(found: Diagnosis) -> None:
         )
     ]
     table("Modules alone", ("task", "loss", "|tau|", "cosine to the composed vector"), rows)
-    facts(
-        {
-            "loss at theta0": f"{found.theta0_loss:.4f}",
-            "loss of the composed model": f"{found.composed_loss:.4f}",
-            "mean loss of the modules": f"{found.mean_module_loss:.4f}",
-            "true gap": f"{found.true_gap:.4f}",
-            "gap predicted by the Fisher": f"{found.predicted_gap:.4f}",
-            "remainder": f"{found.remainder:.4f}",
-            "|g| at theta0, random heads": f"{found.gradient_norm_before:.4f}",
-            "|g| at theta0, aligned heads": f"{found.gradient_norm:.4f}",
-            "images": found.images,
-        }
-    )
+    facts(theorem(found))
+
+
+def theorem(found: Diagnosis) -> dict[str, object]:
+    """The figures of Theorem 1 by name."""
+    return {
+        "loss at theta0": f"{found.theta0_loss:.4f}",
+        "loss of the composed model": f"{found.composed_loss:.4f}",
+        "mean loss of the modules": f"{found.mean_module_loss:.4f}",
+        "true gap": f"{found.true_gap:.4f}",
+        "gap predicted by the Fisher": f"{found.predicted_gap:.4f}",
+        "remainder": f"{found.remainder:.4f}",
+        "|g| at theta0, random heads": f"{found.gradient_norm_before:.4f}",
+        "|g| at theta0, aligned heads": f"{found.gradient_norm:.4f}",
+        "images": found.images,
+    }
 
 
 def presets(cells: Sequence[Preset]) -> None:
