@@ -58,7 +58,7 @@ def log_of(chosen: Curve) -> list[dict[str, Any]]:
             regularizer=build_regularizer(chosen.method, strength),
             training=replace(training, epochs=chosen.epochs),
         )
-        return [json.loads(line) for line in (pool.path / "log.jsonl").read_text().splitlines()]
+        return list(pool.logged().values())
 
 
 def summary(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -271,7 +271,7 @@ def test_learning_twice_is_bit_equal(adapter: Adapter, regularizer: ITA | IEL, t
         torch.manual_seed(len(contents(tmp_path)))  # the global generator has no part in it
         learn(backbone(), stream(2), adapter=adapter, regularizer=regularizer, training=QUICK, out=tmp_path / out)
     files = contents(tmp_path / "a", {"log.jsonl"})
-    assert len(files) == 16
+    assert len(files) == 17
     assert files == contents(tmp_path / "b", {"log.jsonl"})
 
 
@@ -299,7 +299,7 @@ def test_two_tasks_and_two_more_in_another_process_are_four(regularizer: ITA | I
     learn(backbone(), stream().subset([0, 1]), out=tmp_path / "parts", **options)
     learn(backbone(), stream().subset([2, 3]), out=tmp_path / "parts", add=True, **options)
     files = [contents(tmp_path / out, {"log.jsonl"}) for out in ("whole", "parts")]
-    assert len(files[0]) == 4 * 6 + 4 + 2  # modules, reference heads, fisher and index
+    assert len(files[0]) == 4 * 6 + 4 + 3  # modules, reference heads, the last two Fishers, index
     assert files[0] == files[1]
 
 
@@ -419,7 +419,7 @@ def test_divergence_names_task_step_and_strength_and_leaves_the_pool(how: str, t
     assert Pool.open(out).tasks == ("task01", "task02", "task03", "task04")
 
 
-def test_an_interrupted_run_keeps_what_it_finished_and_goes_on_bit_for_bit(learned: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_keeps_what_it_finished_and_can_be_given_up(learned: Path, tmp_path: Path) -> None:
     def interrupt(task: str, phase: str, done: int, total: int) -> None:
         if (task, phase) == ("task03", "training"):
             raise KeyboardInterrupt
@@ -429,6 +429,9 @@ def test_an_interrupted_run_keeps_what_it_finished_and_goes_on_bit_for_bit(learn
     with pytest.raises(KeyboardInterrupt):
         learn(theta0, stream(), out=out, progress=interrupt, **options)
     assert Pool.open(out).tasks == ("task01", "task02")
+    with pytest.raises(InputError, match=r"stopped in task 'task03' after epoch 1: `intarsia learn --resume --out"):
+        learn(theta0, stream().subset([2, 3]), out=out, add=True, **options)
+    shutil.rmtree(out / ".run")
     learn(theta0, stream().subset([2, 3]), out=out, add=True, **options)
     without = {"log.jsonl", "card.json", "pool.json"}
     assert contents(out, without) == contents(learned, without)

@@ -4,7 +4,6 @@ Weights have canonical names, those of timm's vision transformers (``blocks.3.at
 a network comes from calls them.
 """
 
-import hashlib
 import json
 import re
 from collections import Counter
@@ -23,6 +22,7 @@ from intarsia import _torchvision  # noqa: F401  must come before timm
 from intarsia.adapters import AdaptedLinear, Adapter, Attachment
 from intarsia.errors import InputError
 from intarsia.images import Preprocessing
+from intarsia.storage import digest
 
 BUILTIN = "vit_sketch"
 TARGETS = ("*attn.qkv", "*attn.q", "*attn.k", "*attn.v", "*attn.proj", "*mlp.fc1", "*mlp.fc2")
@@ -68,7 +68,7 @@ class Backbone:
         self.preprocessing = preprocessing
         self.patterns = tuple(targets)
         self.targets = _match(model, name, self.patterns)
-        self.hash = _hash(model)
+        self.hash = digest(model.state_dict())
 
     def __repr__(self) -> str:
         numbers = sum(p.numel() for p in self.model.parameters())
@@ -154,14 +154,6 @@ def _match(model: nn.Module, name: str, patterns: Sequence[str]) -> dict[str, st
         f"target {unmatched[0] if unmatched else patterns!r} matches no linear layer of backbone {name}; "
         f"its linear layers are {some}{', ...' if len(layers) > 6 else ''}. Name them by pattern, for example '*.qkv'"
     )
-
-
-def _hash(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for key, value in sorted(model.state_dict().items()):
-        digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def describe() -> dict[str, Any]:

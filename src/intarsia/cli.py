@@ -2,24 +2,31 @@
 
 import json
 import os
+import signal
 import sys
+import threading
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import tyro
 
+from intarsia.checkpoint import Checkpoint
 from intarsia.config import AdapterKind, Method, Training, paper, recommended
 from intarsia.errors import InputError
+from intarsia.index import INDEX
 from intarsia.options import Source
 from intarsia.pool import Pool
 from intarsia.presets import BACKBONE, preset
 from intarsia.studies import Compare, Presets, Report
-from intarsia.verbs import Compose, Diagnose, Evaluate, Learn, Ls, Predict, Unlearn
+from intarsia.verbs import Compose, Diagnose, Evaluate, Learn, Ls, Predict, Unlearn, Verify
 
 VERBS = {
     "learn": Learn,
     "ls": Ls,
+    "verify": Verify,
     "evaluate": Evaluate,
     "predict": Predict,
     "compose": Compose,
@@ -31,9 +38,24 @@ VERBS = {
 }
 
 
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end."""
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
+
+
+def _no_memory(error: RuntimeError) -> bool:
+    """Torch says so in words where it is the system's memory."""
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; bad input prints one line and exits with code 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         verb = _parse(arguments)
         result = verb.run()
@@ -45,9 +67,14 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # the reader of our output, say ``head``, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        print("intarsia: stopped; the tasks already learned are in the pool", file=sys.stderr)
-        raise SystemExit(130) from None
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _no_memory(error):
+            raise
+        print(f"intarsia: out of memory ({error}): use a smaller --batch-size, or fewer images", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt as stop:
+        print(f"intarsia: stopped{f': {stop}' if str(stop) else ''}", file=sys.stderr)
+        raise SystemExit(143 if isinstance(stop, Terminated) else 130) from None
 
 
 def _parse(arguments: list[str]) -> Any:
@@ -55,7 +82,7 @@ def _parse(arguments: list[str]) -> Any:
         "Modules for pre-trained vision transformers: learn classes task by task, compose, specialize, unlearn."
     )
     if arguments[:1] == ["learn"]:
-        default = _settings_of_pool(arguments) if "--add" in arguments else _recommended(arguments)
+        default = _learn(arguments)
         return tyro.cli(Learn, args=arguments[1:], default=default, prog="intarsia learn")
     return tyro.extras.subcommand_cli_from_dict(VERBS, args=arguments, prog="intarsia", description=description)
 
@@ -95,23 +122,41 @@ def _with(method: Method, adapter: AdapterKind, strength: float, training: Train
     return Learn(method=method, adapter=adapter, training=training, **{name: strength}, **flags)
 
 
-def _settings_of_pool(arguments: list[str]) -> Learn:
-    """What ``learn --add`` starts from: the pool's own settings; flags on the command line still win."""
-    out = _flag(arguments, "out")
-    pool = Pool.open(Path(out) if out is not None else Learn.out)
-    settings = dict(pool.index.settings)
-    method, strength = settings.pop("method"), settings.pop("strength")
+def _learn(arguments: list[str]) -> Learn:
+    """What ``learn`` starts from; flags on the command line still win."""
+    out = Path(_flag(arguments, "out") or Learn.out)
+    if "--resume" in arguments:
+        return _settings_of_run(out)
+    if "--add" in arguments:
+        index = Pool.open(out).index
+        return _as_it_was(index.settings, index.adapter, index.backbone, out=out, add=True)
+    return _recommended(arguments)
+
+
+def _settings_of_run(out: Path) -> Learn:
+    """What ``learn --resume`` starts from: what the run that was stopped was asked for; the pool's, if none was."""
+    checkpoint = Checkpoint.of(out)
+    if not checkpoint.exists and (out / INDEX).exists():
+        index = Pool.open(out).index
+        return _as_it_was(index.settings, index.adapter, index.backbone, out=out, resume=True)
+    asked = checkpoint.asked()
+    start = _as_it_was(asked["settings"], asked["adapter"], asked["backbone"], out=out, resume=True)
+    return replace(start, keep_fishers=asked["keep_fishers"])
+
+
+def _as_it_was(
+    settings: Mapping[str, Any], adapter: Mapping[str, Any], backbone: Mapping[str, Any], **flags: Any
+) -> Learn:
     known = {f.name for f in fields(Training)}
     return _with(
-        method,
-        pool.index.adapter["kind"],
-        strength,
+        settings["method"],
+        adapter["kind"],
+        settings["strength"],
         Training(**{k: v for k, v in settings.items() if k in known}),
-        out=pool.path,
-        add=True,
-        backbone=pool.index.backbone["name"],
-        targets=tuple(pool.index.backbone["targets"]),
-        rank=pool.index.adapter.get("rank", 16),
+        backbone=backbone["name"],
+        targets=tuple(backbone["targets"]),
+        rank=adapter.get("rank", 16),
+        **flags,
     )
 
 

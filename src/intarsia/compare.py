@@ -28,7 +28,7 @@ from intarsia.evaluation import Scores
 from intarsia.learner import learn
 from intarsia.options import Source, on_device
 from intarsia.run import Progress, peak_memory
-from intarsia.storage import reading
+from intarsia.storage import read_json, reading, write, write_json
 from intarsia.stream import TaskStream
 
 MEASURES = (
@@ -168,8 +168,8 @@ def compare(
         for name in methods:
             runs[name].append(_once(bench, name, number, folder, say))
     rows = [summary(name, found) for name, found in runs.items()]
-    (folder / "comparison.json").write_text(json.dumps({"bench": bench.record(), "rows": rows}, indent=1))
-    (folder / "comparison.md").write_text(markdown(rows))
+    write_json({"bench": bench.record(), "rows": rows}, folder / "comparison.json")
+    write(markdown(rows).encode(), folder / "comparison.md")
     return rows
 
 
@@ -224,8 +224,8 @@ def _once(bench: Bench, name: str, seed: int, folder: Path, say: Callable[[str],
     settings = {"bench": bench.record(), "training": _training(bench, METHODS[name], seed).record()}
     path = folder / f"{name}-{seed}.json"
     if path.is_file():
+        record = read_json(path)
         with reading(path):
-            record = json.loads(path.read_text())
             if record["settings"] == settings:
                 say(f"{name}, seed {seed}: there already")
                 return record
@@ -237,7 +237,7 @@ def _once(bench: Bench, name: str, seed: int, folder: Path, say: Callable[[str],
     record = {"method": name, "seed": seed, "settings": settings, **json.loads(done.stdout)}
     if "error" in record:
         raise InputError(f"{name}, seed {seed}: {record['error']}")
-    path.write_text(json.dumps(record, indent=1))
+    write_json(record, path)
     return record
 
 
@@ -266,7 +266,7 @@ def measure(bench: Bench, name: str, seed: int, folder: Path) -> dict[str, Any]:
     theta0 = Backbone.load(bench.backbone, targets=bench.targets).to(on_device(bench.device))
     scores, set_up, training, stage = Scores(stream), 0.0, 0.0, None
     with bars() as shown:
-        progress = LearningBars(shown, len(stream))
+        progress = LearningBars(shown, [task.name for task in stream])
         for stage in method.learn(theta0, stream, _training(bench, method, seed), progress, folder):
             scores.add(stage.model)
             set_up, training = set_up + stage.set_up_seconds, training + stage.training_seconds

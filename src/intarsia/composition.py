@@ -5,7 +5,6 @@ added in the pool's order, so that a composition does not depend on the order in
 """
 
 import copy
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from intarsia.adapters import Adapter
@@ -25,8 +23,10 @@ from intarsia.heads import Head, discriminant
 from intarsia.images import Preprocessing, decode
 from intarsia.module import Module
 from intarsia.statistics import Gaussians
+from intarsia.storage import Seen, load, read_json, reading, save, write_json, writing
 
 PREDICT_BATCH = 64
+CARD, WEIGHTS = "model.json", "model.safetensors"
 Heads = Literal["anchored", "carried", "aligned", "own"]
 
 
@@ -186,28 +186,49 @@ class ComposedModel(nn.Module):
         folder = Path(folder)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"{folder} exists and is not an empty folder: name another, nothing was written")
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        seen = save(self.state_dict(), folder / WEIGHTS, exact=True)
         card = {
             "format": 1,
             "recipe": self.recipe,
             "classes": self.classes,
             "preprocessing": self.preprocessing.record(),
+            "weights": {"sha256": seen.sha256, "size": seen.size},
         }
-        (folder / "model.json").write_text(json.dumps(card, indent=1) + "\n")
+        write_json(card, folder / CARD)
 
     @classmethod
     def load(cls, folder: str | Path, backbone: Backbone | None = None) -> "ComposedModel":
-        """The inverse of ``save``; theta0's architecture comes from ``backbone`` or from the recipe's name of it."""
+        """The inverse of ``save``; theta0's architecture comes from ``backbone`` or from the recipe's name of it.
+
+        Raises:
+            InputError: no composed model is there, it is damaged, or it does not fit the backbone.
+        """
         folder = Path(folder)
-        if not (folder / "model.json").is_file():
-            raise InputError(f"{folder} is not a composed model: expected model.json and model.safetensors in it")
-        card = json.loads((folder / "model.json").read_text())
-        backbone = backbone or Backbone.load(card["recipe"]["backbone"])
-        state = load_file(folder / "model.safetensors")
-        head = Head(state["head.weight"], state["head.bias"])
-        preprocessing = Preprocessing.from_record(card["preprocessing"])
-        model = cls(copy.deepcopy(backbone.model), head, card["classes"], preprocessing, card["recipe"])
+        if not (folder / CARD).is_file():
+            raise InputError(f"{folder} is not a composed model: expected {CARD} and {WEIGHTS} in it")
+        card = read_json(folder / CARD)
+        with reading(folder / CARD):
+            preprocessing = Preprocessing.from_record(card["preprocessing"])
+            classes = {task: tuple(names) for task, names in card["classes"].items()}
+            recipe, seen = card["recipe"], Seen(**card["weights"]) if "weights" in card else None
+            name = recipe["backbone"]
+        backbone = backbone or Backbone.load(name)
+        state = load(folder / WEIGHTS, seen)
+        with reading(folder / WEIGHTS):
+            head = Head(state["head.weight"], state["head.bias"])
+            model = cls(copy.deepcopy(backbone.model), head, classes, preprocessing, recipe)
+            if len(model.labels) != len(head):
+                raise ValueError(f"a head of {len(head)} classes, of which {CARD} names {len(model.labels)}")
+        own = model.state_dict()
+        wrong = sorted(
+            {k for k in own if k not in state or state[k].shape != own[k].shape} | (state.keys() - own.keys())
+        )
+        if wrong:
+            raise InputError(
+                f"{folder / WEIGHTS} does not fit backbone {backbone.name}: {wrong[0]} differs; name its own"
+            )
         model.load_state_dict(state)
         return model
 
@@ -243,7 +264,14 @@ def combination(
     def total(name: str, theta0: Tensor) -> Tensor:
         if not chosen:
             return torch.zeros_like(theta0)
-        return adapter.combined([m.parts(name, theta0) for m in chosen], coefficients, theta0)
+        parts = [m.parts(name, theta0) for m in chosen]
+        try:
+            return adapter.combined(parts, coefficients, theta0)
+        except torch.OutOfMemoryError:
+            raise
+        except (KeyError, RuntimeError) as error:
+            tasks = ", ".join(m.card.task for m in chosen)
+            raise InputError(f"{name}: the parts of {tasks} are not those of {adapter} ({error})") from error
 
     return total
 
@@ -255,7 +283,10 @@ def moved(backbone: Backbone, by: Callable[[str, Tensor], Tensor]) -> nn.Module:
         layer = network.get_submodule(path)
         assert isinstance(layer, nn.Linear)
         theta0 = layer.weight.detach()
-        theta0.add_(by(name, theta0))
+        update = by(name, theta0)
+        if update.shape != theta0.shape:
+            raise InputError(f"{name}: an update {tuple(update.shape)} for a weight {tuple(theta0.shape)}")
+        theta0.add_(update)
     return network
 
 

@@ -18,22 +18,20 @@ class LearningBars:
 
     Args:
         bars: where they are drawn.
-        tasks: number of tasks to learn.
+        tasks: names of the tasks to learn.
     """
 
-    def __init__(self, bars: Progress, tasks: int) -> None:
+    def __init__(self, bars: Progress, tasks: Sequence[str]) -> None:
         self._bars = bars
-        self._stream = bars.add_task("tasks", total=tasks)
+        self._stream = bars.add_task("tasks", total=len(tasks))
         self._phase: TaskID = bars.add_task("...", total=None)
-        self._seen: list[str] = []
+        self._tasks = [*tasks]
 
     def __call__(self, task: str, phase: str, done: int, total: int) -> None:
         """Draw; a finished training moves the bar of the stream."""
-        if task not in self._seen:
-            self._seen.append(task)
         self._bars.update(self._phase, description=f"{task}: {phase}", completed=done, total=total)
-        if phase == "training":
-            self._bars.update(self._stream, completed=self._seen.index(task) + (done == total))
+        if phase == "training" and task in self._tasks:
+            self._bars.update(self._stream, completed=self._tasks.index(task) + (done == total))
 
 
 @contextmanager

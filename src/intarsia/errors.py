@@ -1,4 +1,4 @@
-"""The one error a user's own input can cause."""
+"""The errors that a user's own input can cause."""
 
 
 class InputError(Exception):
@@ -6,3 +6,7 @@ class InputError(Exception):
 
     The command line prints the message alone and exits with code 2.
     """
+
+
+class DivergenceError(InputError):
+    """A number left the finite ones; the pool is as it was before the task."""

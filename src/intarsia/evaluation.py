@@ -150,15 +150,24 @@ def recorded_stream(pool: Pool) -> TaskStream:
                 f"task {name!r} was learned from arrays in memory, which the pool cannot load again: name its stream"
             )
         key = repr(source)
-        loaded[key] = loaded.get(key) or _reloaded(source)
+        loaded[key] = loaded.get(key) or reloaded(source)
         tasks.append(loaded[key][name])
     names = dict.fromkeys(stream.name for stream in loaded.values())
     return TaskStream(" + ".join(names), tuple(tasks))
 
 
-def _reloaded(source: Mapping[str, Any]) -> TaskStream:
+def reloaded(source: Mapping[str, Any]) -> TaskStream:
+    """A stream loaded again, from its ``record`` or its ``source``.
+
+    Raises:
+        InputError: it was made in Python, or is not where it was.
+    """
+    if source.get("load") is None:
+        raise InputError("the stream was made of arrays in memory, which cannot be loaded again: name its stream")
     stream = TaskStream.load(**source["load"])
     for change in source.get("changes", []):
+        if "subset" in change:
+            stream = stream.subset(change["subset"])
         if "validation" in change:
             stream = stream.validation(**change["validation"])
         if "joined" in change:

@@ -6,7 +6,7 @@ not grow with their number, but for the heads and class statistics, which grow w
 """
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -17,10 +17,13 @@ import torch
 
 from intarsia.adapters import Adapter, LoRA
 from intarsia.backbone import Backbone
+from intarsia.checkpoint import Checkpoint
 from intarsia.config import Training, recommended, regularizer_record
-from intarsia.errors import InputError
+from intarsia.errors import DivergenceError, InputError
 from intarsia.fisher import Fisher
 from intarsia.heads import Head
+from intarsia.index import INDEX
+from intarsia.lock import one_writer
 from intarsia.module import Card, Influence, Module
 from intarsia.pool import Pool
 from intarsia.preparation import Memory, Prepared, prepare
@@ -56,7 +59,9 @@ def learn(
     regularizer: ITA | IEL | None = None,
     training: Training | None = None,
     add: bool = False,
+    resume: bool = False,
     keep_fishers: bool = False,
+    checkpoints: bool = True,
     progress: Progress = silent,
 ) -> Pool:
     """Learn every task of a stream as a module of a pool.
@@ -70,15 +75,20 @@ def learn(
         training: everything else; if None, the tool's own settings for that method and adapter.
         add: add the stream's tasks to the pool in ``out``. Learning five tasks, and then five more in another
             process, gives the same pool, bit for bit, as learning ten.
+        resume: go on with a run that was stopped, from its last epoch border: everything else as it was given then.
+            The pool comes out as if it had never been stopped, bit for bit on a CPU with as many threads. A run that
+            is finished is left as it is.
         keep_fishers: keep each task's own Fisher in its module.
+        checkpoints: keep what is trained at every epoch border; else a run goes on from its last whole task.
         progress: told how far the work is.
 
     Returns:
         The pool, on disk.
 
     Raises:
-        InputError: an image cannot be read, the folder is in use, or the pool was made with another backbone or
-            adapter, or already has one of the tasks or classes. Nothing was written.
+        InputError: an image cannot be read, the folder is in use or being written, or the pool was made with another
+            backbone or adapter, or already has one of the tasks or classes. Nothing was written. Or the disk is full:
+            the tasks learned so far are in the pool, and the run can be resumed.
         DivergenceError: the loss or a weight is no longer finite; the tasks before it are in the pool.
 
     Example:
@@ -87,22 +97,81 @@ def learn(
     adapter = adapter or LoRA()
     regularizer = regularizer or ITA(recommended("ita", adapter.kind)[0])
     training = training or recommended(regularizer.kind, adapter.kind)[1]
-    settings = {**regularizer_record(regularizer), **training.record()}
-    pool = open_for_adding(out, backbone, adapter) if add else Pool.create(out, backbone, adapter, settings)
-    for task in stream:
-        pool.check_new(task.name, task.classes)
-    stream.decode(backbone.preprocessing)
-    run = Run(backbone, adapter, regularizer, training, stream, progress)
-    memory = Memory.of(pool)
-    running = memory.fisher
-    for learned in modules(run, memory):
-        running = learned.fisher if running is None else running + learned.fisher
-        own = learned.fisher if keep_fishers else None
-        pool.add(learned.module, running, learned.reference, own_fisher=own)
-        pool.log(learned.log)
-        del learned, own
-        give_back_memory()
+    settings, path = {**regularizer_record(regularizer), **training.record()}, Path(out)
+
+    def opened() -> Pool:
+        if add or (resume and (path / INDEX).exists()):
+            return open_for_adding(path, backbone, adapter)
+        return Pool.create(path, backbone, adapter, settings)
+
+    opened()  # what is refused here is refused before a lock is put there
+    with one_writer(path) as folder:
+        pool, checkpoint = opened(), Checkpoint(folder, each_epoch=checkpoints)
+        pool.tidy()
+        if resume and not checkpoint.exists and all(task.name in pool.tasks for task in stream):
+            return pool
+        asked = _asked(pool, settings, stream, keep_fishers)
+        if resume:
+            checkpoint.resume(asked)
+        else:
+            checkpoint.refuse()
+            for task in stream:
+                pool.check_new(task.name, task.classes)
+        stream.decode(backbone.preprocessing)
+        if not resume:
+            checkpoint.begin(asked, pool.fisher() if training.fisher_over == "others" else None)
+        _learn(Run(backbone, adapter, regularizer, training, stream, progress, checkpoint), pool, keep_fishers)
+        checkpoint.end()
     return pool
+
+
+def _asked(pool: Pool, settings: dict[str, Any], stream: TaskStream, keep_fishers: bool) -> dict[str, Any]:
+    """What a run was asked for, as a checkpoint notes it."""
+    about = pool.index.backbone
+    return {
+        "settings": settings,
+        "adapter": pool.index.adapter,
+        "backbone": {key: about[key] for key in ("name", "hash", "targets")},
+        "stream": stream.record(),
+        "keep_fishers": keep_fishers,
+        "before": list(pool.tasks),
+    }
+
+
+def _learn(run: Run, pool: Pool, keep_fishers: bool) -> None:
+    """Learn the stream's tasks that are not in the pool, each as a module of it."""
+    checkpoint, known = run.checkpoint, pool.tasks
+    assert checkpoint is not None
+    memory, running = _memory(run, pool, checkpoint), pool.fisher()
+    try:
+        for learned in modules(run, memory, known):
+            running = learned.fisher if running is None else running + learned.fisher
+            pool.log(learned.log)
+            pool.add(learned.module, running, learned.reference, own_fisher=learned.fisher if keep_fishers else None)
+            del learned
+            give_back_memory()
+    except DivergenceError:
+        checkpoint.end()  # it would come to the same again
+        raise
+    except InputError as error:
+        raise InputError(
+            f"{error}. {len(pool.tasks)} tasks are in {pool.path}; `intarsia learn --resume --out {pool.path}` goes on"
+        ) from error
+
+
+def _memory(run: Run, pool: Pool, checkpoint: Checkpoint) -> Memory:
+    """What the learner knows as it begins or goes on; where every Fisher is taken first, as it began."""
+    if run.training.fisher_over != "others":
+        return Memory.of(pool)
+    before = checkpoint.asked()["before"]
+    return Memory(
+        checkpoint.fisher(),
+        pool.total(),
+        pool.reference(len(before)) if before else None,
+        pool.statistics()[: len(before)],
+        tuple(before),
+        pool.index.lost,
+    )
 
 
 def open_for_adding(path: str | Path, backbone: Backbone, adapter: Adapter) -> Pool:
@@ -119,16 +188,18 @@ def open_for_adding(path: str | Path, backbone: Backbone, adapter: Adapter) -> P
     return pool
 
 
-def modules(run: Run, memory: Memory) -> Iterator[Learned]:
-    """Learn task by task; ``memory`` is kept up to date."""
+def modules(run: Run, memory: Memory, known: Collection[str] = ()) -> Iterator[Learned]:
+    """Learn task by task those that are not ``known``; ``memory`` is kept up to date."""
     if run.training.fisher_over == "others":
         for prepared in [prepare(run, task, memory) for task in run.stream]:
-            assert memory.fisher is not None
-            yield _finish(run, prepared, memory, memory.fisher - prepared.fisher)
+            if prepared.task.name not in known:
+                assert memory.fisher is not None
+                yield _finish(run, prepared, memory, memory.fisher - prepared.fisher)
         return
     for task in run.stream:
-        earlier = memory.fisher
-        yield _finish(run, prepare(run, task, memory), memory, earlier)
+        if task.name not in known:
+            earlier = memory.fisher
+            yield _finish(run, prepare(run, task, memory), memory, earlier)
 
 
 def _finish(run: Run, prepared: Prepared, memory: Memory, others: Fisher | None) -> Learned:
@@ -136,7 +207,7 @@ def _finish(run: Run, prepared: Prepared, memory: Memory, others: Fisher | None)
     assert memory.reference is not None
     task, reference = prepared.task, memory.reference[prepared.rows]
     tuned = fine_tune(run, prepared, memory, others)
-    known = tuple(t for t in memory.tasks if t != task.name)
+    others_known = tuple(t for t in memory.tasks if t != task.name)
     earlier = memory.tasks[: prepared.number - 1]
     through = earlier if isinstance(run.regularizer, IEL) else ()
     card = Card(
@@ -146,7 +217,7 @@ def _finish(run: Run, prepared: Prepared, memory: Memory, others: Fisher | None)
         settings={**regularizer_record(run.regularizer), **run.training.record()},
         stream=run.stream.source(),
         versions={name: version(name) for name in ("intarsia", "torch", "timm")},
-        influenced_by=Influence(fisher=known, statistics=known, vectors=through, anchors=earlier),
+        influenced_by=Influence((*memory.lost, *others_known), others_known, through, earlier),
         measures={"fisher_error": prepared.fisher.error, **tuned.measures},
     )
     seconds = {**prepared.seconds, **tuned.seconds}

@@ -1,7 +1,6 @@
 """A module: all that is kept of one learned task."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +11,10 @@ from torch import Tensor
 from intarsia.adapters import Adapter
 from intarsia.anchor import Anchor
 from intarsia.drift import FeatureDrift
+from intarsia.errors import InputError
 from intarsia.heads import Head
 from intarsia.statistics import ClassStatistics
-from intarsia.storage import load, reading, save
+from intarsia.storage import Seen, parse_json, parse_tensors, save, write_json
 from intarsia.task_vector import TaskVector
 
 
@@ -60,14 +60,16 @@ class Card:
         return cls(**{**record, "classes": tuple(record["classes"]), "influenced_by": Influence(**influence)})
 
     @classmethod
-    def read(cls, path: Path) -> "Card":
-        """From a file.
+    def from_bytes(cls, data: bytes) -> "Card":
+        """From a file's bytes.
 
         Raises:
-            InputError: it is missing or damaged.
+            ValueError, KeyError, TypeError: they are not a card's.
         """
-        with reading(path):
-            return cls.from_record(json.loads(path.read_text()))
+        card = cls.from_record(parse_json(data))
+        if not all(isinstance(name, str) for name in (card.task, *card.classes)) or not isinstance(card.images, int):
+            raise TypeError("its names are not texts, or its images not a number")
+        return card
 
 
 @dataclass(frozen=True)
@@ -94,37 +96,81 @@ class Module:
     shift: Tensor
     anchor: Anchor
 
-    def write(self, folder: Path) -> None:
-        """Its files, into a new folder: card.json and vector, head, statistics, drift, anchor (.safetensors)."""
+    def write(self, folder: Path) -> dict[str, Seen]:
+        """Its files, into a new folder: card.json and vector, head, statistics, drift, anchor (.safetensors).
+
+        Returns:
+            name -> what the file holds.
+        """
         folder.mkdir(parents=True)
         reference = {f"reference.{key}": value for key, value in self.reference.tensors().items()}
-        save(self.vector, folder / "vector.safetensors")
-        save({**self.head.tensors(), **reference, "shift": self.shift}, folder / "head.safetensors")
-        save(self.statistics.tensors(), folder / "statistics.safetensors")
-        save(self.drift.tensors(), folder / "drift.safetensors")
-        save(self.anchor.tensors(), folder / "anchor.safetensors")
-        (folder / "card.json").write_text(json.dumps(self.card.record(), indent=1) + "\n")
+        tensors = {
+            "vector": self.vector,
+            "head": {**self.head.tensors(), **reference, "shift": self.shift},
+            "statistics": self.statistics.tensors(),
+            "drift": self.drift.tensors(),
+            "anchor": self.anchor.tensors(),
+        }
+        files = {
+            f"{name}.safetensors": save(values, folder / f"{name}.safetensors") for name, values in tensors.items()
+        }
+        return {**files, "card.json": write_json(self.card.record(), folder / "card.json")}
 
     @classmethod
-    def read(cls, folder: Path) -> "Module":
+    def from_files(cls, read: Callable[[str], bytes]) -> "Module":
         """The inverse of ``write``.
 
+        Args:
+            read: name of a file -> its bytes.
+
         Raises:
-            InputError: a file is missing or damaged.
+            ValueError, KeyError, TypeError, SafetensorError: they are not a module's, or do not fit each other.
         """
-        card, vector = Card.read(folder / "card.json"), load(folder / "vector.safetensors")
-        with reading(folder):
-            head = load(folder / "head.safetensors")
-            return cls(
-                card=card,
-                vector=vector,
-                head=Head.from_tensors(head),
-                reference=Head(head["reference.weight"], head["reference.bias"]),
-                statistics=ClassStatistics.from_tensors(load(folder / "statistics.safetensors")),
-                drift=FeatureDrift.from_tensors(load(folder / "drift.safetensors")),
-                shift=head["shift"],
-                anchor=Anchor.from_tensors(load(folder / "anchor.safetensors")),
-            )
+        head, statistics, drift, anchor, vector = (
+            parse_tensors(read(f"{name}.safetensors")) for name in ("head", "statistics", "drift", "anchor", "vector")
+        )
+        module = cls(
+            card=Card.from_bytes(read("card.json")),
+            vector=vector,
+            head=Head.from_tensors(head),
+            reference=Head(head["reference.weight"], head["reference.bias"]),
+            statistics=ClassStatistics.from_tensors(statistics),
+            drift=FeatureDrift.from_tensors(drift),
+            shift=head["shift"],
+            anchor=Anchor.from_tensors(anchor),
+        )
+        module.check_shapes()
+        return module
+
+    def check_shapes(self) -> None:
+        """That all parts are of the same classes and feature width.
+
+        Raises:
+            ValueError: naming a part that is not, and both shapes.
+        """
+        c, d = len(self.card.classes), self.shift.numel()
+        statistics, k = self.statistics, self.statistics.weights.shape[-1]
+        expected: dict[str, tuple[Tensor, tuple[int, ...]]] = {
+            "head.weight": (self.head.weight, (c, d)),
+            "head.bias": (self.head.bias, (c,)),
+            "reference.weight": (self.reference.weight, (c, d)),
+            "reference.bias": (self.reference.bias, (c,)),
+            "shift": (self.shift, (d,)),
+            "statistics.weights": (statistics.weights, (c, k)),
+            "statistics.means": (statistics.means, (c, k, d)),
+            "statistics.variances": (statistics.variances, (c, k, d)),
+            "statistics.scatter": (statistics.scatter, (d, d)),
+            "statistics.basis": (statistics.basis, (d, d)),
+            "drift.matrix": (self.drift.matrix, (d, d)),
+            "drift.offset": (self.drift.offset, (d,)),
+            "anchor.centres": (self.anchor.classes.centres, (c, d)),
+            "anchor.scatter": (self.anchor.classes.scatter, (d, d)),
+            "anchor.matrix": (self.anchor.step.matrix, (d, d)),
+            "anchor.offset": (self.anchor.step.offset, (d,)),
+        }
+        for name, (value, shape) in expected.items():
+            if tuple(value.shape) != shape:
+                raise ValueError(f"{name} is {tuple(value.shape)}, expected {shape} of {c} classes and {d} features")
 
     def own_head(self) -> Head:
         """The fine-tuned head for the features of the module alone."""
@@ -153,7 +199,13 @@ class Module:
         return adapter.delta(self.parts(name, theta0), theta0)
 
     def parts(self, name: str, theta0: Tensor) -> dict[str, Tensor]:
-        """The adapter's parts of one weight, where theta0's value of it is."""
+        """The adapter's parts of one weight, where theta0's value of it is.
+
+        Raises:
+            InputError: the module has none of it.
+        """
+        if name not in self._parts:
+            raise InputError(f"module {self.card.task!r} has no part of {name}: it was learned on other targets")
         return {part: value.to(theta0) for part, value in self._parts[name].items()}
 
     @cached_property

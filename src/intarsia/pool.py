@@ -1,24 +1,11 @@
-"""A pool: the modules learned so far, on disk, and the models made of them.
-
-    pool.json                  format, backbone, adapter, settings, order of the modules, hash of every file
-    fisher-<T>.safetensors     running sum of the T tasks' Fishers, and the number of images
-    reference-<t>.safetensors  the reference heads as aligned after the first t tasks, for every t
-    modules/<task>/            vector, head, statistics, drift, anchor (.safetensors) and card.json
-    log.jsonl                  when and how long each task took: not part of what the pool is
-
-Everything is safetensors and JSON, never pickle. A new task's files are written beside the old ones and ``pool.json``,
-which names the tasks, is replaced last: a module is in the pool whole or not at all.
-"""
+"""A pool: the modules learned so far, on disk (see ``store``), and the models made of them."""
 
 import copy
-import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from torch import nn
 
 from intarsia import composition
@@ -27,16 +14,15 @@ from intarsia.backbone import Backbone
 from intarsia.composition import ComposedModel, Heads, Recipe, anchored_in, compose_heads, merge, moved
 from intarsia.config import build_adapter
 from intarsia.errors import InputError
-from intarsia.fisher import Fisher
 from intarsia.heads import Head
 from intarsia.index import INDEX, Index
-from intarsia.module import Card, Module
-from intarsia.statistics import ClassStatistics
-from intarsia.storage import file_hash, load, reading, save
+from intarsia.lock import RUN
+from intarsia.module import Module
+from intarsia.store import Store
 from intarsia.task_vector import TaskVector
 
 
-class Pool:
+class Pool(Store):
     """Modules on one backbone with one kind of adapter.
 
     Make one with ``create`` or ``open``.
@@ -47,8 +33,7 @@ class Pool:
     """
 
     def __init__(self, path: Path, index: Index, backbone: Backbone | None = None) -> None:
-        self.path = path
-        self.index = index
+        super().__init__(path, index)
         self._backbone = backbone
         if backbone is not None:
             index.check(path, backbone)
@@ -66,7 +51,7 @@ class Pool:
         path = Path(path)
         if (path / INDEX).exists():
             raise InputError(f"{path} already holds a pool: add to it with --add, or name another folder with --out")
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or not _is_ours(path)):
             raise InputError(f"{path} exists and is not a pool: name a new or empty folder with --out")
         return cls(path, Index.of(backbone, adapter, settings), backbone)
 
@@ -83,16 +68,6 @@ class Pool:
         """
         return cls(Path(path), Index.read(Path(path)), backbone)
 
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks in the order they were learned."""
-        return self.index.tasks
-
-    @property
-    def classes(self) -> dict[str, tuple[str, ...]]:
-        """Task -> its class names."""
-        return {task: self.card(task).classes for task in self.tasks}
-
     @cached_property
     def adapter(self) -> Adapter:
         """What the modules' parts mean."""
@@ -107,24 +82,6 @@ class Pool:
             self.index.check(self.path, self._backbone)
         return self._backbone
 
-    # Reading modules
-
-    def card(self, task: str) -> Card:
-        """The card of a task.
-
-        Raises:
-            InputError: the pool has no such task.
-        """
-        return Card.read(self._file(task, "card.json"))
-
-    def module(self, task: str) -> Module:
-        """The whole module of a task.
-
-        Raises:
-            InputError: the pool has no such task.
-        """
-        return Module.read(self._file(task, "card.json").parent)
-
     def vector(self, task: str) -> TaskVector:
         """Tau of a task, dense."""
         return self.module(task).dense(self.adapter, self.backbone.tuned)
@@ -136,81 +93,11 @@ class Pool:
             total = self.vector(task) if total is None else total + self.vector(task)
         return total
 
-    def fisher(self, task: str | None = None) -> Fisher | None:
-        """The running Fisher of all tasks, or the Fisher of one where it was kept (None where it was not)."""
-        path = self._running("fisher") if task is None else self._file(task, "fisher.safetensors")
-        if not path.is_file() and (task is not None or not self.tasks):
-            return None
-        with reading(path), safe_open(path, "pt") as file:
-            count = int(file.metadata()["count"])
-            return Fisher({name: file.get_tensor(name) for name in file.keys()}, count)  # noqa: SIM118
-
-    def reference(self, tasks: int | None = None) -> Head | None:
-        """The reference heads as aligned after the first so many tasks (all if None); None for an empty pool."""
-        return Head.from_tensors(load(self._running("reference", tasks))) if self.tasks else None
-
-    def statistics(self) -> tuple[ClassStatistics, ...]:
-        """The class statistics of every task, in the order they were learned."""
-        files = [self._file(task, "statistics.safetensors") for task in self.tasks]
-        return tuple(ClassStatistics.from_tensors(load(file)) for file in files)
-
-    # Writing
-
-    def add(self, module: Module, fisher: Fisher, reference: Head, *, own_fisher: Fisher | None = None) -> None:
-        """Add a module: it is in the pool whole when this returns, and not at all if it raises.
-
-        Args:
-            module: the new one.
-            fisher: running sum with this task's.
-            reference: reference heads of all classes, this task's included.
-            own_fisher: this task's alone, to keep it.
-
-        Raises:
-            InputError: a task of that name, or one of its classes, is in the pool already.
-        """
-        self.check_new(module.card.task, module.card.classes)
-        stale, folder = self._running("fisher"), self._write_module(module, own_fisher)
-        running, aligned = (self._running(name, len(self.tasks) + 1) for name in ("fisher", "reference"))
-        _save_fisher(fisher, running)
-        save(reference.tensors(), aligned)
-        new = {p.relative_to(self.path).as_posix(): file_hash(p) for p in (*sorted(folder.iterdir()), running, aligned)}
-        index = self.index.with_task(module.card.task, new=new, gone=stale.name)
-        index.write(self.path)
-        self.index = index
-        stale.unlink(missing_ok=True)
-
-    def _write_module(self, module: Module, own_fisher: Fisher | None) -> Path:
-        """The folder of a module, written beside and renamed into place; returns it."""
-        folder, fresh = self.path / "modules" / module.card.task, self.path / "modules" / f".{module.card.task}.new"
-        for leftover in (fresh, folder):  # of a run that died before pool.json named it
-            shutil.rmtree(leftover, ignore_errors=True)
-        module.write(fresh)
-        if own_fisher is not None:
-            _save_fisher(own_fisher, fresh / "fisher.safetensors")
-        fresh.rename(folder)
-        return folder
-
-    def _running(self, name: str, tasks: int | None = None) -> Path:
-        """File of what is carried from task to task, as it stood after so many tasks (all if None)."""
-        return self.path / f"{name}-{len(self.tasks) if tasks is None else tasks}.safetensors"
-
-    def check_new(self, task: str, classes: Sequence[str]) -> None:
-        """Refuse a task the pool has, or a class one of its tasks has.
-
-        Raises:
-            InputError: naming it.
-        """
-        if task in self.tasks:
-            raise InputError(f"task {task!r} is in the pool already; name the new tasks of the stream with --only")
-        for other, names in self.classes.items():
-            for name in classes:
-                if name in names:
-                    raise InputError(f"class {name!r} of task {task!r} is in the pool already, in task {other!r}")
-
-    def log(self, entry: Mapping[str, Any]) -> None:
-        """Append a line to ``log.jsonl``."""
-        with (self.path / "log.jsonl").open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+    @cached_property
+    def anchors_hold(self) -> bool:
+        """No module's classes were looked up in a mean with a task that was dropped since (``verify --repair``)."""
+        lost = self.index.lost
+        return not lost or not any(task in lost for t in self.tasks for task in self.card(t).influenced_by.anchors)
 
     # Models
 
@@ -238,7 +125,7 @@ class Pool:
 
     def _heads(self, recipe: Recipe, heads: Heads, known: int) -> tuple[list[Module], Head]:
         """The modules a recipe needs, and its heads."""
-        anchored = anchored_in(recipe, self.tasks[:known], heads)
+        anchored = anchored_in(recipe, self.tasks[:known], heads) if self.anchors_hold else ()
         modules = [self.module(t) for t in self.tasks if t in anchored or t in recipe.tasks or recipe.weights.get(t)]
         return modules, compose_heads(modules, recipe, self._aligned(known), heads, anchored)
 
@@ -323,11 +210,7 @@ class Pool:
             raise InputError(f"{self.path} holds no module yet: learn a task first")
         return self.tasks
 
-    def _file(self, task: str, name: str) -> Path:
-        if task not in self.tasks:
-            raise InputError(f"unknown task {task!r}: the pool has {', '.join(self.tasks) or 'none yet'}")
-        return self.path / "modules" / task / name
 
-
-def _save_fisher(fisher: Fisher, path: Path) -> None:
-    save(fisher.sums, path, {"count": str(fisher.count)})
+def _is_ours(folder: Path) -> bool:
+    """It is empty, or an unfinished run's that has no module yet."""
+    return (folder / RUN).is_dir() or not any(folder.iterdir())

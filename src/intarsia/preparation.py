@@ -3,11 +3,13 @@
 They depend on neither method, adapter nor strength.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from intarsia.errors import DivergenceError
 from intarsia.fisher import Fisher, diagonal_fisher
 from intarsia.heads import Head, align, pretune
 from intarsia.pool import Pool
@@ -27,6 +29,7 @@ class Memory:
         reference: aligned heads of all classes seen.
         statistics: of the classes seen, task by task.
         tasks: names, in order.
+        lost: tasks whose modules were dropped; their Fishers are part of the running sum.
     """
 
     fisher: Fisher | None = None
@@ -34,11 +37,12 @@ class Memory:
     reference: Head | None = None
     statistics: tuple[ClassStatistics, ...] = ()
     tasks: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, pool: Pool) -> "Memory":
         """As it stood after the pool's last task."""
-        return cls(pool.fisher(), pool.total(), pool.reference(), pool.statistics(), pool.tasks)
+        return cls(pool.fisher(), pool.total(), pool.reference(), pool.statistics(), pool.tasks, pool.index.lost)
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,11 @@ def prepare(run: Run, task: Task, memory: Memory) -> Prepared:
         probes=training.probes,
         generator=run.generator(number, "fisher"),
     )
+    if not math.isfinite(numbers := sum(float(f.sum()) for f in fisher.sums.values())):
+        raise DivergenceError(
+            f"task {task.name!r}: its Fisher sums to {numbers}, expected a finite number: the backbone's features or "
+            "gradients are not finite on these images; try --dtype float32, or look at the weights"
+        )
     laps.lap("fisher")
     memory.fisher = fisher if memory.fisher is None else memory.fisher + fisher
     memory.tasks = (*memory.tasks, task.name)

@@ -24,7 +24,7 @@ from intarsia.diagnostics import diagnose, loss_paths
 from intarsia.evaluation import Evaluation, evaluate, matching_tasks
 from intarsia.images import Preprocessing, unit
 from intarsia.pool import Pool
-from intarsia.storage import reading
+from intarsia.storage import read_json, reading, write, writing
 from intarsia.stream import Task, TaskStream
 from intarsia.tables import theorem
 
@@ -78,7 +78,7 @@ def report_pool(pool: Pool, stream: TaskStream, *, progress: Progress = lambda d
     diagnosis = diagnose(pool, stream)
     progress(2, 4)
     paths = loss_paths(pool, stream, _lines(pool), POINTS)
-    costs = [(line["set_up_seconds"], line["training_seconds"]) for line in _log(pool)]
+    costs = [(line["set_up_seconds"], line["training_seconds"]) for line in pool.logged().values()]
     drawn = {
         "Accuracy on every task after every task.": figures.accuracy_matrix(found),
         "Accuracy on the classes seen so far.": figures.accuracy_by_task(
@@ -111,10 +111,10 @@ def report_comparison(folder: Path) -> str:
     """
     path = folder / "comparison.json"
     with reading(path):
-        record = json.loads(path.read_text())
+        record = read_json(path)
         rows, bench = record["rows"], record["bench"]
         names = [row["method"] for row in rows]
-        runs = {name: json.loads((folder / f"{name}-0.json").read_text()) for name in names}
+        runs = {name: read_json(folder / f"{name}-0.json") for name in names}
         curves = {name: run["incremental_accuracy"] for name, run in runs.items()}
         tasks = len(next(iter(runs.values()))["tasks"])
         costs = {
@@ -180,12 +180,6 @@ def _lines(pool: Pool) -> dict[str, Callable[[float], Mapping[str, float]]]:
     return lines
 
 
-def _log(pool: Pool) -> list[dict[str, Any]]:
-    path = pool.path / "log.jsonl"
-    with reading(path):
-        return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def _about(pool: Pool) -> dict[str, Any]:
     first = pool.card(pool.tasks[0])
     told: dict[str, Any] = {
@@ -195,7 +189,7 @@ def _about(pool: Pool) -> dict[str, Any]:
         "tasks": len(pool.tasks),
         "classes": sum(map(len, pool.classes.values())),
         "versions": first.versions,
-        "machine": _log(pool)[-1]["machine"],
+        "machine": ", ".join({line["machine"]: None for line in pool.logged().values()}),
     }
     return told | {"settings": pool.index.settings}
 
@@ -263,5 +257,6 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def write_report(path: Path, html: str) -> None:
     """Write a page into a file, its folder made if there is none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write(html.encode(), path)

@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from intarsia.adapters import Adapter
 from intarsia.augmentation import augment
 from intarsia.backbone import Backbone
+from intarsia.checkpoint import Checkpoint
 from intarsia.config import Training
 from intarsia.errors import InputError
 from intarsia.regularizers import IEL, ITA
@@ -52,6 +53,7 @@ class Run:
         training: everything else.
         stream: the tasks.
         progress: told how far the work is.
+        checkpoint: where a task's training is kept at every epoch border; nowhere if None.
     """
 
     backbone: Backbone
@@ -60,6 +62,7 @@ class Run:
     training: Training
     stream: TaskStream
     progress: Progress = silent
+    checkpoint: Checkpoint | None = None
 
     def features(self, task: str, images: Tensor) -> Tensor:
         """(N, D) of the network as it stands, on the CPU, in one pass."""

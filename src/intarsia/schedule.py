@@ -41,15 +41,16 @@ class Batch:
             group["lr"] = self.lr
 
 
-def batches(training: Training, images: int, generator: torch.Generator) -> Iterator[Batch]:
+def batches(training: Training, images: int, generator: torch.Generator, first: int = 0) -> Iterator[Batch]:
     """Every epoch's batches, each epoch's order drawn as it begins; the last, smaller batch is used too.
 
     Args:
         training: says how many epochs, images a batch, and the learning rate.
         images: N.
         generator: of the orders, on the CPU.
+        first: the epoch to begin with; the generator is as it was after the one before.
     """
-    for epoch in range(training.epochs):
+    for epoch in range(first, training.epochs):
         cosine = 0.5 * (1 + math.cos(math.pi * epoch / training.epochs))
         parts = torch.randperm(images, generator=generator).split(training.batch_size)
         for number, index in enumerate(parts, start=1):

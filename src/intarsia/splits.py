@@ -4,18 +4,20 @@ Orders and held-out images are drawn by hashing the seed with the position: the 
 one class's part does not depend on which other classes there are.
 """
 
-import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from intarsia.errors import InputError
+from intarsia.storage import LARGEST_JSON, parse_json
 
 Order = Literal["natural", "seeded"]
 Split = Mapping[str, Sequence[str]]
+_UNSEEN = ("Cc", "Cs", "Zl", "Zp")
+_TURNING = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # right-to-left marks and alike
 
 
 def grouped(
@@ -64,17 +66,10 @@ def read_split(path: Path) -> Split:
     Raises:
         InputError: It cannot be read, is not JSON, or has a task twice.
     """
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
-        if twice:
-            raise InputError(f"'{path}' has task {twice[0]!r} twice: expected each once.")
-        return dict(pairs)
-
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once)
-    except InputError:
-        raise
+        if (size := path.stat().st_size) > LARGEST_JSON:
+            raise InputError(f"The split '{path}' has {size:,} bytes: expected at most {LARGEST_JSON:,}.")
+        return parse_json(path.read_bytes())
     except OSError as error:
         raise InputError(f"The split '{path}' cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
@@ -96,12 +91,30 @@ def check_tasks(tasks: Sequence[tuple[str, Sequence[str]]]) -> None:
         if count > 1:
             raise InputError(f"{count} tasks are named {name!r}: expected a name of its own for each.")
     for task, kinds in tasks:
-        if len(task) > 100 or len(task.encode(errors="replace")) > 250:
-            raise InputError(f"Task name {task!r} is too long: expected at most 100 characters (and 250 bytes).")
-        _check_name("Task", task)
+        check_name("Task", task)
         for kind in kinds:
-            _check_name("Class", kind)
+            check_name("Class", kind)
     _check_disjoint(dict(tasks))
+
+
+def check_name(what: str, name: str) -> None:
+    """Refuse a name that is no good for a folder, or that does not read as it is written.
+
+    Args:
+        what: Of what it is the name, for the message.
+        name: Any text.
+
+    Raises:
+        InputError: It is empty or too long, starts with a dot, or has a slash, a control character or a sign that turns
+            the direction of writing.
+    """
+    if len(name) > 100 or len(name.encode(errors="replace")) > 250:
+        raise InputError(f"{what} name {name[:100]!r}... is too long: expected at most 100 characters (and 250 bytes).")
+    odd = [sign for sign in name if sign in "/\\" or unicodedata.category(sign) in _UNSEEN or sign in _TURNING]
+    if odd or not name.strip() or name.startswith("."):
+        why = f"has {odd[0]!r} in it" if odd else "starts with a dot" if name.strip() else "is empty"
+        rule = "printable characters, no slash or backslash, no leading dot"
+        raise InputError(f"{what} name {name!r} {why}: expected {rule}. Rename it.")
 
 
 def hold_out(count: int, fraction: float, key: str, kind: str) -> tuple[list[int], list[int]]:
@@ -179,14 +192,6 @@ def _check_disjoint(split: Split) -> None:
             if kind in owner:
                 raise InputError(f"Class {kind!r} is in task {owner[kind]!r} and in {task!r}: expected in one, once.")
             owner[kind] = task
-
-
-def _check_name(what: str, name: str) -> None:
-    odd = [sign for sign in name if sign in "/\\" or unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp")]
-    if odd or not name.strip() or name.startswith("."):
-        why = f"has {odd[0]!r} in it" if odd else "starts with a dot" if name.strip() else "is empty"
-        rule = "printable characters, no slash or backslash, no leading dot"
-        raise InputError(f"{what} name {name!r} {why}: expected {rule}. Rename it.")
 
 
 def _shuffled(count: int, key: str) -> list[int]:

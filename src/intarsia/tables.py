@@ -96,3 +96,12 @@ def presets(cells: Sequence[Preset]) -> None:
 def comparison(rows: Sequence[Mapping[str, Any]]) -> None:
     """A row a method."""
     table("", ("method", *COLUMNS), [cells(row) for row in rows], LEGEND)
+
+
+def verification(found: Mapping[str, Any]) -> None:
+    """Print what ``verify`` found."""
+    if found["damaged"]:
+        table("", ("damaged", "what is lost with it"), [(d["file"], d["lost"]) for d in found["damaged"]])
+    names = {key: ", ".join(found[key]) or "none" for key in ("modules", "unnamed")}
+    told = {"modules": names["modules"], "in the folder only": names["unnamed"]}
+    facts({"files": found["files"], "damaged": len(found["damaged"]), **told})

@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 from intarsia.adapters import Attachment
 from intarsia.anchor import Anchor
+from intarsia.checkpoint import Trained
 from intarsia.config import Training
 from intarsia.drift import FeatureDrift, fit_drift
-from intarsia.errors import InputError
+from intarsia.errors import DivergenceError
 from intarsia.fisher import Fisher, head_fisher
 from intarsia.heads import Head, TrainedHead, samples
 from intarsia.module import Card, Module
@@ -26,10 +27,6 @@ from intarsia.task_vector import TaskVector
 FLOOR = 1e-5
 SMALLEST = 1e-3
 """Features spread at least so much, as a part of their square and of 1: images may all be alike."""
-
-
-class DivergenceError(InputError):
-    """Training left the finite numbers; the pool is as it was before the task."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +92,9 @@ def fine_tune(run: Run, prepared: Prepared, memory: Memory, others: Fisher | Non
         after = alone if number == 1 else _features_in_mean(run, prepared, adapter, memory.total, number)
         laps.lap("drift")
     norm = float(vector.norm())
-    if not math.isfinite(norm):
-        raise DivergenceError(_diverged(run, name, "the task vector is not finite after training"))
+    for what, size in (("task vector", norm), ("head", head.moved())):
+        if not math.isfinite(size):
+            raise DivergenceError(_diverged(run, name, f"the {what} is not finite after training"))
     memory.total = vector if memory.total is None else memory.total + vector
     shift = (alone - prepared.features).mean(0) * run.training.centred
     measures = {
@@ -135,7 +133,9 @@ def _epochs(run: Run, prepared: Prepared, adapter: Attachment, head: TrainedHead
     spread = at_theta0.var(0, correction=0).sum() + SMALLEST * (1 + at_theta0.square().sum(1).mean())
     optimizer = run.optimizer([*adapter.parameters(), *head.parameters()])
     sums = [0.0] * training.epochs
-    for batch in batches(training, len(images), generator):
+    trained, checkpoint = Trained(adapter, head, optimizer, generator, sums), run.checkpoint
+    first = checkpoint.restore(task.name, trained) if checkpoint else 0
+    for batch in batches(training, len(images), generator, first):
         batch.set_rate(optimizer)
         index = batch.index
         x = run.varied(images[index], generator)
@@ -145,7 +145,7 @@ def _epochs(run: Run, prepared: Prepared, adapter: Attachment, head: TrainedHead
         drift = (features - at_theta0[index]).mean(0)
         logits = head(features - drift if training.centred else features)
         loss = F.cross_entropy(logits, labels[index].to(backbone.device))
-        sums[batch.epoch] += finite(run, loss, task.name, batch.epoch) * len(index)
+        sums[batch.epoch] += finite(run, loss, task.name, batch) * len(index)
         optimizer.zero_grad(set_to_none=True)
         (loss + training.drift_pull * drift.square().sum() / spread).backward()
         if training.step == "coupled":
@@ -158,6 +158,8 @@ def _epochs(run: Run, prepared: Prepared, adapter: Attachment, head: TrainedHead
                 penalty.step(adapter, batch.cosine * due, training.step)
             head.pull(training.lambda_h, training.lambda_0, batch.cosine, training.step)
         if batch.ends_epoch:
+            if checkpoint:
+                checkpoint.save(task.name, batch.epoch + 1, trained)
             run.progress(task.name, "training", batch.epoch + 1, training.epochs)
     return [total / len(images) for total in sums]
 
@@ -189,15 +191,17 @@ def _head_fisher(run: Run, prepared: Prepared, memory: Memory) -> Head:
     return Head(weight + FLOOR, bias + FLOOR)[prepared.rows]
 
 
-def finite(run: Run, loss: Tensor, task: str, epoch: int) -> float:
+def finite(run: Run, loss: Tensor, task: str, batch: Batch) -> float:
     """The loss as a number.
 
     Raises:
-        DivergenceError: it is not finite; the message names the task and the epoch.
+        DivergenceError: it is not finite; the message names the task, the epoch and the batch.
     """
     value = float(loss.detach())
     if not math.isfinite(value):
-        raise DivergenceError(_diverged(run, task, f"the loss is {value} in epoch {epoch + 1}"))
+        raise DivergenceError(
+            _diverged(run, task, f"the loss is {value} in epoch {batch.epoch + 1}, batch {batch.number}")
+        )
     return value
 
 

@@ -1,6 +1,7 @@
 """Verbs on one pool: every one has a twin in Python and prints a table, or JSON with ``--json``."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from json import dumps
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,13 +10,14 @@ from tyro.conf import OmitArgPrefixes, Positional
 from intarsia import backbone, builtin, tables
 from intarsia.adapters import Adapter
 from intarsia.backbone import BUILTIN, TARGETS, Backbone
+from intarsia.checkpoint import Checkpoint, stopping
 from intarsia.composition import ComposedModel
 from intarsia.config import AdapterKind, Method, Training, build_adapter, build_regularizer, recommended
 from intarsia.console import OUT, LearningBars, bar, bars, facts, table
 from intarsia.diagnostics import diagnose
 from intarsia.errors import InputError
 from intarsia.estimate import estimate
-from intarsia.evaluation import evaluate, recorded_stream, target_and_control
+from intarsia.evaluation import evaluate, recorded_stream, reloaded, target_and_control
 from intarsia.learner import learn
 from intarsia.options import Json, Selection, Source, on_device, open_pool, parse_weights
 from intarsia.pool import INDEX, Pool
@@ -23,6 +25,7 @@ from intarsia.presets import preset
 from intarsia.regularizers import IEL, ITA
 from intarsia.run import Run
 from intarsia.stream import TaskStream
+from intarsia.verification import remedy, repair, unnamed, verify
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Learn:
     """Folder of the pool: new or empty, or with --add an existing pool."""
     add: bool = False
     """Add the stream's tasks to the pool in --out, with the pool's own settings unless told otherwise."""
+    resume: bool = False
+    """Go on with the run in --out that was stopped, from its last epoch border, as it was."""
     backbone: str = BUILTIN
     """vit_sketch (built in), timm/<name> or timm/<name>@<weights.safetensors>."""
     targets: tuple[str, ...] = TARGETS
@@ -57,6 +62,8 @@ class Learn:
     """Keep every task's own Fisher in its module."""
     dry_run: bool = False
     """Say what the run will cost, from a few timed batches; nothing is written."""
+    checkpoint: bool = True
+    """Keep what is trained at every epoch border; else a run that is stopped goes on from its last whole task."""
     evaluate: bool = True
     """Measure the mean of the modules on the test images at the end."""
     device: str = "auto"
@@ -72,7 +79,7 @@ class Learn:
                 f"preset {self.preset}: name {wanted.title}'s images with --data folder:<dir>, "
                 f"{wanted.classes} classes under train/ and test/"
             )
-        stream = self.source.load("sketches", self.training.seed)
+        stream = self._stream()
         theta0 = Backbone.load(self.backbone, targets=self.targets).to(on_device(self.device))
         adapter: Adapter = build_adapter(self.adapter, self.rank)
         if self.dry_run:
@@ -80,7 +87,7 @@ class Learn:
             if not self.json:
                 facts(cost.record())
             return cost.record()
-        with bars() as progress:
+        with bars() as progress, stopping(self.out):
             pool = learn(
                 theta0,
                 stream,
@@ -89,12 +96,22 @@ class Learn:
                 regularizer=regularizer,
                 training=self.training,
                 add=self.add,
+                resume=self.resume,
                 keep_fishers=self.keep_fishers,
-                progress=LearningBars(progress, len(stream)),
+                checkpoints=self.checkpoint,
+                progress=LearningBars(progress, [task.name for task in stream]),
             )
         if not self.evaluate:
             return {"pool": str(self.out), "tasks": list(pool.tasks)}
-        return _evaluated(pool, pool.mean(), recorded_stream(pool) if self.add else stream, self.json)
+        whole = tuple(task.name for task in stream) == pool.tasks
+        return _evaluated(pool, pool.mean(), stream if whole else recorded_stream(pool), self.json)
+
+    def _stream(self) -> TaskStream:
+        """What is learned: as named, or when a run is resumed, as it was."""
+        checkpoint = Checkpoint.of(self.out)
+        if not self.resume or self.source != Source():
+            return self.source.load("sketches", self.training.seed)
+        return reloaded(checkpoint.asked()["stream"]) if checkpoint.exists else recorded_stream(Pool.open(self.out))
 
     def _regularizer(self) -> ITA | IEL:
         name, strength = ("alpha", self.alpha) if self.method == "ita" else ("beta", self.beta)
@@ -135,6 +152,33 @@ class Ls:
                 facts(entry)
                 OUT.print()
         return {"builtin": about}
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Check every file of a pool; name what is damaged, and what is lost with it."""
+
+    pool: Positional[Path]
+    """Folder of the pool."""
+    repair: bool = False
+    """Drop the modules that are damaged; the others stay usable."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        """Verify; damage that is not repaired is an error."""
+        pool = Pool.open(self.pool)
+        with bar("files") as progress:
+            damaged = verify(pool, progress)
+        tasks = repair(pool, damaged).tasks if damaged and self.repair else pool.tasks
+        found = {"files": len(pool.index.files), "damaged": [asdict(d) for d in damaged], "modules": list(tasks)}
+        found["unnamed"] = unnamed(pool)
+        if not self.json:
+            tables.verification(found)
+        if damaged and not self.repair:
+            if self.json:
+                print(dumps(found, indent=1))
+            raise InputError(f"{len(damaged)} of {found['files']} files are damaged: {remedy(damaged)}")
+        return found
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def fit(
     for batch in batches(run.training, len(task.train), generator):
         batch.set_rate(optimizer)
         value = loss(batch)
-        finite(run, value, task.name, batch.epoch)
+        finite(run, value, task.name, batch)
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         optimizer.step()

@@ -1,6 +1,5 @@
 """A pool as a method among others: its mean after each task, and what learning it cost."""
 
-import json
 import math
 from collections.abc import Iterator
 
@@ -14,8 +13,7 @@ def stages(pool: Pool) -> Iterator[Stage]:
     """The mean of the first modules, after each task of a pool that was learned."""
     mean = pool.mean()
     assert mean.before is not None
-    costs = {line["task"]: line for line in map(json.loads, (pool.path / "log.jsonl").read_text().splitlines())}
-    files = pool.index.files or {}
+    costs, files = pool.logged(), pool.index.files
     kept = sum(_numbers(pool, name) for name in files if name.startswith("fisher"))
     for count, task in enumerate(pool.tasks, start=1):
         own = (name for name in files if name.startswith((f"modules/{task}/", f"reference-{count}.")))
