@@ -4,18 +4,19 @@
     python benchmarks/fuzz.py index -atheris_runs=1000000 -max_len=8192
 
 Targets: ``index`` (pool.json), ``card`` (card.json), ``tensors`` (safetensors, and the texts beside them), ``weights``
-(``--weights``), ``split`` (``--split``). What comes after the target is libFuzzer's. A crash is any error but those that
-are promised, and libFuzzer writes the input that made it; a hang is an input that takes longer than ``-timeout``.
+(``--weights``), ``split`` (``--split``). What comes after the target is libFuzzer's. A crash is any error but those
+that are promised, and libFuzzer writes the input that made it; a hang is an input that takes longer than ``-timeout``.
 """
 
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-import atheris  # pyright: ignore[reportMissingImports]
-
+atheris: Any = import_module("atheris")
 with atheris.instrument_imports(include=["intarsia", "json"]):
     from safetensors import SafetensorError
 
