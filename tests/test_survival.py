@@ -30,6 +30,7 @@ from intarsia.index import Index
 from intarsia.lock import one_writer
 from intarsia.options import parse_weights
 from intarsia.splits import read_split
+from intarsia.verbs import Ls
 from intarsia.verification import repair, unnamed, verify
 
 TASKS = 3
@@ -259,7 +260,7 @@ def until(there: Callable[[], bool]) -> None:
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_a_stopped_command_says_what_is_saved_and_goes_on_bit_equal(tmp_path: Path) -> None:
     whole, out = tmp_path / "whole", tmp_path / "p"
-    assert ran("learn", *RUN, "--out", str(whole))[0] == 0
+    main(["learn", *RUN, "--out", str(whole)])
     epoch = out / ".run" / "epoch.safetensors"
     for how, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)):
         before = epoch.stat().st_mtime_ns if epoch.exists() else 0
@@ -272,7 +273,7 @@ def test_a_stopped_command_says_what_is_saved_and_goes_on_bit_equal(tmp_path: Pa
             assert f"tasks are in {out}; the run was stopped in task" in said
             assert f"`intarsia learn --resume --out {out}`" in said
             assert "Traceback" not in said
-    assert ran("learn", "--resume", "--no-evaluate", "--out", str(out))[0] == 0
+    main(["learn", "--resume", "--no-evaluate", "--out", str(out)])
     assert contents(out, APART) == contents(whole, APART)
 
 
@@ -625,14 +626,15 @@ def test_a_file_larger_than_the_system_allows_is_an_error_and_the_pool_is_as_it_
     assert not (tmp_path / "p" / "pool.json").exists()
 
 
-def test_no_memory_is_an_error_in_words(learned: Path) -> None:
-    code = (
-        "import sys, torch; import intarsia.cli as cli;"
-        "cli.Ls.run = lambda self: torch.empty(2**50, dtype=torch.uint8); cli.main(['ls', sys.argv[1]])"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(learned)], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith("intarsia: out of memory")
+@pytest.mark.parametrize("how", [lambda: torch.empty(2**50, dtype=torch.uint8), lambda: bytearray(2**60)])
+def test_no_memory_is_an_error_in_words(
+    how: Callable[[], object], learned: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Ls, "run", lambda self: how())
+    with pytest.raises(SystemExit) as stop:
+        main(["ls", str(learned)])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("intarsia: out of memory")
 
 
 def test_a_module_that_cannot_be_written_whole_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

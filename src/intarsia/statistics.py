@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 IMAGES_PER_COMPONENT = 5
@@ -136,6 +134,9 @@ def fit_statistics(
     Raises:
         ValueError: a class has no image.
     """
+    from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415  slow to import
+    from sklearn.mixture import GaussianMixture  # noqa: PLC0415
+
     if len(missing := set(range(classes)) - set(labels.tolist())):
         raise ValueError(f"class {min(missing)} has no image to take statistics from")
     plain = Gaussians.of(features, labels, classes)
