@@ -1,10 +1,15 @@
-"""The command line as a user meets it: real processes on a small timm model and an image folder made on the spot."""
+"""The command line on a small timm model and an image folder made on the spot.
+
+Real processes take seconds to start: here where that is the point, in `test_readme` every verb. The rest is `main`.
+"""
 
 import hashlib
 import json
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +19,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from intarsia import cli
-from intarsia.cli import main
+from intarsia.cli import VERBS, main
 from intarsia.config import recommended
 from intarsia.errors import InputError
 from intarsia.options import parse_weights
@@ -30,15 +35,17 @@ COLOURS = {
 TASKS = {"cold": ["blue", "cyan"], "earth": ["gold", "green"], "other": ["grey", "red"]}
 
 
-def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """A real process."""
     command = [sys.executable, "-m", "intarsia", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def result(*arguments: object, cwd: Path | None = None) -> Any:
-    done = run(*arguments, "--json", cwd=cwd)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+def result(*arguments: object) -> Any:
+    """What a command prints with --json, in this process; it printed nothing else."""
+    with redirect_stdout(StringIO()) as out:
+        main([*map(str, arguments), "--json"])
+    return json.loads(out.getvalue())
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -159,7 +166,7 @@ def test_ls_lists_modules_and_what_is_built_in(pool: Path) -> None:
 def test_tasks_added_in_another_process_give_the_same_pool(world: Path, pool: Path) -> None:
     result(*learning(world, "grown", "--only", "cold"))
     added = ["--data", f"folder:{world / 'photos'}", "--split", world / "tasks.json", "--only", "earth", "other"]
-    result("learn", "--add", "--out", world / "grown", *added)
+    assert run("learn", "--add", "--out", world / "grown", *added).returncode == 0
     assert digest(world / "grown") == digest(pool)
 
 
@@ -271,7 +278,7 @@ def test_verbs_refuse_what_the_pool_does_not_have(
 def test_help_of_every_verb_names_its_flags() -> None:
     overview = run("--help")
     assert overview.returncode == 0
-    for verb in ("learn", "ls", "evaluate", "predict", "compose", "unlearn", "diagnose"):
+    for verb in VERBS:
         assert verb in overview.stdout
     assert "--alpha" in run("learn", "--help").stdout
 

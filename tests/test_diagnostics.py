@@ -194,7 +194,10 @@ def test_other_weights_and_fewer_images(pool: Pool) -> None:
     assert found.images == 10
     assert found.mean_module_loss == pytest.approx(0.75 * found.module_losses[0] + 0.25 * found.module_losses[1])
     again = diagnose(pool, stream(), weights={"task01": 0.75, "task04": 0.25}, per_task=5)
-    assert again == found
+    told, said = found.record(), again.record()
+    assert told.keys() == said.keys()
+    for name, value in told.items():  # added in another order: the last digit of a double may differ
+        assert said[name] == (pytest.approx(value, rel=1e-9, abs=1e-12) if isinstance(value, float) else value)
     assert diagnose(pool, stream(), per_task=5, seed=1).theta0_loss != diagnose(pool, stream(), per_task=5).theta0_loss
     with pytest.raises(InputError, match="expected 1"):
         diagnose(pool, stream(), weights={"task01": 0.75})
