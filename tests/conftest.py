@@ -1,5 +1,6 @@
-"""Pools that are learned once for all tests that only read them."""
+"""Pools that are learned once for all tests that only read them; a thread a process, as tests run side by side."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from intarsia import ITA, LoRA, Pool, learn
 
 settings.register_profile("patient", deadline=None)  # how long an example takes says how busy the machine is
 settings.load_profile("patient")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -33,7 +33,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the main job has run, with fewer passes than a user makes."""
     folder = tmp_path_factory.mktemp("readme")
     job = commands()[0].split("&& ")[-1]
-    done = intarsia(f"{job} --epochs 1 --max-per-class 8 --no-evaluate", folder)
+    done = intarsia(f"{job} --epochs 1 --max-per-class 4 --no-evaluate", folder)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -71,7 +71,7 @@ def test_learn_commands_for_a_users_own_images_parse(workplace: Path) -> None:
 def test_the_python_example_runs(workplace: Path) -> None:
     (code,) = blocks("python")
     quick = code.replace("import ITA,", "import ITA, Training,").replace("out=", "training=Training(epochs=1), out=")
-    quick = quick.replace('TaskStream.load("sketches")', 'TaskStream.load("sketches", max_per_class=8)')
+    quick = quick.replace('TaskStream.load("sketches")', 'TaskStream.load("sketches", max_per_class=4)')
     picture = "from PIL import Image\nImage.new('L', (28, 28)).save('cat.png')\n"
     show = "\nprint(len(result.accuracy_matrix), len(labels), expert.labels[0], len(clean.labels), len(mix.labels))\n"
     (workplace / "example.py").write_text(picture + quick + show)
