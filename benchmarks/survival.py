@@ -37,7 +37,7 @@ from intarsia.fisher import Fisher
 from intarsia.lock import one_writer
 from intarsia.verification import verify
 
-RUN = ["--only", "animals", "food", "music", "--max-per-class", "12", "--epochs", "3", "--no-evaluate"]
+RUN = ["--only", "animals", "food", "--max-per-class", "8", "--epochs", "2", "--no-evaluate"]
 STEPS = ("open", "write", "fsync", "replace", "rename", "unlink")
 
 
@@ -138,7 +138,7 @@ class Trial:
         if not self.resumable(out):
             shutil.rmtree(out, ignore_errors=True)
         started = time.perf_counter()
-        process = self.learn(out, arguments, self.random.randint(1, 400) if by_step else 0)
+        process = self.learn(out, arguments, self.random.randint(1, 200) if by_step else 0)
         try:
             process.wait(None if by_step else self.random.uniform(0.3, 1.0) * self.seconds)
         except subprocess.TimeoutExpired:
