@@ -41,7 +41,7 @@ def index(data: bytes) -> None:
 
 def card(data: bytes) -> None:
     """``card.json``."""
-    Card.from_bytes(data)
+    Card.from_bytes(data, "task01")
 
 
 def tensors(data: bytes) -> None:

@@ -9,7 +9,6 @@ flushed, renamed or removed, or with half of it written. After each one the pool
 The cost of safety is the time of a run with a checkpoint at every epoch border against one without.
 """
 
-import hashlib
 import importlib
 import json
 import multiprocessing
@@ -31,12 +30,15 @@ from typing import Any
 import tyro
 from rich.progress import track
 
-from intarsia import InputError, LoRA, Pool
+from intarsia import InputError, LoRA, Pool, cli
 from intarsia.checkpoint import Checkpoint
 from intarsia.fisher import Fisher
 from intarsia.lock import one_writer
+from intarsia.store import LOG
 from intarsia.verification import verify
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+cases: Any = importlib.import_module("cases")  # the tests' small network
 RUN = ["--only", "animals", "food", "--max-per-class", "8", "--epochs", "2", "--no-evaluate"]
 STEPS = ("open", "write", "fsync", "replace", "rename", "unlink")
 
@@ -78,18 +80,12 @@ def learn_killed_at(step: int) -> None:
             return plain(*args, **kwargs)
 
         setattr(os, name, counted)
-    from intarsia.cli import main  # noqa: PLC0415  after the watch is set
-
-    main(sys.argv[3:])
+    cli.main(sys.argv[3:])
 
 
 def hashes(pool: Path) -> dict[str, str]:
     """Relative path -> hash of every file of a pool that is part of what it is."""
-    return {
-        path.relative_to(pool).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(pool.rglob("*"))
-        if path.is_file() and path.name != "log.jsonl"
-    }
+    return cases.contents(pool, {LOG})
 
 
 class Trial:
@@ -180,8 +176,6 @@ class Trial:
 
 def _write_rounds(folder: str, number: int, rounds: int, barrier: Barrier, told: Any) -> None:
     """One of two writers: in every round it tries to add a module of its own."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    cases = importlib.import_module("cases")  # the tests' small network
     theta0, adapter = cases.backbone(), LoRA(1)
     fisher = Fisher({name: weight.square() for name, weight in theta0.tuned.items()}, 5)
     added, refused = [], 0

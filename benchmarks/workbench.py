@@ -13,7 +13,8 @@ from typing import Any, Literal
 from torch import nn
 
 from intarsia.backbone import Backbone
-from intarsia.composition import ComposedModel, Heads, Recipe, anchored_in, compose_heads, mean, merge, specialize
+from intarsia.composed_model import ComposedModel
+from intarsia.composition import Heads, Recipe, anchored_in, compose_heads, mean, merge, specialize
 from intarsia.config import Training, build_adapter, build_regularizer
 from intarsia.evaluation import evaluate
 from intarsia.fisher import Fisher

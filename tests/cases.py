@@ -1,6 +1,7 @@
 """Tiny networks, streams and modules for the tests; whatever is random has an explicit seed."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -170,6 +171,13 @@ def contents(folder: Path, without: Iterable[str] = ()) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name not in without
     }
+
+
+def edit(path: Path, change: Callable[[dict], object]) -> None:
+    """Change a JSON file."""
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
 
 
 def newton(objective: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:

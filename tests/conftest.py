@@ -1,6 +1,7 @@
 """Pools that are learned once for all tests that only read them; a thread a process, as tests run side by side."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,9 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pool(learned: Path) -> Pool:
     """That pool, opened with a fresh backbone."""
     return Pool.open(learned, backbone())
+
+
+@pytest.fixture
+def copied(learned: Path, tmp_path: Path) -> Path:
+    """A copy of the learned pool that a test may spoil."""
+    return Path(shutil.copytree(learned, tmp_path / "copy"))

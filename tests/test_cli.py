@@ -3,7 +3,6 @@
 Real processes take seconds to start: here where that is the point, in `test_readme` every verb. The rest is `main`.
 """
 
-import hashlib
 import json
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from cases import contents
 from intarsia import cli
 from intarsia.cli import VERBS, main
 from intarsia.config import recommended
@@ -61,8 +61,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 
 def digest(folder: Path) -> dict[str, str]:
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "log.jsonl")
-    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    return contents(folder, {"log.jsonl"})
 
 
 @pytest.fixture(scope="session")

@@ -9,22 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from cases import GREY, QUICK, backbone, contents, module, same, stream, tiny_vit
+from cases import GREY, QUICK, backbone, contents, edit, module, same, stream, tiny_vit
 from intarsia import IEL, ITA, Backbone, Full, InputError, LoRA, Pool, TaskStream, TaskVector, learn
 from intarsia.fisher import Fisher
 from intarsia.index import FORMAT, OLDEST
-
-
-@pytest.fixture
-def copied(learned: Path, tmp_path: Path) -> Path:
-    """A copy of the learned pool that a test may spoil."""
-    return Path(shutil.copytree(learned, tmp_path / "copy"))
-
-
-def edit(path: Path, change: Callable[[dict], object]) -> None:
-    record = json.loads(path.read_text())
-    change(record)
-    path.write_text(json.dumps(record))
 
 
 def unlike(name: str) -> TaskStream:

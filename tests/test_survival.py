@@ -19,8 +19,9 @@ import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from test_cli import run
 
-from cases import QUICK, backbone, contents, module, same, stream
+from cases import QUICK, backbone, contents, edit, module, same, stream
 from intarsia import IEL, ITA, Full, InputError, LoRA, Pool, Training, learn, storage
 from intarsia.checkpoint import Checkpoint
 from intarsia.cli import main
@@ -118,7 +119,7 @@ def test_a_write_that_fails_is_named_and_the_run_goes_on_when_there_is_room(
             with watched(monkeypatch, fail):
                 learn(backbone(), stream(TASKS), out=out, **OPTIONS)
         except InputError as error:
-            assert "cannot be written" in str(error) or "cannot" in str(error)
+            assert "cannot be written" in str(error)
             assert os.strerror(code) in str(error)
         if out.exists():
             intact(out, tasks)
@@ -243,13 +244,6 @@ def process(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def ran(*arguments: str) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of a command."""
-    command = [sys.executable, "-m", "intarsia", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout, done.stderr
-
-
 def until(there: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 120
     while not there():
@@ -264,11 +258,11 @@ def test_a_stopped_command_says_what_is_saved_and_goes_on_bit_equal(tmp_path: Pa
     epoch = out / ".run" / "epoch.safetensors"
     for how, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)):
         before = epoch.stat().st_mtime_ns if epoch.exists() else 0
-        with process("learn", *(["--resume"] if before else RUN), "--no-evaluate", "--out", str(out)) as run:
+        with process("learn", *(["--resume"] if before else RUN), "--no-evaluate", "--out", str(out)) as running:
             until(lambda before=before: epoch.exists() and epoch.stat().st_mtime_ns != before)
-            run.send_signal(how)
-            _, said = run.communicate(timeout=60)
-        assert run.returncode == code
+            running.send_signal(how)
+            _, said = running.communicate(timeout=60)
+        assert running.returncode == code
         if how is not signal.SIGKILL:
             assert f"tasks are in {out}; the run was stopped in task" in said
             assert f"`intarsia learn --resume --out {out}`" in said
@@ -326,11 +320,6 @@ def test_who_opened_a_pool_reads_what_it_was_while_tasks_are_added(tmp_path: Pat
 
 
 # Verify and repair
-
-
-@pytest.fixture
-def copied(learned: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(learned, tmp_path / "copy"))
 
 
 def flip(path: Path) -> None:
@@ -439,7 +428,7 @@ def test_verify_as_a_command(copied: Path, capsys: pytest.CaptureFixture[str]) -
     assert [d["file"] for d in found["damaged"]] == ["modules/task03/drift.safetensors"]
     assert "1 of 29 files are damaged" in said
     assert "--repair drops the module of 'task03'" in said
-    assert ran("verify", str(copied))[0] == 2
+    assert run("verify", copied).returncode == 2
     code, found, _ = verified("--repair")
     assert code == 0
     assert found["modules"] == ["task01", "task02", "task04"]
@@ -447,12 +436,6 @@ def test_verify_as_a_command(copied: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 # Hostile files
-
-
-def forged(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    record = json.loads((folder / "pool.json").read_text())
-    change(record)
-    (folder / "pool.json").write_text(json.dumps(record))
 
 
 def renamed(record: dict[str, Any], to: str) -> None:
@@ -486,7 +469,7 @@ LIES: dict[str, Callable[[dict[str, Any]], object]] = {
 
 @pytest.mark.parametrize("lie", LIES)
 def test_an_index_that_lies_is_refused(lie: str, copied: Path) -> None:
-    forged(copied, LIES[lie])
+    edit(copied / "pool.json", LIES[lie])
     with pytest.raises(InputError, match=r"pool\.json"):
         Pool.open(copied, backbone())
 
@@ -521,7 +504,7 @@ def rehashed(folder: Path, name: str, data: bytes) -> None:
     """Put other bytes in a pool's file, and their hash in its index: what a liar would do."""
     (folder / name).write_bytes(data)
     seen = storage.Seen.of(data)
-    forged(folder, lambda r: r["files"].update({name: {"sha256": seen.sha256, "size": seen.size}}))
+    edit(folder / "pool.json", lambda r: r["files"].update({name: {"sha256": seen.sha256, "size": seen.size}}))
 
 
 def changed(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> bytes:

@@ -2,7 +2,7 @@
 
 from intarsia.adapters import IA3, Full, LoRA
 from intarsia.backbone import Backbone
-from intarsia.composition import ComposedModel
+from intarsia.composed_model import ComposedModel
 from intarsia.config import Training
 from intarsia.diagnostics import diagnose
 from intarsia.errors import InputError

@@ -36,6 +36,7 @@ from intarsia.storage import (
     save,
     write_json,
 )
+from intarsia.store import parse_fisher, save_fisher
 
 ASKED, EPOCH, FISHER = "run.json", "epoch.safetensors", "fisher.safetensors"
 
@@ -124,9 +125,9 @@ class Checkpoint:
             asked: as JSON.
             fisher: the running Fisher it begins with, if the run needs that to the end.
         """
-        self._clear()
+        self.end()
         if fisher is not None:
-            save(fisher.sums, self.folder / FISHER, {"count": str(fisher.count)}, exact=True)
+            save_fisher(fisher, self.folder / FISHER)
         write_json(asked, self.folder / ASKED)
 
     def resume(self, asked: Mapping[str, Any]) -> None:
@@ -164,7 +165,7 @@ class Checkpoint:
             return None
         data = read(path)
         with reading(path):
-            return Fisher(parse_tensors(data), int(parse_metadata(data)["count"]))
+            return parse_fisher(data)
 
     def save(self, task: str, epochs: int, trained: Trained) -> None:
         """What was trained of a task after so many epochs, in place of what was before.
@@ -210,9 +211,6 @@ class Checkpoint:
 
     def end(self) -> None:
         """The run is over: there is nothing to go on with."""
-        self._clear()
-
-    def _clear(self) -> None:
         for path in (*(self.folder / name for name in (ASKED, EPOCH, FISHER)), *self.folder.glob(".*.new")):
             path.unlink(missing_ok=True)
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from intarsia.composition import ComposedModel
+from intarsia.composed_model import ComposedModel
 from intarsia.errors import InputError
 from intarsia.images import Preprocessing
 from intarsia.pool import Pool

@@ -60,8 +60,8 @@ class Card:
         return cls(**{**record, "classes": tuple(record["classes"]), "influenced_by": Influence(**influence)})
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> "Card":
-        """From a file's bytes.
+    def from_bytes(cls, data: bytes, task: str) -> "Card":
+        """The card of a task, from its file's bytes.
 
         Raises:
             ValueError, KeyError, TypeError: they are not a card's.
@@ -69,6 +69,8 @@ class Card:
         card = cls.from_record(parse_json(data))
         if not all(isinstance(name, str) for name in (card.task, *card.classes)) or not isinstance(card.images, int):
             raise TypeError("its names are not texts, or its images not a number")
+        if card.task != task:
+            raise ValueError(f"it is of task {card.task!r}")
         return card
 
 
@@ -117,11 +119,12 @@ class Module:
         return {**files, "card.json": write_json(self.card.record(), folder / "card.json")}
 
     @classmethod
-    def from_files(cls, read: Callable[[str], bytes]) -> "Module":
+    def from_files(cls, read: Callable[[str], bytes], task: str) -> "Module":
         """The inverse of ``write``.
 
         Args:
             read: name of a file -> its bytes.
+            task: whose module it is.
 
         Raises:
             ValueError, KeyError, TypeError, SafetensorError: they are not a module's, or do not fit each other.
@@ -130,7 +133,7 @@ class Module:
             parse_tensors(read(f"{name}.safetensors")) for name in ("head", "statistics", "drift", "anchor", "vector")
         )
         module = cls(
-            card=Card.from_bytes(read("card.json")),
+            card=Card.from_bytes(read("card.json"), task),
             vector=vector,
             head=Head.from_tensors(head),
             reference=Head(head["reference.weight"], head["reference.bias"]),

@@ -11,7 +11,8 @@ from torch import nn
 from intarsia import composition
 from intarsia.adapters import Adapter
 from intarsia.backbone import Backbone
-from intarsia.composition import ComposedModel, Heads, Recipe, anchored_in, compose_heads, merge, moved
+from intarsia.composed_model import ComposedModel
+from intarsia.composition import Heads, Recipe, anchored_in, compose_heads, merge, moved
 from intarsia.config import build_adapter
 from intarsia.errors import InputError
 from intarsia.heads import Head

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from intarsia import figures
 from intarsia.compare import COLUMNS, LEGEND, cells
-from intarsia.composition import ComposedModel
+from intarsia.composed_model import ComposedModel
 from intarsia.diagnostics import diagnose, loss_paths
 from intarsia.evaluation import Evaluation, evaluate, matching_tasks
 from intarsia.images import Preprocessing, unit

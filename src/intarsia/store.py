@@ -14,10 +14,10 @@ changes any of it. (The running Fisher of the task before stays for one task mor
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from intarsia.errors import InputError
 from intarsia.fisher import Fisher
@@ -28,6 +28,7 @@ from intarsia.statistics import ClassStatistics
 from intarsia.storage import Seen, flush, parse_json, parse_metadata, parse_tensors, read, reading, save, write, writing
 
 LOG = "log.jsonl"
+Parsed = TypeVar("Parsed")
 
 
 class Store:
@@ -58,13 +59,7 @@ class Store:
         Raises:
             InputError: the pool has no such task, or the file is damaged.
         """
-        name = self._of_task(task, "card.json")
-        data = self.read(name)
-        with reading(self.path / name):
-            card = Card.from_bytes(data)
-            if card.task != task:
-                raise ValueError(f"it is of task {card.task!r}")
-        return card
+        return self._parsed(self._of_task(task, "card.json"), lambda data: Card.from_bytes(data, task))
 
     def module(self, task: str) -> Module:
         """The whole module of a task.
@@ -73,7 +68,7 @@ class Store:
             InputError: the pool has no such task, or a file is damaged.
         """
         with reading(self.path / self._of_task(task, "")):
-            return Module.from_files(lambda name: self.read(self._of_task(task, name)))
+            return Module.from_files(lambda name: self.read(self._of_task(task, name)), task)
 
     def read(self, name: str) -> bytes:
         """What a file of the pool holds, as it was written.
@@ -96,28 +91,27 @@ class Store:
         name = self.index.running("fisher", len(self.tasks)) if task is None else self._of_task(task, FISHER)
         if name not in self.index.files:
             return None
-        data = self.read(name)
-        with reading(self.path / name):
-            return Fisher(parse_tensors(data), int(parse_metadata(data)["count"]))
+        return self._parsed(name, parse_fisher)
 
     def reference(self, tasks: int | None = None) -> Head | None:
         """The reference heads as aligned after the first so many tasks (all if None); None for an empty pool."""
         if not self.tasks:
             return None
         name = self.index.running("reference", len(self.tasks) if tasks is None else tasks)
-        data = self.read(name)
-        with reading(self.path / name):
-            return Head.from_tensors(parse_tensors(data))
+        return self._parsed(name, lambda data: Head.from_tensors(parse_tensors(data)))
 
     def statistics(self) -> tuple[ClassStatistics, ...]:
         """The class statistics of every task, in the order they were learned."""
-        found = []
-        for task in self.tasks:
-            name = self._of_task(task, "statistics.safetensors")
-            data = self.read(name)
-            with reading(self.path / name):
-                found.append(ClassStatistics.from_tensors(parse_tensors(data)))
-        return tuple(found)
+        names = [self._of_task(task, "statistics.safetensors") for task in self.tasks]
+        return tuple(
+            self._parsed(name, lambda data: ClassStatistics.from_tensors(parse_tensors(data))) for name in names
+        )
+
+    def _parsed(self, name: str, parse: Callable[[bytes], Parsed]) -> Parsed:
+        """A file of the pool, and what it says."""
+        data = self.read(name)
+        with reading(self.path / name):
+            return parse(data)
 
     def logged(self) -> dict[str, dict[str, Any]]:
         """Task -> its line of ``log.jsonl``, of the tasks that have one.
@@ -151,7 +145,7 @@ class Store:
         with writing(self.path):
             try:
                 new = self._write_module(module, own_fisher)
-                new[running] = _save_fisher(fisher, self.path / running)
+                new[running] = save_fisher(fisher, self.path / running)
                 new[aligned] = save(reference.tensors(), self.path / aligned)
                 index = self.index.with_task(task, new)
                 index.write(self.path)
@@ -171,7 +165,7 @@ class Store:
         try:
             seen = module.write(fresh)
             if own_fisher is not None:
-                seen[FISHER] = _save_fisher(own_fisher, fresh / FISHER)
+                seen[FISHER] = save_fisher(own_fisher, fresh / FISHER)
             fresh.rename(folder)
         except BaseException:
             self.discard(f"modules/{fresh.name}")
@@ -222,5 +216,11 @@ class Store:
         return f"modules/{task}/{name}"
 
 
-def _save_fisher(fisher: Fisher, path: Path) -> Seen:
+def save_fisher(fisher: Fisher, path: Path) -> Seen:
+    """Write a Fisher's sums, and beside them its number of images."""
     return save(fisher.sums, path, {"count": str(fisher.count)})
+
+
+def parse_fisher(data: bytes) -> Fisher:
+    """The inverse of ``save_fisher``, from the file's bytes."""
+    return Fisher(parse_tensors(data), int(parse_metadata(data)["count"]))

@@ -11,7 +11,7 @@ from intarsia import backbone, builtin, tables
 from intarsia.adapters import Adapter
 from intarsia.backbone import BUILTIN, TARGETS, Backbone
 from intarsia.checkpoint import Checkpoint, stopping
-from intarsia.composition import ComposedModel
+from intarsia.composed_model import ComposedModel
 from intarsia.config import AdapterKind, Method, Training, build_adapter, build_regularizer, recommended
 from intarsia.console import OUT, LearningBars, bar, bars, facts, table
 from intarsia.diagnostics import diagnose

@@ -13,6 +13,7 @@ from intarsia.errors import InputError
 from intarsia.heads import Head
 from intarsia.index import FISHER, MODULE_FILES, Index
 from intarsia.lock import one_writer
+from intarsia.module import Module
 from intarsia.storage import parse_tensors, reading, save, write
 from intarsia.store import Store
 
@@ -35,30 +36,35 @@ class Damage:
 
 
 def verify(store: Store, progress: Callable[[int, int], None] = lambda done, total: None) -> list[Damage]:
-    """Read every file of a pool; returns what is damaged, in the order of the files.
+    """Read every file of a pool; once; returns what is damaged: of the pool as a whole, then task by task.
 
     Args:
         store: the pool.
         progress: told how many of all files were read.
     """
-    damaged = []
-    for count, name in enumerate(store.index.files, start=1):
-        progress(count, len(store.index.files))
-        try:
-            data = store.read(name)
-            with reading(store.path / name):
-                if name.endswith(".safetensors"):
-                    parse_tensors(data)
-        except InputError as error:
-            damaged.append(_damage(store.index, name, str(error)))
-    broken = {damage.task for damage in damaged}
-    for task in store.tasks:
-        if task not in broken:
+    index, damaged, done = store.index, list[Damage](), 0
+    whose = {name: name.split("/")[1] if name.startswith("modules/") else None for name in index.files}
+    for task in (None, *store.tasks):
+        held: dict[str, bytes] = {}
+        names = [name for name in index.files if whose[name] == task]
+        for name in names:
+            done += 1
+            progress(done, len(index.files))
             try:
-                store.card(task)
-                store.module(task)
+                data = store.read(name)
+                with reading(store.path / name):
+                    if name.endswith(".safetensors"):
+                        parse_tensors(data)
             except InputError as error:
-                damaged.append(_damage(store.index, f"modules/{task}/", str(error)))
+                damaged.append(_damage(index, name, str(error)))
+            else:
+                held[name.rpartition("/")[2]] = data
+        if task is not None and len(held) == len(names):
+            try:
+                with reading(store.path / f"modules/{task}/"):
+                    Module.from_files(held.__getitem__, task)
+            except InputError as error:
+                damaged.append(_damage(index, f"modules/{task}/", str(error)))
     return damaged
 
 

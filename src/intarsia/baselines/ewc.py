@@ -19,7 +19,7 @@ from intarsia.backbone import Backbone
 from intarsia.baselines.sequential import Keeper, Student, train_in_turn
 from intarsia.baselines.setting import plain_run
 from intarsia.baselines.stage import Stage, numbers
-from intarsia.composition import ComposedModel
+from intarsia.composed_model import ComposedModel
 from intarsia.config import Training
 from intarsia.fisher import Fisher, diagonal_fisher, head_fisher
 from intarsia.heads import Head

@@ -23,7 +23,8 @@ from intarsia.baselines.fitting import fit
 from intarsia.baselines.sequential import GrowingHead, random_head
 from intarsia.baselines.setting import plain_run
 from intarsia.baselines.stage import Stage, numbers
-from intarsia.composition import answers, moved
+from intarsia.composed_model import answers
+from intarsia.composition import moved
 from intarsia.config import Training
 from intarsia.images import Preprocessing
 from intarsia.run import Laps, Progress, Run, silent

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from intarsia.adapters import Attachment
 from intarsia.baselines.fitting import fit
 from intarsia.baselines.stage import Stage, classifier, numbers
-from intarsia.composition import ComposedModel, moved
+from intarsia.composed_model import ComposedModel
+from intarsia.composition import moved
 from intarsia.heads import Head
 from intarsia.run import Laps, Run
 from intarsia.schedule import Batch

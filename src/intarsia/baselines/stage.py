@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from intarsia.backbone import Backbone
-from intarsia.composition import ComposedModel
+from intarsia.composed_model import ComposedModel
 from intarsia.evaluation import Classifier
 from intarsia.heads import Head
 

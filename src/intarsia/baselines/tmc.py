@@ -22,7 +22,7 @@ from intarsia.backbone import Backbone
 from intarsia.baselines.fitting import fit
 from intarsia.baselines.setting import plain_run
 from intarsia.baselines.stage import Stage, numbers
-from intarsia.composition import answers
+from intarsia.composed_model import answers
 from intarsia.config import Training
 from intarsia.heads import Head
 from intarsia.images import Preprocessing
