@@ -122,7 +122,7 @@ class Trial:
                 out, learned = self.compared(out), 0
             learned = self.read(out, learned)
         started = time.perf_counter()
-        while self.resumable(out):
+        if self.begun(out):
             self.learn(out, ["--resume", "--no-evaluate"]).wait()
         self.spent += time.perf_counter() - started
         if out.exists():
@@ -130,8 +130,8 @@ class Trial:
 
     def killed(self, out: Path, by_step: bool) -> bool:
         """Let a run begin or go on, and kill it; False if it came to its end before that."""
-        arguments = ["--resume", "--no-evaluate"] if self.resumable(out) else RUN
-        if not self.resumable(out):
+        arguments = ["--resume", "--no-evaluate"] if self.begun(out) else RUN
+        if not self.begun(out):
             shutil.rmtree(out, ignore_errors=True)
         started = time.perf_counter()
         process = self.learn(out, arguments, self.random.randint(1, 200) if by_step else 0)
@@ -146,13 +146,13 @@ class Trial:
         self.found["kills"] += process.returncode != 0
         return process.returncode != 0
 
-    def resumable(self, out: Path) -> bool:
-        """A run was stopped there."""
-        return Checkpoint.of(out).exists
+    def begun(self, out: Path) -> bool:
+        """A run was stopped there, be it after its last module."""
+        return Checkpoint.of(out).exists or (out / "pool.json").exists()
 
     def read(self, out: Path, learned: int) -> int:
         """Read what a kill left; returns how many tasks are learned."""
-        where = Checkpoint.of(out).where() if self.resumable(out) else "before it began"
+        where = Checkpoint.of(out).where() if self.begun(out) else "before it began"
         self.at[where] = self.at.get(where, 0) + 1
         if not (out / "pool.json").exists():
             self.found["lost"] += learned
