@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,6 +20,14 @@ from intarsia.images import Preprocessing
 from intarsia.module import Card, Module
 from intarsia.statistics import ClassStatistics, Gaussians, basis_of
 
+COLOURS = {
+    "blue": (40, 40, 220),
+    "cyan": (20, 200, 200),
+    "gold": (220, 180, 20),
+    "green": (40, 200, 40),
+    "grey": (128, 128, 128),
+    "red": (220, 40, 40),
+}
 WIDTH = 16
 GREY = Preprocessing(size=8, resize=8, channels=1, mean=(0.5,), std=(0.25,))
 QUICK = Training(epochs=2, batch_size=8, lr=1e-2, pretune_epochs=1, augment=False)
@@ -193,3 +203,21 @@ def newton(objective: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
 def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
     """Equal names and equal tensors, bit for bit."""
     return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+def photographs(root: Path, train: int = 6, test: int = 2) -> Path:
+    """Put plain coloured images of six classes in a folder's photos/, and weights of a small timm model beside them."""
+    import timm  # noqa: PLC0415  only beside an imported intarsia
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_file(timm.create_model("test_vit", num_classes=0).state_dict(), root / "weights.safetensors")
+    for part, count in (("train", train), ("test", test)):
+        for name, rgb in COLOURS.items():
+            folder = root / "photos" / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                image = Image.new("RGB", (40, 30), rgb)
+                image.putpixel((i, i), (255, 255, 255))
+                image.save(folder / f"{i}.png")
+    return root

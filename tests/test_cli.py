@@ -13,25 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from PIL import Image
-from safetensors.torch import save_file
 
-from cases import contents
+from cases import contents, photographs
 from intarsia import cli
 from intarsia.cli import VERBS, main
 from intarsia.config import recommended
 from intarsia.errors import InputError
 from intarsia.options import parse_weights
 
-COLOURS = {
-    "blue": (40, 40, 220),
-    "cyan": (20, 200, 200),
-    "gold": (220, 180, 20),
-    "green": (40, 200, 40),
-    "grey": (128, 128, 128),
-    "red": (220, 40, 40),
-}
 TASKS = {"cold": ["blue", "cyan"], "earth": ["gold", "green"], "other": ["grey", "red"]}
 
 
@@ -67,19 +56,7 @@ def digest(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with photos/, weights of a small timm model and the tasks' split."""
-    import timm  # noqa: PLC0415  after intarsia
-
-    root = tmp_path_factory.mktemp("world")
-    torch.manual_seed(0)
-    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), root / "weights.safetensors")
-    for part, count in (("train", 6), ("test", 2)):
-        for name, rgb in COLOURS.items():
-            folder = root / "photos" / part / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                image = Image.new("RGB", (40, 30), rgb)
-                image.putpixel((i, i), (255, 255, 255))
-                image.save(folder / f"{i}.png")
+    root = photographs(tmp_path_factory.mktemp("world"))
     (root / "tasks.json").write_text(json.dumps(TASKS))
     return root
 
@@ -185,93 +162,6 @@ def test_bad_input_is_one_line_and_exit_code_2_in_a_real_process(world: Path) ->
     assert "vit_unknown" in done.stderr
     assert "vit_sketch" in done.stderr
     assert not (world / "nothing").exists()
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (["--backbone", "timm/vit_unheard_of"], ["vit_unheard_of", "no such model"]),
-        (["--backbone", "timm/test_vit@nowhere.safetensors"], ["nowhere.safetensors"]),
-        (["--only", "warm"], ["warm", "cold"]),
-        (["--targets", "*.nothing"], ["*.nothing", "linear layers are"]),
-        (["--split", "/nowhere/tasks.json"], ["tasks.json"]),
-        (["--beta", "3"], ["--beta", "--alpha"]),
-        (["--alpha", "-1"], ["alpha", "-1"]),
-        (["--epochs", "0"], ["epochs", "1 or more"]),
-        (["--rank", "0"], ["rank", "1 or more"]),
-        (["--device", "abacus"], ["abacus", "cpu"]),
-    ],
-)
-def test_learn_refuses(world: Path, capsys: pytest.CaptureFixture[str], change: list[str], words: list[str]) -> None:
-    message = refused(capsys, *learning(world, "refused", *change))
-    assert all(word in message for word in words), message
-    assert not (world / "refused").exists()
-
-
-def test_learn_refuses_folders_and_files_it_cannot_use(
-    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def attempt(data: Path, *more: object) -> str:
-        arguments = learning(world, "refused", *more)
-        arguments[arguments.index("--data") + 1] = f"folder:{data}"
-        position = arguments.index("--split")
-        del arguments[position : position + 2]
-        message = refused(capsys, *arguments)
-        assert not (world / "refused").exists()
-        return message
-
-    assert "missing" in attempt(tmp_path / "missing")
-    (tmp_path / "empty").mkdir()
-    assert "empty" in attempt(tmp_path / "empty")
-    for name in ("a", "b"):
-        for part in ("train", "test"):
-            (tmp_path / "photos" / part / name).mkdir(parents=True)
-            for i in range(3):
-                Image.new("RGB", (20, 20), (i, 0, 0)).save(tmp_path / "photos" / part / name / f"{i}.png")
-    broken = tmp_path / "photos" / "train" / "a" / "1.png"
-    whole = broken.read_bytes()
-    for content in (b"", b"not an image", whole[: len(whole) // 2]):
-        broken.write_bytes(content)
-        assert "1.png" in attempt(tmp_path / "photos")
-    broken.write_bytes(whole)
-    for i in (1, 2):
-        (tmp_path / "photos" / "train" / "b" / f"{i}.png").unlink()
-    assert "'b'" in attempt(tmp_path / "photos")
-    (tmp_path / "twice.json").write_text('{"x": ["a"], "y": ["a", "b"]}')
-    assert "'a'" in attempt(world / "photos" / ".." / "photos", "--split", tmp_path / "twice.json")
-
-
-def test_a_pool_in_use_is_left_alone(world: Path, pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = digest(pool)
-    assert "--add" in refused(capsys, *learning(world, "pool"))
-    assert "not a pool" in refused(capsys, *learning(world, "photos"))
-    assert "cold" in refused(capsys, *learning(world, "pool", "--add"))
-    other = refused(capsys, *learning(world, "pool", "--add", "--adapter", "ia3"))
-    assert "IA3" in other
-    assert "LoRA" in other
-    theirs = refused(capsys, *learning(world, "pool", "--add", "--backbone", "vit_sketch"))
-    assert "vit_sketch" in theirs
-    assert "test_vit" in theirs
-    assert digest(pool) == before
-
-
-def test_verbs_refuse_what_the_pool_does_not_have(
-    pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = digest(pool)
-    assert "cars" in refused(capsys, "unlearn", pool, "cars")
-    assert "cars" in refused(capsys, "evaluate", pool, "--keep", "cars")
-    assert "cars" in refused(capsys, "evaluate", pool, "--drop", "cars")
-    assert "sum to 0.9" in refused(capsys, "evaluate", pool, "--weights", "cold=.6,other=.3")
-    assert "one of them" in refused(capsys, "evaluate", pool, "--keep", "cold", "--weights", "cold=1")
-    assert "scale" in refused(capsys, "unlearn", pool, "cold", "--scale", 2)
-    assert "not a pool" in refused(capsys, "evaluate", tmp_path)
-    assert "no.png" in refused(capsys, "predict", pool, tmp_path / "no.png")
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "precious.txt").write_text("keep me")
-    assert "not an empty folder" in refused(capsys, "compose", pool, "--out", tmp_path / "full")
-    assert [p.name for p in (tmp_path / "full").iterdir()] == ["precious.txt"]
-    assert digest(pool) == before
 
 
 def test_help_of_every_verb_names_its_flags() -> None:

@@ -386,7 +386,17 @@ def test_progress_is_told_to_the_end(tmp_path: Path) -> None:
 # Failures
 
 
+def test_features_that_are_not_finite_are_named_and_nothing_is_left(tmp_path: Path) -> None:
+    theta0 = backbone()
+    with torch.no_grad():
+        theta0.model.get_parameter("norm.bias").fill_(float("inf"))
+    with pytest.raises(DivergenceError, match=r"task 'task01': .* features of 12 of its 12 images are not finite"):
+        learn(theta0, stream(), out=tmp_path / "p")
+    assert not (tmp_path / "p").exists()
+
+
 DIVERGE: dict[str, tuple[Adapter, ITA | IEL, Training]] = {
+    "clipped": (LoRA(2), IEL(1e3), replace(QUICK, step="decoupled")),
     "strength": (Full(), ITA(1e60), replace(QUICK, step="decoupled")),
     "coupled": (Full(), ITA(1e60), replace(QUICK, step="coupled")),
     "lr": (Full(), ITA(0.1), replace(QUICK, lr=1e36)),

@@ -137,15 +137,17 @@ def test_decoupled_step_is_a_gradient_step_through_the_dense_weight(adapter: Ada
 
 
 @each_adapter
-def test_decoupled_step_is_clipped_to_norm_100(adapter: Adapter) -> None:
-    theta0 = split_backbone()
-    penalty = regularizers(theta0.tuned, 1e6)[0]
+@pytest.mark.parametrize(("strength", "dtype"), [(1e6, torch.float64), (1e30, torch.float32)])
+def test_decoupled_step_is_clipped_to_norm_100(adapter: Adapter, strength: float, dtype: torch.dtype) -> None:
+    """The norm is taken in double precision: in single, that of a very large gradient is infinite, and no step left."""
+    theta0 = split_backbone(dtype=dtype)
+    penalty = regularizers(theta0.tuned, strength)[0]
     with theta0.attach(adapter) as attachment:
         shake(attachment, 1)
         old, gradients = parts_of(attachment), penalty_gradients(attachment, penalty)
         penalty.step(attachment, 0.5, "decoupled")
         moved = [p - q for p, q in zip(old, parts_of(attachment), strict=True)]
-        flat, direction = (torch.cat([t.flatten() for t in ts]) for ts in (moved, gradients))
+        flat, direction = (torch.cat([t.flatten() for t in ts]).double() for ts in (moved, gradients))
         assert float(flat.norm()) == pytest.approx(50, rel=1e-6)
         assert float(torch.cosine_similarity(flat, direction, dim=0)) == pytest.approx(1)
 

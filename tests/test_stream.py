@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from cases import backbone
 from intarsia.builtin import load_builtin
 from intarsia.errors import InputError
 from intarsia.images import Preprocessing
+from intarsia.learner import learn
 from intarsia.sources import ImageSet
 from intarsia.splits import check_tasks, grouped, hold_out
 from intarsia.stream import Task, TaskStream
@@ -429,6 +431,17 @@ def test_a_subset_keeps_the_given_order_and_what_was_decoded() -> None:
     ):
         with pytest.raises(InputError, match=said):
             stream.subset(which)
+
+
+def test_a_file_that_vanishes_between_listing_and_reading_is_named_and_nothing_is_written(
+    sided: Path, tmp_path: Path
+) -> None:
+    stream = TaskStream.load(f"folder:{sided}", tasks=1)
+    gone = sorted((sided / "train").rglob("*.png"))[-1]
+    gone.unlink()
+    with pytest.raises(InputError, match=f"{gone}': there is no such image file"):
+        learn(backbone(), stream, out=tmp_path / "pool")
+    assert not (tmp_path / "pool").exists()
 
 
 def test_images_are_decoded_once_per_preprocessing_and_progress_is_told(flat: Path) -> None:

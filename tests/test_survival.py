@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
+from hostile import FORGED, HARM, LIES, changed, flip, rehashed
 from hypothesis import given
 from hypothesis import strategies as st
 from test_cli import run
@@ -322,21 +322,6 @@ def test_who_opened_a_pool_reads_what_it_was_while_tasks_are_added(tmp_path: Pat
 # Verify and repair
 
 
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 8
-    path.write_bytes(data)
-
-
-HARM: dict[str, Callable[[Path], object]] = {
-    "flipped": flip,
-    "cut": lambda path: path.write_bytes(path.read_bytes()[:-7]),
-    "empty": lambda path: path.write_bytes(b""),
-    "longer": lambda path: path.write_bytes(path.read_bytes() + b"x"),
-    "gone": lambda path: path.unlink(),
-}
-
-
 @pytest.mark.parametrize("how", HARM)
 @pytest.mark.parametrize("name", ["vector.safetensors", "card.json", "anchor.safetensors"])
 def test_verify_names_what_is_damaged_and_repair_drops_its_module(how: str, name: str, copied: Path) -> None:
@@ -438,35 +423,6 @@ def test_verify_as_a_command(copied: Path, capsys: pytest.CaptureFixture[str]) -
 # Hostile files
 
 
-def renamed(record: dict[str, Any], to: str) -> None:
-    record["tasks"][0] = to
-    record["files"] = {
-        name.replace("modules/task01/", f"modules/{to}/"): seen for name, seen in record["files"].items()
-    }
-
-
-LIES: dict[str, Callable[[dict[str, Any]], object]] = {
-    "up": lambda r: renamed(r, "../task01"),
-    "absolute": lambda r: renamed(r, "/etc"),
-    "backslash": lambda r: renamed(r, "a\\b"),
-    "control": lambda r: renamed(r, "a\nb"),
-    "right to left": lambda r: renamed(r, "a\u202eb"),
-    "long": lambda r: renamed(r, "a" * 300),
-    "dot": lambda r: renamed(r, ".hidden"),
-    "number": lambda r: r["tasks"].__setitem__(0, 5),
-    "tasks a text": lambda r: r.update(tasks="task01"),
-    "twice": lambda r: r["tasks"].append("task01"),
-    "another file": lambda r: r["files"].update({"../x": r["files"]["fisher-4.safetensors"]}),
-    "a file less": lambda r: r["files"].pop("fisher-4.safetensors"),
-    "no hash": lambda r: r["files"].update({"fisher-4.safetensors": {"sha256": "x", "size": 1}}),
-    "files a list": lambda r: r.update(files=[1]),
-    "rank": lambda r: r["adapter"].update(rank=0),
-    "kind": lambda r: r["adapter"].update(kind="pickle"),
-    "backbone": lambda r: r.update(backbone=[]),
-    "backbone's name": lambda r: r["backbone"].update(name=3),
-}
-
-
 @pytest.mark.parametrize("lie", LIES)
 def test_an_index_that_lies_is_refused(lie: str, copied: Path) -> None:
     edit(copied / "pool.json", LIES[lie])
@@ -498,39 +454,6 @@ def test_a_link_out_of_the_pool_is_not_followed(copied: Path, tmp_path: Path) ->
     vector.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(InputError, match=r"vector.safetensors leads out of the pool, to .*elsewhere"):
         Pool.open(copied, backbone()).module("task01")
-
-
-def rehashed(folder: Path, name: str, data: bytes) -> None:
-    """Put other bytes in a pool's file, and their hash in its index: what a liar would do."""
-    (folder / name).write_bytes(data)
-    seen = storage.Seen.of(data)
-    edit(folder / "pool.json", lambda r: r["files"].update({name: {"sha256": seen.sha256, "size": seen.size}}))
-
-
-def changed(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> bytes:
-    tensors = safetensors.torch.load(path.read_bytes())
-    change(tensors)
-    return safetensors.torch.save(tensors)
-
-
-def header(shape: list[int], end: int) -> bytes:
-    """A file of one tensor that says of itself what is not so."""
-    text = json.dumps({"weight": {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}})
-    return len(text).to_bytes(8, "little") + text.encode() + bytes(64)
-
-
-FORGED: dict[str, tuple[str, Callable[[Path], bytes]]] = {
-    "nan": ("head", lambda p: changed(p, lambda t: t["weight"].fill_(float("nan")))),
-    "infinite": ("vector", lambda p: changed(p, lambda t: t["blocks.0.attn.proj.weight.B"].fill_(float("inf")))),
-    "classes": ("head", lambda p: changed(p, lambda t: t.update(bias=torch.zeros(3)))),
-    "width": ("drift", lambda p: changed(p, lambda t: t.update(matrix=torch.zeros(2, 2)))),
-    "missing": ("statistics", lambda p: changed(p, lambda t: t.pop("means"))),
-    "huge": ("head", lambda p: header([99999999999], 399999999996)),
-    "overflow": ("head", lambda p: header([2**32, 2**32, 2**32], 64)),
-    "header's length": ("head", lambda p: (2**63).to_bytes(8, "little") + bytes(64)),
-    "no header": ("head", lambda p: b"abc"),
-    "pickle": ("head", lambda p: b"\x80\x04cos\nsystem\n(S'echo'\ntR."),
-}
 
 
 @pytest.mark.parametrize("how", FORGED)

@@ -199,7 +199,9 @@ def _load_weights(model: nn.Module, name: str, path: Path) -> None:
     try:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise InputError(f"weights {path}: not a readable safetensors file ({_first_line(error)})") from error
+        raise InputError(
+            f"weights {path}: not a readable safetensors file ({_first_line(error)}); get it again"
+        ) from error
     own = model.state_dict()
     wrong = [k for k, v in own.items() if k not in state or state[k].shape != v.shape]
     if wrong:
@@ -208,6 +210,9 @@ def _load_weights(model: nn.Module, name: str, path: Path) -> None:
             f"weights {path} do not fit timm/{name}: {wrong[0]} should be {tuple(own[wrong[0]].shape)}, found {found} "
             f"({len(wrong)} of {len(own)} tensors differ)"
         )
+    for key in own:
+        if state[key].is_floating_point() and not bool(torch.isfinite(state[key]).all()):
+            raise InputError(f"weights {path}: {key} has numbers that are not finite; get the file again")
     model.load_state_dict({key: state[key] for key in own})
 
 

@@ -118,9 +118,10 @@ def learn(
             for task in stream:
                 pool.check_new(task.name, task.classes)
         stream.decode(backbone.preprocessing)
+        memory = _memory(pool, checkpoint, training) if resume else Memory.of(pool)
         if not resume:
-            checkpoint.begin(asked, pool.fisher() if training.fisher_over == "others" else None)
-        _learn(Run(backbone, adapter, regularizer, training, stream, progress, checkpoint), pool, keep_fishers)
+            checkpoint.begin(asked, memory.fisher if training.fisher_over == "others" else None)
+        _learn(Run(backbone, adapter, regularizer, training, stream, progress, checkpoint), pool, memory, keep_fishers)
         checkpoint.end()
     return pool
 
@@ -138,11 +139,10 @@ def _asked(pool: Pool, settings: dict[str, Any], stream: TaskStream, keep_fisher
     }
 
 
-def _learn(run: Run, pool: Pool, keep_fishers: bool) -> None:
+def _learn(run: Run, pool: Pool, memory: Memory, keep_fishers: bool) -> None:
     """Learn the stream's tasks that are not in the pool, each as a module of it."""
-    checkpoint, known = run.checkpoint, pool.tasks
+    checkpoint, known, running = run.checkpoint, pool.tasks, pool.fisher()
     assert checkpoint is not None
-    memory, running = _memory(run, pool, checkpoint), pool.fisher()
     try:
         for learned in modules(run, memory, known):
             running = learned.fisher if running is None else running + learned.fisher
@@ -159,9 +159,9 @@ def _learn(run: Run, pool: Pool, keep_fishers: bool) -> None:
         ) from error
 
 
-def _memory(run: Run, pool: Pool, checkpoint: Checkpoint) -> Memory:
-    """What the learner knows as it begins or goes on; where every Fisher is taken first, as it began."""
-    if run.training.fisher_over != "others":
+def _memory(pool: Pool, checkpoint: Checkpoint, training: Training) -> Memory:
+    """What the learner knows as it goes on; where every Fisher is taken first, as it began."""
+    if training.fisher_over != "others":
         return Memory.of(pool)
     before = checkpoint.asked()["before"]
     return Memory(

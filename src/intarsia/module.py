@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor
 
 from intarsia.adapters import Adapter
@@ -129,9 +130,15 @@ class Module:
         Raises:
             ValueError, KeyError, TypeError, SafetensorError: they are not a module's, or do not fit each other.
         """
-        head, statistics, drift, anchor, vector = (
-            parse_tensors(read(f"{name}.safetensors")) for name in ("head", "statistics", "drift", "anchor", "vector")
-        )
+
+        def tensors(name: str) -> dict[str, Tensor]:
+            data = read(f"{name}.safetensors")
+            try:
+                return parse_tensors(data)
+            except (ValueError, SafetensorError) as error:
+                raise ValueError(f"{name}.safetensors: {error}") from error
+
+        head, statistics, drift, anchor, vector = map(tensors, ("head", "statistics", "drift", "anchor", "vector"))
         module = cls(
             card=Card.from_bytes(read("card.json"), task),
             vector=vector,

@@ -81,6 +81,8 @@ class Selection:
             if unknown:
                 raise InputError(f"unknown task {unknown[0]!r}: the pool has {', '.join(tasks)}")
             keep = tuple(t for t in tasks if t not in self.drop)
+            if not keep:
+                raise InputError(f"--drop names all tasks of the pool, {', '.join(tasks)}: keep one or more")
         return composition.specialize(tasks, keep) if self.keep or self.drop else composition.mean(tasks)
 
 

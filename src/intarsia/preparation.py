@@ -75,6 +75,11 @@ def prepare(run: Run, task: Task, memory: Memory) -> Prepared:
     images, labels = task.train.tensor(run.backbone.preprocessing), task.train.labels
 
     features = run.features(task.name, images)
+    if not bool(torch.isfinite(features).all()):
+        raise DivergenceError(
+            f"task {task.name!r}: the backbone's features of {int((~torch.isfinite(features)).any(1).sum())} of its "
+            f"{len(features)} images are not finite: look at the weights of {run.backbone.name} and its preprocessing"
+        )
     laps.lap("features")
     seed = run.seed(number, "statistics") % 2**31
     statistics = fit_statistics(features, labels, classes, components=training.components, seed=seed)

@@ -17,6 +17,7 @@ Three ways to take a step on it, s being the schedule's factor (1 -> 0), none of
     proximal    theta <- argmin |theta - old|^2 / 2 + s penalty  implicit, closed-form, stable at any strength
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -88,7 +89,7 @@ class _DiagonalQuadratic(ABC):
 
     def _explicit_step(self, adapter: Attachment, scale: float) -> None:
         gradients = self._part_gradients(adapter)
-        norm = float(torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients])))
+        norm = math.hypot(*(float(torch.linalg.vector_norm(g, dtype=torch.float64)) for g in gradients))
         clip = min(1.0, CLIP / (norm + 1e-6))
         with torch.no_grad():
             for part, gradient in zip(adapter.parameters(), gradients, strict=True):

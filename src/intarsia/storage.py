@@ -54,7 +54,14 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, KeyError, TypeError, AttributeError, OSError, SafetensorError, RecursionError) as error:
-        raise InputError(f"{path} is missing or damaged ({type(error).__name__}: {error}): restore it") from error
+        raise InputError(f"{path} is missing or damaged ({_why(error)}): restore it") from error
+
+
+def _why(error: Exception) -> str:
+    """An error in words."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """Step 5 of a task: fine-tuning, and what the task vector does to the features (METHOD.md sections 3 to 5)."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +27,8 @@ from intarsia.statistics import ClassStatistics, sample
 from intarsia.task_vector import TaskVector
 
 FLOOR = 1e-5
+ROUNDING = 1e-3
+"""What a sum over all weights may rise by in single precision."""
 SMALLEST = 1e-3
 """Features spread at least so much, as a part of their square and of 1: images may all be alike."""
 
@@ -66,7 +70,7 @@ def fine_tune(run: Run, prepared: Prepared, memory: Memory, others: Fisher | Non
         others: the Fisher of the other tasks known, for ITA.
 
     Raises:
-        DivergenceError: the loss or a weight is not finite.
+        DivergenceError: the loss or a weight is not finite, or the regularizer's explicit step overshoots.
     """
     assert memory.reference is not None
     laps, number, name = Laps(), prepared.number, prepared.task.name
@@ -155,7 +159,8 @@ def _epochs(run: Run, prepared: Prepared, adapter: Attachment, head: TrainedHead
         else:
             optimizer.step()
             if due := _due(training, batch):
-                penalty.step(adapter, batch.cosine * due, training.step)
+                with _falling(run, penalty, adapter, task.name, batch):
+                    penalty.step(adapter, batch.cosine * due, training.step)
             head.pull(training.lambda_h, training.lambda_0, batch.cosine, training.step)
         if batch.ends_epoch:
             if checkpoint:
@@ -170,6 +175,24 @@ def _due(training: Training, batch: Batch) -> int:
         return 1
     every = training.proximal_every
     return (batch.number % every or every) if batch.number % every == 0 or batch.ends_epoch else 0
+
+
+@contextmanager
+def _falling(run: Run, penalty: ITA | IEL, adapter: Attachment, task: str, batch: Batch) -> Iterator[None]:
+    """What an explicit step of the regularizer does to its penalty at an epoch's end: it must not raise it.
+
+    A step past twice the way to the minimum throws the task vector further off; clipping keeps that finite, and silent.
+
+    Raises:
+        DivergenceError: it raises it.
+    """
+    watched = run.training.step == "decoupled" and batch.ends_epoch
+    before = float(penalty.value(adapter.vector())) if watched else 0.0
+    yield
+    after = float(penalty.value(adapter.vector())) if watched else 0.0
+    if not after <= before + ROUNDING * abs(before):
+        what = f"the regularizer's step raised its own penalty from {before:.3g} to {after:.3g}"
+        raise DivergenceError(_diverged(run, task, f"{what} in epoch {batch.epoch + 1}, batch {batch.number}"))
 
 
 def _starting_head(run: Run, reference: Head, number: int) -> Head:

@@ -1,0 +1,347 @@
+"""Bad inputs, made on the spot in a folder of their own, and the one line that each gets.
+
+    python tests/bad_input.py
+
+puts what is said today in docs/reliability.md; `test_bad_input` holds it to what it says there.
+"""
+
+import json
+import os
+import re
+import resource
+import shlex
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, chdir, contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+
+import torch
+from hostile import FORGED, HARM, LIES, cut, flip, rehashed
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from cases import contents, edit, photographs
+from intarsia.cli import main
+from intarsia.lock import one_writer
+
+PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
+TITLE = "## Every bad input, and what is said"
+PHOTOS = "--data folder:photos"
+MODEL = "--backbone timm/test_vit@weights.safetensors"
+LEARN = f"learn {PHOTOS} {MODEL} --tasks 3 --epochs 1 --no-evaluate --out new"
+SPLIT = f"learn {PHOTOS} {MODEL} --split split.json --out new"
+ADD = "learn --add --out pool"
+ADD_NEW = f"{ADD} {PHOTOS} --split split.json --no-evaluate"
+
+ALIKE = {
+    r"process \d+ on .*?, since [-\d:T ]+(\+00:00)?": "process 4711 on lab, since 2026-01-01T12:00:00",
+    r"SHA-256 \w+, expected \w+": "SHA-256 0123456789ab, expected ba9876543210",
+    r"\([0-9a-f]{12}\)": "(0123456789ab)",
+}
+"""What differs from machine to machine."""
+
+
+@dataclass(frozen=True)
+class Bad:
+    """Something wrong with what a user gives."""
+
+    what: str
+    command: str
+    """After ``intarsia``, in a folder that has what ``furnish`` puts there."""
+    spoil: Callable[[], object] = lambda: None
+    """Makes it wrong."""
+    within: Callable[[], AbstractContextManager[object]] = field(default=nullcontext)
+    """What holds while the command runs."""
+    begins: bool = False
+    """Whether the run has begun by then: then its checkpoint is left, and nothing else."""
+
+
+def furnish(root: Path) -> Path:
+    """A folder with photos/, weights.safetensors and pool/, of three tasks."""
+    photographs(root, train=3)
+    with chdir(root), redirect_stdout(StringIO()):
+        main(shlex.split(LEARN.replace("--out new", "--rank 2 --out pool")))
+        main(shlex.split("compose pool --out composed"))
+    return root
+
+
+def said(bad: Bad) -> str:
+    """Run a bad command in the current folder, which has been furnished; checks that nothing is lost by it.
+
+    Returns:
+        str: the one line on standard error.
+    """
+    bad.spoil()
+    out, err = StringIO(), StringIO()
+    with bad.within():
+        before, code = seen(), None
+        with redirect_stdout(out), redirect_stderr(err):
+            try:
+                main(shlex.split(bad.command))
+            except SystemExit as stop:
+                code = stop.code
+        after = seen()
+    assert code == 2, (code, err.getvalue())
+    assert "Traceback" not in err.getvalue()
+    assert len(err.getvalue().splitlines()) == 1, err.getvalue()
+    new = {name for name in after if not (bad.begins and name.startswith("new/.run/"))} - set(before)
+    assert not new, new
+    assert {name: after.get(name) for name in before} == before
+    text = err.getvalue().strip().replace(str(Path.cwd()), "/somewhere")
+    for what, by in ALIKE.items():
+        text = re.sub(what, by, text)
+    return text
+
+
+def seen() -> dict[str, str]:
+    """What lies in the current folder; links and holes are not read."""
+    return contents(Path(), {"hole.json", "pipe.png"})
+
+
+def section(root: Path) -> str:
+    """The section of the page, from a furnished folder."""
+    lines = [
+        TITLE,
+        "",
+        "Exit code 2, one line on standard error, every file as it was. The tests make and run all of these.",
+    ]
+    for title, bads in BAD.items():
+        lines += ["", f"### {title}", "", "| What is wrong | What is said |", "|---|---|"]
+        lines += [row(bad, root) for bad in bads]
+    return "\n".join(lines) + "\n"
+
+
+def row(bad: Bad, root: Path) -> str:
+    """The line of the page's table, tried in a copy of a furnished folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(root, folder, dirs_exist_ok=True)
+        with chdir(folder):
+            return f"| {bad.what} | {escaped(said(bad))} |"
+
+
+def escaped(text: str) -> str:
+    """For a cell of a Markdown table."""
+    return re.sub(r"([\\|*_`\[\]])", r"\\\1", text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+# What makes things wrong
+
+
+def put(path: str, data: bytes | str) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def split(text: object) -> Callable[[], None]:
+    return lambda: put("split.json", text if isinstance(text, str) else json.dumps(text))
+
+
+def hole(path: str) -> None:
+    """A terabyte that takes no room."""
+    with Path(path).open("wb") as file:
+        file.truncate(10**12)
+
+
+def image(data: Callable[[bytes], bytes]) -> Callable[[], None]:
+    path = Path("photos/train/red/1.png")
+    return lambda: put(str(path), data(path.read_bytes()))
+
+
+def bomb() -> None:
+    Image.new("1", (20_000, 20_000)).save("photos/train/red/1.png")
+
+
+def renamed(to: str) -> Callable[[], None]:
+    def spoil() -> None:
+        for part in ("train", "test"):
+            Path(f"photos/{part}/red").rename(f"photos/{part}/{to}")
+
+    return spoil
+
+
+def one_image_of(kind: str) -> None:
+    for path in Path(f"photos/train/{kind}").glob("[12].png"):
+        path.unlink()
+
+
+def other_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[], None]:
+    def spoil() -> None:
+        tensors = load_file("weights.safetensors")
+        change(tensors)
+        save_file(tensors, "weights.safetensors")
+
+    return spoil
+
+
+def harmed(path: str, harm: Callable[[Path], object]) -> Callable[[], object]:
+    return lambda: harm(Path("pool") / path)
+
+
+def lying(lie: str) -> Callable[[], None]:
+    return lambda: edit(Path("pool/pool.json"), LIES[lie])
+
+
+def forged(how: str) -> Callable[[], None]:
+    name, make = FORGED[how]
+    path = f"modules/task01/{name}.safetensors"
+    return lambda: rehashed(Path("pool"), path, make(Path("pool") / path))
+
+
+def led_out() -> None:
+    Path("pool/modules/task01/head.safetensors").rename("elsewhere")
+    Path("pool/modules/task01/head.safetensors").symlink_to(Path("elsewhere").resolve())
+
+
+def new_class() -> None:
+    for part in ("train", "test"):
+        shutil.copytree(f"photos/{part}/red", f"photos/{part}/pink")
+    put("split.json", '{"new": ["pink"]}')
+
+
+@contextmanager
+def small_files(most: int) -> Iterator[None]:
+    """No file may be longer than so many bytes, as on a disk that is full."""
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+MANY = "x" * 300
+BAD: dict[str, list[Bad]] = {
+    "Flags of `learn`": [
+        Bad("an unknown backbone", f"{LEARN} --backbone vit_unknown"),
+        Bad("a name that timm does not know", f"{LEARN} --backbone timm/vit_unheard_of"),
+        Bad("weights that are not there", f"{LEARN} --backbone timm/test_vit@nowhere.safetensors"),
+        Bad("weights of another model", f"{LEARN} --backbone timm/test_vit2@weights.safetensors"),
+        Bad("weights that are a pickle", LEARN, lambda: put("weights.safetensors", b"\x80\x04cos\nsystem\n")),
+        Bad(
+            "weights cut short",
+            LEARN,
+            lambda: cut(Path("weights.safetensors")),
+        ),
+        Bad("targets that match nothing", f"{LEARN} --targets '*.nothing'"),
+        Bad("a task that the stream does not have", f"{LEARN} --only warm"),
+        Bad("more tasks than classes", f"{LEARN} --tasks 7"),
+        Bad("the other method's strength", f"{LEARN} --beta 3"),
+        Bad("a negative strength", f"{LEARN} --alpha -1"),
+        Bad("no epochs", f"{LEARN} --epochs 0"),
+        Bad("rank 0", f"{LEARN} --rank 0"),
+        Bad("a learning rate that is no number", f"{LEARN} --lr nan"),
+        Bad("batches of one image", f"{LEARN} --batch-size 1"),
+        Bad("an unknown device", f"{LEARN} --device abacus"),
+        Bad("an unknown preset", f"{LEARN} --preset cifar"),
+        Bad("a folder that holds something else", LEARN.replace("--out new", "--out photos")),
+        Bad("a folder inside a file", LEARN.replace("--out new", "--out weights.safetensors/new")),
+        Bad("a pool, without `--add`", LEARN.replace("--out new", "--out pool")),
+        Bad("`--add` to no pool", f"learn --add {PHOTOS} --out new"),
+        Bad("`--add` of a task that is there", f"{ADD} {PHOTOS} --tasks 3"),
+        Bad("`--add` of a class that is there", f"{ADD} {PHOTOS} --split split.json", split({"new": ["red"]})),
+        Bad("`--add` with another adapter", f"{ADD} {PHOTOS} --adapter ia3"),
+        Bad("`--add` on another backbone", f"{ADD} {PHOTOS} --backbone vit_sketch"),
+        Bad("`--resume` where nothing was stopped", "learn --resume --out new"),
+    ],
+    "Streams and splits": [
+        Bad("an unknown stream", f"{LEARN} --data paintings"),
+        Bad("a folder that is not there", f"{LEARN} --data folder:nowhere"),
+        Bad("a folder with nothing in it", f"{LEARN} --data folder:empty", lambda: Path("empty").mkdir()),
+        Bad("classes, and no test fraction", f"{LEARN} --data folder:photos/train"),
+        Bad("a test fraction of 2", f"{LEARN} --data folder:photos/train --test-fraction 2"),
+        Bad("test images, and a test fraction", f"{LEARN} --test-fraction 0.2"),
+        Bad("a split, and a number of tasks", f"{LEARN} --split split.json", split({"a": ["red"]})),
+        Bad("a split that is not there", SPLIT),
+        Bad("a split that is not JSON", SPLIT, split("red, blue")),
+        Bad("a split that is a list", SPLIT, split([["red"]])),
+        Bad("a split nested without end", SPLIT, split("[" * 200_000)),
+        Bad("a split of a terabyte", SPLIT.replace("split.json", "hole.json"), lambda: hole("hole.json")),
+        Bad("a task twice in a split", SPLIT, split('{"a": ["red"], "a": ["blue"]}')),
+        Bad("a class in two tasks", SPLIT, split({"a": ["red"], "b": ["red", "blue"]})),
+        Bad("a class that is not there", SPLIT, split({"a": ["pink"]})),
+        Bad("a task without classes", SPLIT, split({"a": []})),
+        Bad("a task named ../a", SPLIT, split({"../a": ["red"]})),
+        Bad("a task named with a line break", SPLIT, split({"a\nb": ["red"]})),
+        Bad("a task named with a right-to-left mark", SPLIT, split({"a\u202eb": ["red"]})),
+        Bad("a task named with 300 characters", SPLIT, split({MANY: ["red"]})),
+        Bad("a class folder named with a tab", LEARN, renamed("re\td")),
+        Bad("a class folder named with a right-to-left mark", LEARN, renamed("re\u202ed")),
+    ],
+    "Images": [
+        Bad("an image of zero bytes", LEARN, image(lambda data: b"")),
+        Bad("a text under an image's name", LEARN, image(lambda data: b"not an image")),
+        Bad("an image cut short", LEARN, image(lambda data: data[: len(data) // 2])),
+        Bad("an image of 400 million pixels", LEARN, bomb),
+        Bad("a file that is no image by its name", LEARN, lambda: put("photos/train/red/notes.txt", "notes")),
+        Bad("a file outside a class", LEARN, lambda: put("photos/train/notes.txt", "notes")),
+        Bad("a link in a loop", LEARN, lambda: Path("photos/train/red/loop.png").symlink_to("loop.png")),
+        Bad("a pipe", LEARN, lambda: os.mkfifo("photos/train/red/pipe.png")),
+        Bad("a folder under an image's name", LEARN, lambda: Path("photos/train/red/3.png").mkdir()),
+        Bad("a class on one side only", LEARN, lambda: shutil.rmtree("photos/test/red")),
+        Bad("a class without images", LEARN, lambda: [path.unlink() for path in Path("photos/test/red").iterdir()]),
+        Bad("a class with one image to train", LEARN, lambda: one_image_of("red")),
+        Bad("an image to predict that is not there", "predict pool photos/no.png"),
+        Bad("a text to predict", "predict pool notes.png", lambda: put("notes.png", "notes")),
+    ],
+    "Modules, weights and recipes": [
+        Bad("no pool", "evaluate photos"),
+        Bad("a task to keep that is not there", "evaluate pool --keep cars"),
+        Bad("a task to drop that is not there", "evaluate pool --drop cars"),
+        Bad("a task to unlearn that is not there", "unlearn pool cars"),
+        Bad("`--keep` and `--weights`", "evaluate pool --keep task01 --weights task01=1"),
+        Bad("weights that do not sum to 1", "evaluate pool --weights task01=.6,task02=.3"),
+        Bad("a negative weight", "evaluate pool --weights task01=2,task02=-1"),
+        Bad("a weight that is no number", "evaluate pool --weights task01=one"),
+        Bad("a weight of a task that is not there", "evaluate pool --weights cars=1"),
+        Bad("every task dropped", "evaluate pool --drop task01 task02 task03"),
+        Bad("a scale without negation", "unlearn pool task01 --scale 2"),
+        Bad("a scale that is infinite", "unlearn pool task01 --mode negate --scale inf"),
+        Bad("a folder to write to that is not empty", "compose pool --out photos"),
+        Bad("`--keep` of a composed model", "predict composed photos/test/red/0.png --keep task01"),
+        Bad(
+            "a composed model that is damaged",
+            "predict composed notes.png",
+            lambda: flip(Path("composed/model.safetensors")),
+        ),
+        Bad("an unknown method", f"compare {PHOTOS} {MODEL} --methods magic --out new"),
+    ],
+    "Pools that are damaged": [
+        *(
+            Bad(f"a module's tensors {how}", "evaluate pool", harmed("modules/task01/vector.safetensors", harm))
+            for how, harm in HARM.items()
+        ),
+        Bad("a damaged file, to verify", "verify pool", harmed("modules/task02/card.json", flip)),
+        Bad("a damaged Fisher, to repair", "verify pool --repair", harmed("fisher-3.safetensors", flip)),
+        Bad("a damaged Fisher, to add to", ADD_NEW, lambda: (flip(Path("pool/fisher-3.safetensors")), new_class())),
+        Bad("a newer format", "ls pool", lambda: edit(Path("pool/pool.json"), lambda r: r.update(format=99))),
+        Bad("an older format", "ls pool", lambda: edit(Path("pool/pool.json"), lambda r: r.update(format=1))),
+        Bad("an index of zero bytes", "ls pool", lambda: put("pool/pool.json", "")),
+        Bad("an index nested without end", "ls pool", lambda: put("pool/pool.json", "[" * 200_000)),
+        Bad("an index with a key twice", "ls pool", lambda: put("pool/pool.json", '{"format": 5, "format": 5}')),
+        Bad("a link that leads out of the pool", "evaluate pool", led_out),
+        Bad("another backbone under the same name", "evaluate pool", other_weights(lambda t: t["norm.bias"].add_(1))),
+    ],
+    "Pools that lie": [
+        *(Bad(f"an index with {lie}", "ls pool", lying(lie)) for lie in LIES),
+        *(Bad(f"a file, its hash right, with {how}", "evaluate pool", forged(how)) for how in FORGED),
+    ],
+    "Numbers and limits": [
+        Bad("a learning rate that makes the loss infinite", f"{LEARN} --lr 1e30 --warmup 0 --epochs 3"),
+        Bad("a regularizer that diverges", ADD_NEW + " --step decoupled --alpha 1e30 --epochs 9", new_class),
+        Bad("weights that are not finite", LEARN, other_weights(lambda t: t["norm.bias"].fill_(float("nan")))),
+        Bad("another process that writes", ADD + f" {PHOTOS}", within=lambda: one_writer(Path("pool"))),
+        Bad("a disk that is full", "compose pool --out new", within=lambda: small_files(50_000)),
+        Bad("a disk that gets full while learning", LEARN, within=lambda: small_files(50_000), begins=True),
+    ],
+}
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        made = section(furnish(Path(folder)))
+    PAGE.write_text(PAGE.read_text().split(TITLE)[0] + made)
