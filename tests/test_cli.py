@@ -21,6 +21,7 @@ from intarsia.config import recommended
 from intarsia.errors import InputError
 from intarsia.options import parse_weights
 
+RULES = ["ties", "dare"]
 TASKS = {"cold": ["blue", "cyan"], "earth": ["gold", "green"], "other": ["grey", "red"]}
 
 
@@ -100,6 +101,16 @@ def test_evaluate_can_keep_drop_and_weight(pool: Path) -> None:
     assert kept["accuracy_matrix"] == dropped["accuracy_matrix"]
     weighted = result("evaluate", pool, "--weights", "cold=.7,other=.3")
     assert weighted["recipe"]["weights"] == {"cold": 0.7, "other": 0.3}
+
+
+def test_merge_rules_of_others(pool: Path, world: Path) -> None:
+    plain, merged = ({name: result("evaluate", pool, "--rule", name) for name in rules} for rules in (["mean"], RULES))
+    for rule, found in merged.items():
+        assert found["recipe"]["name"] == rule
+        assert found["tasks"] == plain["mean"]["tasks"]
+        result("compose", pool, "--rule", rule, "--out", world / rule)
+    weights = {name: (world / name / "model.safetensors").read_bytes() for name in RULES}
+    assert len(set(weights.values())) == len(RULES)
 
 
 def test_unlearn_names_what_still_carries_the_influence(pool: Path) -> None:

@@ -1,14 +1,16 @@
 """Merge rules on cases whose answer is known by hand, and what must hold whatever the vectors."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cases import randn, seeded
-from intarsia import InputError, Pool, TaskVector
-from intarsia.merging import dare, fisher_mean, ties
+from cases import QUICK, backbone, randn, same, seeded, stream
+from intarsia import InputError, LoRA, Pool, TaskVector, learn
+from intarsia.merging import Rule, dare, fisher_mean, merged, ties
 
 
 def vector(*entries: float) -> TaskVector:
@@ -94,6 +96,21 @@ def test_a_pool_with_the_mean_as_vector_is_its_mean(pool: Pool) -> None:
     for key, value in plain.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[key], value)
     assert ours.recipe["name"] == "by hand"
+
+
+@pytest.mark.parametrize("rule", ["ties", "dare", "fisher"])
+def test_a_pool_is_merged_by_a_rule(rule: Rule, tmp_path: Path) -> None:
+    options = {"adapter": LoRA(2), "training": QUICK, "out": tmp_path / "p"}
+    learned = learn(backbone(), stream(2), keep_fishers=True, **options)
+    vectors = [learned.vector(task) for task in learned.tasks]
+    fishers = [fisher.mean() for task in learned.tasks if (fisher := learned.fisher(task)) is not None]
+    expected = {
+        "ties": ties(vectors),
+        "dare": dare(vectors, generator=seeded(7)),
+        "fisher": fisher_mean(vectors, fishers),
+    }[rule]
+    found = merged(learned, rule, seed=7).state_dict()
+    assert same(found, learned.with_vector(expected, rule).state_dict())
 
 
 def test_a_vector_over_other_weights_is_refused(pool: Pool) -> None:

@@ -8,12 +8,17 @@ All work on dense task vectors, by weight name; ``Pool.with_vector`` makes a mod
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from intarsia.composed_model import ComposedModel
 from intarsia.errors import InputError
+from intarsia.pool import Pool
 from intarsia.task_vector import TaskVector
+
+Rule = Literal["ties", "dare", "fisher"]
 
 
 def ties(vectors: Sequence[TaskVector], *, density: float = 0.2, scale: float = 1.0) -> TaskVector:
@@ -90,6 +95,30 @@ def fisher_mean(
         taus = torch.stack([v[name] for v in vectors])
         merged[name] = (weights * taus).sum(0) / weights.sum(0)
     return TaskVector(merged)
+
+
+def merged(pool: Pool, rule: Rule, *, seed: int = 0) -> ComposedModel:
+    """The model of all modules of a pool by a rule with its paper's settings, with the heads of their mean.
+
+    Args:
+        pool: with ``fisher``, one that keeps every task's own Fisher.
+        rule: which.
+        seed: of what ``dare`` drops.
+
+    Raises:
+        InputError: the pool is empty, or ``fisher`` is asked of one that did not keep them.
+    """
+    vectors = [pool.vector(task) for task in pool.learned()]
+    if rule == "ties":
+        return pool.with_vector(ties(vectors), rule)
+    if rule == "dare":
+        return pool.with_vector(dare(vectors, generator=torch.Generator().manual_seed(seed)), rule)
+    fishers: list[dict[str, Tensor]] = []
+    for task in pool.tasks:
+        if (fisher := pool.fisher(task)) is None:
+            raise InputError(f"{pool.path} has no Fisher of {task!r} of its own: learn it with --keep-fishers")
+        fishers.append(fisher.mean())
+    return pool.with_vector(fisher_mean(vectors, fishers), rule)
 
 
 def _floor(vector: TaskVector, density: float) -> float:

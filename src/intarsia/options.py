@@ -8,9 +8,11 @@ import torch
 import tyro
 
 from intarsia import composition
+from intarsia.composed_model import ComposedModel
 from intarsia.composition import Recipe
 from intarsia.errors import InputError
 from intarsia.evaluation import recorded_stream
+from intarsia.merging import merged
 from intarsia.pool import Pool
 from intarsia.stream import TaskStream
 
@@ -66,6 +68,17 @@ class Selection:
     """Compose all tasks but these."""
     weights: str | None = None
     """Coefficients that sum to 1: a=.7,b=.3."""
+    rule: Literal["mean", "ties", "dare", "fisher"] = "mean"
+    """What all modules are merged by: their mean, or a rule of others (fisher: a pool learned with --keep-fishers)."""
+
+    def compose(self, pool: Pool) -> ComposedModel:
+        """The model asked for."""
+        recipe = self.of(pool)
+        if self.rule == "mean":
+            return pool.compose(recipe)
+        if self.keep or self.drop or self.weights:
+            raise InputError(f"--rule {self.rule} merges all modules: leave --keep, --drop and --weights out")
+        return merged(pool, self.rule)
 
     def of(self, pool: Pool) -> Recipe:
         """What is asked for."""

@@ -196,7 +196,7 @@ class Evaluate:
     def run(self) -> dict[str, Any]:
         """Compose and measure."""
         pool = open_pool(self.pool, self.device)
-        return _evaluated(pool, pool.compose(self.selection.of(pool)), self.source.of(pool), self.json)
+        return _evaluated(pool, self.selection.compose(pool), self.source.of(pool), self.json)
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ class Predict:
         """Predict."""
         if (self.model / INDEX).exists() or not (self.model / "model.json").exists():
             pool = open_pool(self.model, self.device)
-            model = pool.compose(Selection(keep=self.keep).of(pool))
+            model = Selection(keep=self.keep).compose(pool)
         elif self.keep:
             raise InputError("--keep with a composed model: its tasks are fixed; name the pool instead")
         else:
@@ -247,7 +247,7 @@ class Compose:
     def run(self) -> dict[str, Any]:
         """Compose and write."""
         pool = Pool.open(self.pool)
-        model = pool.compose(self.selection.of(pool))
+        model = self.selection.compose(pool)
         model.save(self.out)
         result = {"out": str(self.out), "recipe": model.recipe, "classes": len(model.labels)}
         if not self.json:
