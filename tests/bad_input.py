@@ -88,6 +88,7 @@ def said(bad: Bad) -> str:
     assert code == 2, (code, err.getvalue())
     assert "Traceback" not in err.getvalue()
     assert len(err.getvalue().splitlines()) == 1, err.getvalue()
+    assert err.getvalue().startswith("intarsia: ")
     new = {name for name in after if not (bad.begins and name.startswith("new/.run/"))} - set(before)
     assert not new, new
     assert {name: after.get(name) for name in before} == before
@@ -110,22 +111,21 @@ def section(root: Path) -> str:
         "Exit code 2, one line on standard error, every file as it was. The tests make and run all of these.",
     ]
     for title, bads in BAD.items():
-        lines += ["", f"### {title}", "", "| What is wrong | What is said |", "|---|---|"]
-        lines += [row(bad, root) for bad in bads]
+        lines += ["", f"### {title}", "", *(row(bad, root) for bad in bads)]
     return "\n".join(lines) + "\n"
 
 
 def row(bad: Bad, root: Path) -> str:
-    """The line of the page's table, tried in a copy of a furnished folder."""
+    """The line of the page, tried in a copy of a furnished folder."""
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(root, folder, dirs_exist_ok=True)
         with chdir(folder):
-            return f"| {bad.what} | {escaped(said(bad))} |"
+            return f"- **{bad.what}**: {escaped(said(bad).removeprefix('intarsia: '))}"
 
 
 def escaped(text: str) -> str:
-    """For a cell of a Markdown table."""
-    return re.sub(r"([\\|*_`\[\]])", r"\\\1", text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    """As Markdown."""
+    return re.sub(r"([\\*_`\[\]])", r"\\\1", text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 # What makes things wrong
