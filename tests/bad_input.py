@@ -41,6 +41,7 @@ ALIKE = {
     r"process \d+ on .*?, since [-\d:T ]+(\+00:00)?": "process 4711 on lab, since 2026-01-01T12:00:00",
     r"SHA-256 \w+, expected \w+": "SHA-256 0123456789ab, expected ba9876543210",
     r"\([0-9a-f]{12}\)": "(0123456789ab)",
+    r"\d\.\d+e[-+]\d+": "1.23e+45",
 }
 """What differs from machine to machine."""
 

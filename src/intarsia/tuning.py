@@ -1,8 +1,6 @@
 """Step 5 of a task: fine-tuning, and what the task vector does to the features (METHOD.md sections 3 to 5)."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,9 +156,7 @@ def _epochs(run: Run, prepared: Prepared, adapter: Attachment, head: TrainedHead
             optimizer.step()
         else:
             optimizer.step()
-            if due := _due(training, batch):
-                with _falling(run, penalty, adapter, task.name, batch):
-                    penalty.step(adapter, batch.cosine * due, training.step)
+            _regularize(run, penalty, adapter, task.name, batch)
             head.pull(training.lambda_h, training.lambda_0, batch.cosine, training.step)
         if batch.ends_epoch:
             if checkpoint:
@@ -177,21 +173,25 @@ def _due(training: Training, batch: Batch) -> int:
     return (batch.number % every or every) if batch.number % every == 0 or batch.ends_epoch else 0
 
 
-@contextmanager
-def _falling(run: Run, penalty: ITA | IEL, adapter: Attachment, task: str, batch: Batch) -> Iterator[None]:
-    """What an explicit step of the regularizer does to its penalty at an epoch's end: it must not raise it.
+def _regularize(run: Run, penalty: ITA | IEL, adapter: Attachment, task: str, batch: Batch) -> None:
+    """The regularizer's steps that are due after a batch; at an epoch's end an explicit one is looked at.
 
-    A step past twice the way to the minimum throws the task vector further off; clipping keeps that finite, and silent.
+    An explicit step past twice the way to the minimum throws the task vector further off; clipping keeps that finite,
+    and silent. A clipped step is as long as theta0: it is no descent any more.
 
     Raises:
-        DivergenceError: it raises it.
+        DivergenceError: it was clipped, or raised its own penalty.
     """
-    watched = run.training.step == "decoupled" and batch.ends_epoch
+    due, training = _due(run.training, batch), run.training
+    if not due:
+        return
+    watched = training.step == "decoupled" and batch.ends_epoch
     before = float(penalty.value(adapter.vector())) if watched else 0.0
-    yield
+    factor = penalty.step(adapter, batch.cosine * due, training.step)
     after = float(penalty.value(adapter.vector())) if watched else 0.0
-    if not after <= before + ROUNDING * abs(before):
-        what = f"the regularizer's step raised its own penalty from {before:.3g} to {after:.3g}"
+    if watched and (factor < 1 or not after <= before + ROUNDING * abs(before)):
+        how = f", clipped to {factor:.3g} of its length" if factor < 1 else ""
+        what = f"the regularizer's step{how} took its penalty from {before:.3g} to {after:.3g}"
         raise DivergenceError(_diverged(run, task, f"{what} in epoch {batch.epoch + 1}, batch {batch.number}"))
 
 
