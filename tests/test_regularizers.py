@@ -145,8 +145,7 @@ def test_decoupled_step_is_clipped_to_norm_100(adapter: Adapter, strength: float
     with theta0.attach(adapter) as attachment:
         shake(attachment, 1)
         old, gradients = parts_of(attachment), penalty_gradients(attachment, penalty)
-        factor = penalty.step(attachment, 0.5, "decoupled")
-        assert factor == pytest.approx(100 / float(torch.cat([g.flatten() for g in gradients]).double().norm()))
+        penalty.step(attachment, 0.5, "decoupled")
         moved = [p - q for p, q in zip(old, parts_of(attachment), strict=True)]
         flat, direction = (torch.cat([t.flatten() for t in ts]).double() for ts in (moved, gradients))
         assert float(flat.norm()) == pytest.approx(50, rel=1e-6)

@@ -56,7 +56,7 @@ class _DiagonalQuadratic(ABC):
         c, d = self.quadratic(name, tau)
         return c * tau - d
 
-    def step(self, adapter: Attachment, scale: float = 1.0, how: Step = "proximal") -> float:
+    def step(self, adapter: Attachment, scale: float = 1.0, how: Step = "proximal") -> None:
         """One step on the penalty alone, in place; call it after each ``optimizer.step()``.
 
         Args:
@@ -64,20 +64,17 @@ class _DiagonalQuadratic(ABC):
             scale: the schedule's factor s in [0, 1].
             how: ``proximal`` or ``decoupled``; a ``coupled`` penalty has no step of its own, see ``add_gradient``.
 
-        Returns:
-            float: what the step was shortened by: 1, or less where an explicit one was clipped.
-
         Raises:
             ValueError: ``how`` is ``coupled``.
         """
         if how == "coupled":
             raise ValueError("a coupled penalty joins the loss: call add_gradient before optimizer.step()")
         if scale == 0 or self.strength == 0:
-            return 1.0
+            return
         if how == "proximal":
             self._proximal_step(adapter, scale)
-            return 1.0
-        return self._explicit_step(adapter, scale)
+        else:
+            self._explicit_step(adapter, scale)
 
     def add_gradient(self, adapter: Attachment) -> None:
         """Add the penalty's gradient to ``.grad`` of the adapter's parts (the coupled form)."""
@@ -90,14 +87,13 @@ class _DiagonalQuadratic(ABC):
             c, d = self.quadratic(name, weight)
             layer.proximal_(scale * c.expand_as(weight), scale * d.expand_as(weight))
 
-    def _explicit_step(self, adapter: Attachment, scale: float) -> float:
+    def _explicit_step(self, adapter: Attachment, scale: float) -> None:
         gradients = self._part_gradients(adapter)
         norm = math.hypot(*(float(torch.linalg.vector_norm(g, dtype=torch.float64)) for g in gradients))
         clip = min(1.0, CLIP / (norm + 1e-6))
         with torch.no_grad():
             for part, gradient in zip(adapter.parameters(), gradients, strict=True):
                 part.sub_(gradient, alpha=scale * clip)
-        return clip
 
     def _part_gradients(self, adapter: Attachment) -> list[Tensor]:
         return [g for name, layer in adapter.layers.items() for g in self._layer_gradients(name, layer)]
