@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from hostile import FORGED, HARM, LIES, changed, flip, rehashed
 from hypothesis import given
@@ -476,6 +477,11 @@ def test_parts_of_other_shapes_or_weights_are_refused_when_they_are_merged(copie
         rehashed(other, path, changed(other / path, change))
         with pytest.raises(InputError, match=said):
             Pool.open(other, backbone()).mean()
+
+
+def test_numbers_are_finite_though_their_sum_is_not() -> None:
+    large = torch.full((4,), 3e38)
+    assert torch.equal(storage.parse_tensors(safetensors.torch.save({"a": large}))["a"], large)
 
 
 @given(st.binary(max_size=400))

@@ -16,6 +16,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,6 +43,11 @@ class Store:
     def __init__(self, path: Path, index: Index) -> None:
         self.path = path
         self.index = index
+
+    @cached_property
+    def _home(self) -> Path:
+        """The folder, whatever links lead there."""
+        return self.path.resolve()
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -80,7 +86,7 @@ class Store:
             InputError: it is missing, damaged, or lies outside the pool's folder.
         """
         path = self.path / name
-        if not path.resolve().is_relative_to(self.path.resolve()):
+        if not path.resolve().is_relative_to(self._home):
             raise InputError(f"{path} leads out of the pool, to {path.resolve()}: put the file itself there")
         if not path.exists() and Index.read(self.path).files.keys() != self.index.files.keys():
             raise InputError(f"{path} is gone: the pool has changed since it was opened; open it again")
