@@ -24,7 +24,7 @@ from hostile import FORGED, HARM, LIES, cut, flip, rehashed
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from cases import contents, edit, photographs
+from cases import contents, edit, permissions_hold, photographs
 from intarsia.cli import main
 from intarsia.lock import one_writer
 
@@ -77,15 +77,13 @@ def said(bad: Bad) -> str:
         str: the one line on standard error.
     """
     bad.spoil()
-    out, err = StringIO(), StringIO()
-    with bad.within():
-        before, code = seen(), None
-        with redirect_stdout(out), redirect_stderr(err):
-            try:
-                main(shlex.split(bad.command))
-            except SystemExit as stop:
-                code = stop.code
-        after = seen()
+    out, err, before, code = StringIO(), StringIO(), seen(), None
+    with bad.within(), redirect_stdout(out), redirect_stderr(err):
+        try:
+            main(shlex.split(bad.command))
+        except SystemExit as stop:
+            code = stop.code
+    after = seen()
     assert code == 2, (code, err.getvalue())
     assert "Traceback" not in err.getvalue()
     assert len(err.getvalue().splitlines()) == 1, err.getvalue()
@@ -338,6 +336,40 @@ BAD: dict[str, list[Bad]] = {
         Bad("a regularizer that diverges", ADD_NEW + " --step decoupled --alpha 1e30 --epochs 9", new_class),
         Bad("weights that are not finite", LEARN, other_weights(lambda t: t["norm.bias"].fill_(float("nan")))),
         Bad("another process that writes", ADD + f" {PHOTOS}", within=lambda: one_writer(Path("pool"))),
+        Bad(
+            "a pool that may not be written",
+            ADD_NEW,
+            lambda: (new_class(), Path("pool").chmod(0o500)),
+            permissions_hold,
+        ),
+        Bad("a pool that may not be read", "ls pool", lambda: Path("pool").chmod(0), permissions_hold),
+        Bad(
+            "a pool to predict with that may not be read",
+            "predict pool x.png",
+            lambda: Path("pool").chmod(0),
+            permissions_hold,
+        ),
+        Bad(
+            "a module that may not be read",
+            "evaluate pool",
+            lambda: Path("pool/modules/task01").chmod(0),
+            permissions_hold,
+        ),
+        Bad(
+            "a folder of images that may not be read",
+            LEARN,
+            lambda: Path("photos/train/red").chmod(0),
+            permissions_hold,
+        ),
+        Bad("weights that may not be read", LEARN, lambda: Path("weights.safetensors").chmod(0), permissions_hold),
+        Bad(
+            "a split that may not be read",
+            SPLIT,
+            lambda: (split({"a": ["red"]})(), Path("split.json").chmod(0)),
+            permissions_hold,
+        ),
+        Bad("a place that may not be written", "compose pool --out new", lambda: Path().chmod(0o500), permissions_hold),
+        Bad("an image that may not be read", LEARN, lambda: Path("photos/train/red/1.png").chmod(0), permissions_hold),
         Bad("a disk that is full", "compose pool --out new", within=lambda: small_files(50_000)),
         Bad("a disk that gets full while learning", LEARN, within=lambda: small_files(50_000), begins=True),
     ],

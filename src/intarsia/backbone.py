@@ -197,8 +197,11 @@ def _load_timm(spec: str) -> tuple[nn.Module, Preprocessing]:
 
 def _load_weights(model: nn.Module, name: str, path: Path) -> None:
     try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
+        with path.open("rb"):  # of a file that may not be read, safetensors says that there is none
+            state = load_file(path)
+    except OSError as error:
+        raise InputError(f"weights {path} cannot be read: {error.strerror or error}") from error
+    except SafetensorError as error:
         raise InputError(
             f"weights {path}: not a readable safetensors file ({_first_line(error)}); get it again"
         ) from error

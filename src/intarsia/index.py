@@ -69,7 +69,9 @@ class Index:
             InputError: no pool is there, or it is damaged or of a format that this version does not read.
         """
         path = folder / INDEX
-        if not path.is_file():
+        with reading(path):
+            there = path.is_file()
+        if not there:
             raise InputError(
                 f"{folder} is not a pool: expected a {INDEX} in it; `intarsia learn --out {folder}` makes one"
             )

@@ -54,6 +54,8 @@ def reading(path: Path) -> Iterator[None]:
     """Say which file is damaged where reading it fails."""
     try:
         yield
+    except PermissionError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): allow it, and run again") from error
     except (ValueError, KeyError, TypeError, AttributeError, OSError, SafetensorError, RecursionError) as error:
         raise InputError(f"{path} is missing or damaged ({_why(error)}): restore it") from error
 
