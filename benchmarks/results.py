@@ -1,7 +1,7 @@
 """The runs behind docs/results.md: resumable, one line of JSON a run.
 
     python benchmarks/results.py main --streams chalk sketches --seeds 0 1 2 --out benchmarks/results/main.jsonl
-    python benchmarks/results.py bfloat16 | steps | ablations | editing | search ...
+    python benchmarks/results.py bfloat16 | steps | ablations | choices | editing | search ...
 
 A run that is in the output file already is not made again. ``--threads 1`` lets two of these share two cores, each with
 its own streams or seeds. ``search`` and ``peers`` look at a held-out fifth of the *training* images, not at test ones.
@@ -62,7 +62,9 @@ DECADES = (0.01, 0.1, 1.0, 10.0, 100.0)
 class Results:
     """Which runs to make."""
 
-    plan: tyro.conf.Positional[Literal["search", "main", "bfloat16", "joint", "steps", "ablations", "editing", "peers"]]
+    plan: tyro.conf.Positional[
+        Literal["search", "main", "bfloat16", "joint", "steps", "ablations", "choices", "editing", "peers"]
+    ]
     """The table to fill."""
     streams: tuple[str, ...] = ("chalk", "sketches")
     """Built-in streams."""
@@ -177,6 +179,22 @@ def ablations(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
                 )
 
 
+def choices(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
+    """The tool's settings with one choice made otherwise at a time; heads made otherwise are among what is measured."""
+    otherwise: dict[str, dict[str, Any]] = {
+        "as it is": {},
+        "head starts at random": {"head_start": "random"},
+        "decoupled step": {"step": "decoupled"},
+        "Fisher over all others": {"fisher_over": "others"},
+    }
+    for cell in cells(chosen or ("ita-lora", "iel-lora")):
+        base = setting_of(cell)
+        for what, change in otherwise.items():
+            setting = replace(base, training=replace(base.training, **change))
+            name = f"{'-'.join(cell)}: {what}"
+            yield {"name": name, "setting": setting.record()}, lambda s=setting: bench.measure(s, history=False)
+
+
 def editing(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
     """Specialization and unlearning of the first, a central and the last task."""
     for cell in cells(chosen or ("ita-lora", "iel-lora")):
@@ -243,6 +261,7 @@ PLANS = {
     "joint": joint,
     "steps": steps,
     "ablations": ablations,
+    "choices": choices,
     "editing": editing,
     "peers": peers,
 }
