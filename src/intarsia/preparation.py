@@ -13,7 +13,7 @@ from intarsia.errors import DivergenceError
 from intarsia.fisher import Fisher, diagonal_fisher
 from intarsia.heads import Head, align, pretune
 from intarsia.pool import Pool
-from intarsia.run import Laps, Run
+from intarsia.run import Laps, Run, give_back_memory
 from intarsia.statistics import ClassStatistics, fit_statistics
 from intarsia.stream import Task
 from intarsia.task_vector import TaskVector
@@ -86,6 +86,7 @@ def prepare(run: Run, task: Task, memory: Memory) -> Prepared:
     memory.statistics = (*memory.statistics, statistics)
     laps.lap("statistics")
     memory.reference = _reference_heads(run, number, features, labels, classes, memory)
+    give_back_memory()  # of the features drawn for all classes; else it stays, unused, beside what the passes need
     laps.lap("heads")
     fisher = diagonal_fisher(
         run.backbone,

@@ -19,7 +19,7 @@ from intarsia.heads import Head, TrainedHead, samples
 from intarsia.module import Card, Module
 from intarsia.preparation import Memory, Prepared
 from intarsia.regularizers import IEL, ITA
-from intarsia.run import Laps, Run
+from intarsia.run import Laps, Run, give_back_memory
 from intarsia.schedule import Batch, batches
 from intarsia.statistics import ClassStatistics, sample
 from intarsia.task_vector import TaskVector
@@ -86,6 +86,7 @@ def fine_tune(run: Run, prepared: Prepared, memory: Memory, others: Fisher | Non
             adapter.start_at(memory.total * (1 / (number - 1)))
         start, device = _starting_head(run, reference, number), run.backbone.device
         head = TrainedHead(start.to(device), reference.to(device), _head_fisher(run, prepared, memory).to(device))
+        give_back_memory()  # of the features drawn for the head's Fisher
         laps.lap("regularizer")
         losses = _epochs(run, prepared, adapter, head, penalty)
         vector, state = adapter.vector(), adapter.state()
