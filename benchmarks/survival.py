@@ -106,6 +106,7 @@ class Trial:
         self.whole, self.tasks = hashes(folder / "whole"), Pool.open(folder / "whole").tasks
         self.found = {"kills": 0, "lost": 0, "unequal": 0, "unreadable": 0}
         self.at: dict[str, int] = {}
+        self.stops: list[str] = []
         self.spent, self.finished = 0.0, 0
 
     def learn(self, out: Path, arguments: list[str], step: int = 0) -> "subprocess.Popen[bytes]":
@@ -154,6 +155,7 @@ class Trial:
         """Read what a kill left; returns how many tasks are learned."""
         where = Checkpoint.of(out).where() if self.begun(out) else "before it began"
         self.at[where] = self.at.get(where, 0) + 1
+        self.stops.append(where)
         if not (out / "pool.json").exists():
             self.found["lost"] += learned
             return 0
@@ -169,7 +171,13 @@ class Trial:
 
     def compared(self, out: Path) -> Path:
         """Compare a run that came to its end with the one never stopped; returns the folder of the next."""
-        self.found["unequal"] += hashes(out) != self.whole
+        found = hashes(out)
+        if found != self.whole:
+            self.found["unequal"] += 1
+            names = sorted(name for name in {*found, *self.whole} if found.get(name) != self.whole.get(name))
+            print(f"{out} differs in {', '.join(names)}; it was stopped {self.stops}", file=sys.stderr)
+            shutil.copytree(out, Path(tempfile.gettempdir()) / "intarsia-unequal" / out.name, dirs_exist_ok=True)
+        self.stops.clear()
         self.finished += 1
         return self.folder / str(self.finished)
 

@@ -93,9 +93,9 @@ def test_killed_at_any_step_of_any_write_a_run_is_intact_and_ends_the_same(
     assert len(taken) > 200
     for left in taken:
         intact(left, tasks)
-    begun = [left for left in taken if Checkpoint.of(left).exists]
+    begun = [left for left in taken if Checkpoint.of(left).exists or (left / "pool.json").exists()]
     assert len(begun) > 200
-    for left in begun[::20]:
+    for left in [*begun[::20], *begun[-12:]]:  # the last are of a run that has all its modules and is cleaning up
         learn(backbone(), stream(TASKS), out=left, resume=True, **OPTIONS)
         assert contents(left, APART) == contents(whole, APART)
 

@@ -210,8 +210,8 @@ class Checkpoint:
             return "before the first epoch of a task"
 
     def end(self) -> None:
-        """The run is over: there is nothing to go on with."""
-        for path in (*(self.folder / name for name in (ASKED, EPOCH, FISHER)), *self.folder.glob(".*.new")):
+        """The run is over: there is nothing to go on with. What says that there was one goes last."""
+        for path in (*self.folder.glob(".*.new"), *(self.folder / name for name in (EPOCH, FISHER, ASKED))):
             path.unlink(missing_ok=True)
 
 

@@ -109,6 +109,7 @@ def learn(
         pool, checkpoint = opened(), Checkpoint(folder, each_epoch=checkpoints)
         pool.tidy()
         if resume and not checkpoint.exists and all(task.name in pool.tasks for task in stream):
+            checkpoint.end()  # of a run that died while it cleaned up
             return pool
         asked = _asked(pool, settings, stream, keep_fishers)
         if resume:

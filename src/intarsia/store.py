@@ -159,9 +159,8 @@ class Store:
                 if not self._named(task):  # else it is in, whatever came after
                     self.discard(f"modules/{task}", running, aligned)
                 raise
-        recent = (running, self.index.running("fisher", count))
-        self.discard(*(old.name for old in self.path.glob("fisher-*.safetensors") if old.name not in recent))
         self.index = index
+        self._discard_old_fishers()
 
     def _write_module(self, module: Module, own_fisher: Fisher | None) -> dict[str, Seen]:
         """The folder of a module, written beside and renamed into place; returns what its files hold."""
@@ -180,9 +179,15 @@ class Store:
         return {f"{name}/{file}": what for file, what in seen.items()}
 
     def tidy(self) -> None:
-        """Remove what a writer that died was writing: files and folders called ``.<name>.new``."""
+        """Remove what a writer that died was writing, or had not yet removed."""
         found = (*self.path.glob(".*.new"), *self.path.glob("modules/.*.new"))
         self.discard(*(path.relative_to(self.path).as_posix() for path in found))
+        self._discard_old_fishers()
+
+    def _discard_old_fishers(self) -> None:
+        """All running Fishers but the last, and the one before, which who has opened the pool may want to read."""
+        recent = [self.index.running("fisher", count) for count in (len(self.tasks), len(self.tasks) - 1)]
+        self.discard(*(old.name for old in self.path.glob("fisher-*.safetensors") if old.name not in recent))
 
     def _named(self, task: str) -> bool:
         """The ``pool.json`` on the disk has it."""
