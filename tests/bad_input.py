@@ -198,7 +198,7 @@ def led_out() -> None:
 def new_class() -> None:
     for part in ("train", "test"):
         shutil.copytree(f"photos/{part}/red", f"photos/{part}/pink")
-    put("split.json", '{"new": ["pink"]}')
+    split({"new": ["pink"]})()
 
 
 @contextmanager
@@ -213,7 +213,6 @@ def small_files(most: int) -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, handler)
 
 
-MANY = "x" * 300
 BAD: dict[str, list[Bad]] = {
     "Flags of `learn`": [
         Bad("an unknown backbone", f"{LEARN} --backbone vit_unknown"),
@@ -221,11 +220,7 @@ BAD: dict[str, list[Bad]] = {
         Bad("weights that are not there", f"{LEARN} --backbone timm/test_vit@nowhere.safetensors"),
         Bad("weights of another model", f"{LEARN} --backbone timm/test_vit2@weights.safetensors"),
         Bad("weights that are a pickle", LEARN, lambda: put("weights.safetensors", b"\x80\x04cos\nsystem\n")),
-        Bad(
-            "weights cut short",
-            LEARN,
-            lambda: cut(Path("weights.safetensors")),
-        ),
+        Bad("weights cut short", LEARN, lambda: cut(Path("weights.safetensors"))),
         Bad("targets that match nothing", f"{LEARN} --targets '*.nothing'"),
         Bad("a task that the stream does not have", f"{LEARN} --only warm"),
         Bad("more tasks than classes", f"{LEARN} --tasks 7"),
@@ -267,7 +262,7 @@ BAD: dict[str, list[Bad]] = {
         Bad("a task named ../a", SPLIT, split({"../a": ["red"]})),
         Bad("a task named with a line break", SPLIT, split({"a\nb": ["red"]})),
         Bad("a task named with a right-to-left mark", SPLIT, split({"a\u202eb": ["red"]})),
-        Bad("a task named with 300 characters", SPLIT, split({MANY: ["red"]})),
+        Bad("a task named with 300 characters", SPLIT, split({"x" * 300: ["red"]})),
         Bad("a class folder named with a tab", LEARN, renamed("re\td")),
         Bad("a class folder named with a right-to-left mark", LEARN, renamed("re\u202ed")),
     ],

@@ -225,13 +225,20 @@ def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
 
 
-def photographs(root: Path, train: int = 6, test: int = 2) -> Path:
-    """Put plain coloured images of six classes in a folder's photos/, and weights of a small timm model beside them."""
+def timm_weights(folder: Path) -> Path:
+    """A file of random weights of a small timm model of three channels, `test_vit`."""
     import timm  # noqa: PLC0415  only beside an imported intarsia
 
+    path = folder / "weights.safetensors"
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        save_file(timm.create_model("test_vit", num_classes=0).state_dict(), root / "weights.safetensors")
+        save_file(timm.create_model("test_vit", num_classes=0).state_dict(), path)
+    return path
+
+
+def photographs(root: Path, train: int = 6, test: int = 2) -> Path:
+    """Put plain coloured images of six classes in a folder's photos/, and weights of a small timm model beside them."""
+    timm_weights(root)
     for part, count in (("train", train), ("test", test)):
         for name, rgb in COLOURS.items():
             folder = root / "photos" / part / name

@@ -88,7 +88,7 @@ FORGED: dict[str, tuple[str, Callable[[Path], bytes]]] = {
     "numbers that are not numbers": ("head", lambda p: changed(p, lambda t: t["weight"].fill_(float("nan")))),
     "infinite numbers": (
         "vector",
-        lambda p: changed(p, lambda t: t["blocks.0.attn.proj.weight.B"].fill_(float("inf"))),
+        lambda p: changed(p, lambda t: t[PROJ].fill_(float("inf"))),
     ),
     "more classes than the card has": ("head", lambda p: changed(p, lambda t: t.update(bias=torch.zeros(3)))),
     "features of another width": ("drift", lambda p: changed(p, lambda t: t.update(matrix=torch.zeros(2, 2)))),

@@ -104,13 +104,15 @@ def test_evaluate_can_keep_drop_and_weight(pool: Path) -> None:
 
 
 def test_merge_rules_of_others(pool: Path, world: Path) -> None:
-    plain, merged = ({name: result("evaluate", pool, "--rule", name) for name in rules} for rules in (["mean"], RULES))
-    for rule, found in merged.items():
+    plain = result("evaluate", pool, "--rule", "mean")
+    written: set[bytes] = set()
+    for rule in RULES:
+        found = result("evaluate", pool, "--rule", rule)
         assert found["recipe"]["name"] == rule
-        assert found["tasks"] == plain["mean"]["tasks"]
+        assert found["tasks"] == plain["tasks"]
         result("compose", pool, "--rule", rule, "--out", world / rule)
-    weights = {name: (world / name / "model.safetensors").read_bytes() for name in RULES}
-    assert len(set(weights.values())) == len(RULES)
+        written.add((world / rule / "model.safetensors").read_bytes())
+    assert len(written) == len(RULES)
 
 
 def test_unlearn_names_what_still_carries_the_influence(pool: Path) -> None:

@@ -5,12 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
-from safetensors.torch import save_file
 from test_cli import refused, result
 
-from cases import stream
+from cases import stream, timm_weights
 from intarsia import Backbone, InputError, Pool, TaskStream, evaluate
 from intarsia.cli import _parse
 from intarsia.config import build_adapter, build_regularizer, regularizer_record
@@ -56,12 +54,7 @@ def test_a_flag_wins_over_the_preset_and_the_preset_over_the_tools_own(tmp_path:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small timm model of three channels, saved on the spot."""
-    import timm  # noqa: PLC0415  after intarsia
-
-    path = tmp_path_factory.mktemp("presets") / "weights.safetensors"
-    torch.manual_seed(0)
-    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), path)
-    return path
+    return timm_weights(tmp_path_factory.mktemp("presets"))
 
 
 @pytest.mark.parametrize("name", list(DATA))
@@ -80,9 +73,7 @@ def test_a_stream_of_the_data_sets_shape_starts(name: str, weights: Path, tmp_pa
     assert sizes == SIZES.get(name, sizes)
     cell = preset(f"{name}-iel-lora")
     theta0 = Backbone.load(f"timm/test_vit@{weights}")
-    weak = (
-        cell.strength * 1e-6
-    )  # random weights have so large a Fisher that the paper's explicit step diverges at its own
+    weak = cell.strength * 1e-6  # at its own, the explicit step diverges: random weights have too large a Fisher
     adapter, regularizer = build_adapter(cell.adapter), build_regularizer(cell.method, weak)
     cost = estimate(Run(theta0, adapter, regularizer, cell.training, stream.subset([0])), keep_fishers=False)
     assert cost.classes == sizes[0]

@@ -22,7 +22,7 @@ from intarsia import _torchvision  # noqa: F401  must come before timm
 from intarsia.adapters import AdaptedLinear, Adapter, Attachment
 from intarsia.errors import InputError
 from intarsia.images import Preprocessing
-from intarsia.storage import digest
+from intarsia.storage import digest, finite
 
 BUILTIN = "vit_sketch"
 TARGETS = ("*attn.qkv", "*attn.q", "*attn.k", "*attn.v", "*attn.proj", "*mlp.fc1", "*mlp.fc2")
@@ -214,7 +214,7 @@ def _load_weights(model: nn.Module, name: str, path: Path) -> None:
             f"({len(wrong)} of {len(own)} tensors differ)"
         )
     for key in own:
-        if state[key].is_floating_point() and not bool(torch.isfinite(state[key]).all()):
+        if state[key].is_floating_point() and not finite(state[key]):
             raise InputError(f"weights {path}: {key} has numbers that are not finite; get the file again")
     model.load_state_dict({key: state[key] for key in own})
 

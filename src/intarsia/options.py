@@ -12,7 +12,7 @@ from intarsia.composed_model import ComposedModel
 from intarsia.composition import Recipe
 from intarsia.errors import InputError
 from intarsia.evaluation import recorded_stream
-from intarsia.merging import merged
+from intarsia.merging import Rule, merged
 from intarsia.pool import Pool
 from intarsia.stream import TaskStream
 
@@ -68,7 +68,7 @@ class Selection:
     """Compose all tasks but these."""
     weights: str | None = None
     """Coefficients that sum to 1: a=.7,b=.3."""
-    rule: Literal["mean", "ties", "dare", "fisher"] = "mean"
+    rule: Literal["mean"] | Rule = "mean"
     """What all modules are merged by: their mean, or a rule of others (fisher: a pool learned with --keep-fishers)."""
 
     def compose(self, pool: Pool) -> ComposedModel:

@@ -15,6 +15,7 @@ from intarsia.heads import Head, align, pretune
 from intarsia.pool import Pool
 from intarsia.run import Laps, Run, give_back_memory
 from intarsia.statistics import ClassStatistics, fit_statistics
+from intarsia.storage import finite
 from intarsia.stream import Task
 from intarsia.task_vector import TaskVector
 
@@ -75,7 +76,7 @@ def prepare(run: Run, task: Task, memory: Memory) -> Prepared:
     images, labels = task.train.tensor(run.backbone.preprocessing), task.train.labels
 
     features = run.features(task.name, images)
-    if not bool(torch.isfinite(features).all()):
+    if not finite(features):
         raise DivergenceError(
             f"task {task.name!r}: the backbone's features of {int((~torch.isfinite(features)).any(1).sum())} of its "
             f"{len(features)} images are not finite: look at the weights of {run.backbone.name} and its preprocessing"
