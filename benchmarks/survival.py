@@ -6,7 +6,7 @@
 Every other kill comes at a random moment, the others at a random step of a write: before a file is opened, written,
 flushed, renamed or removed, or with half of it written. After each one the pool is read whole, as any reader would.
 ``--rounds`` lets two writers start on one pool at once so often, ``--readers`` so many processes read while one writes.
-The cost of safety is the time of a run with a checkpoint at every epoch border against one without.
+``--cost`` sets so many epochs that end in a checkpoint beside as many that do not.
 """
 
 import importlib
@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,9 @@ from typing import Any
 import tyro
 from rich.progress import track
 
-from intarsia import InputError, LoRA, Pool, cli
-from intarsia.checkpoint import Checkpoint
+from intarsia import ITA, Backbone, InputError, LoRA, Pool, TaskStream, cli, learn
+from intarsia.checkpoint import Checkpoint, Trained
+from intarsia.config import recommended
 from intarsia.fisher import Fisher
 from intarsia.lock import one_writer
 from intarsia.store import LOG
@@ -56,7 +57,7 @@ class Survival:
     readers: int = 0
     """How many processes read while one writes."""
     cost: int = 0
-    """Pairs of runs, with and without checkpoints, whose time is compared."""
+    """Pairs of epochs, one of each with a checkpoint, whose time is compared."""
     threads: int = 0
     """Of torch, in every run; its own choice if 0."""
     json: bool = False
@@ -260,16 +261,52 @@ def readers_while_one_writes(trial: Trial, readers: int) -> dict[str, Any]:
     }
 
 
-def cost(trial: Trial, pairs: int) -> dict[str, Any]:
-    """Seconds of training, as the log has them, with a checkpoint at every epoch border over those without; medians."""
-    seconds: dict[str, list[float]] = {"--checkpoint": [], "--no-checkpoint": []}
-    for number in track(range(pairs), "cost", disable=trial.chosen.json):
-        for flag in sorted(seconds, reverse=number % 2 == 1):
-            out = trial.folder / f"cost{flag}{number}"
-            trial.learn(out, ["--only", "animals", "food", "--epochs", "3", "--no-evaluate", flag]).wait()
-            seconds[flag].append(sum(line["seconds"]["training"] for line in Pool.open(out).logged().values()))
-    median = {flag: statistics.median(times) for flag, times in seconds.items()}
-    return {"pairs": pairs, "ratio": median["--checkpoint"] / median["--no-checkpoint"], "seconds": median}
+def cost(chosen: Survival, folder: Path) -> dict[str, Any]:
+    """Seconds of an epoch that ends in a checkpoint over those of one that does not; medians, in one run.
+
+    Of each two epochs of one task a coin says which of them saves. The pairs' quartiles say how far the machine
+    itself moves the ratio; ``saving`` is what a checkpoint takes, as a share of the epoch.
+    """
+    coin, save = random.Random(chosen.seed), Checkpoint.save
+    order = [saves for _ in range(chosen.cost) for saves in coin.choice(((True, False), (False, True)))]
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    saving: list[float] = []
+    clock = [time.perf_counter()]
+
+    def one_of_two(self: Checkpoint, task: str, epochs: int, trained: Trained) -> None:
+        started = time.perf_counter()
+        if epochs == 1:  # the first epoch is of no pair: it warms up
+            clock.append(started)
+            return
+        if order[epochs - 2]:
+            save(self, task, epochs, trained)
+            saving.append(time.perf_counter() - started)
+        clock.append(time.perf_counter())
+        seconds[order[epochs - 2]].append(clock[-1] - clock[-2])
+
+    strength, training = recommended("ita", "lora")
+    stream = TaskStream.load("sketches").subset(["animals"])
+    Checkpoint.save = one_of_two
+    try:
+        learn(
+            Backbone.load(),
+            stream,
+            out=folder,
+            adapter=LoRA(16),
+            regularizer=ITA(strength),
+            training=replace(training, epochs=1 + len(order)),
+        )
+    finally:
+        Checkpoint.save = save
+    ratios = [saved / plain for saved, plain in zip(seconds[True], seconds[False], strict=True)]
+    median = {saves: statistics.median(times) for saves, times in seconds.items()}
+    return {
+        "pairs": chosen.cost,
+        "ratio": median[True] / median[False],
+        "quartiles": statistics.quantiles(ratios) if chosen.cost > 1 else ratios,
+        "saving": statistics.median(saving) / median[False],
+        "seconds": median[False],
+    }
 
 
 def main(chosen: Survival) -> None:
@@ -290,7 +327,7 @@ def main(chosen: Survival) -> None:
         if chosen.readers:
             found["readers"] = readers_while_one_writes(trial, chosen.readers)
         if chosen.cost:
-            found["cost"] = cost(trial, chosen.cost)
+            found["cost"] = cost(chosen, Path(folder) / "cost")
     print(json.dumps(found, indent=None if chosen.json else 1))
 
 

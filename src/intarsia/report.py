@@ -98,7 +98,7 @@ def report_pool(pool: Pool, stream: TaskStream, *, progress: Progress = lambda d
         ("Theorem", _facts(theorem(diagnosis))),
         ("Figures", "".join(_figure(figure, caption) for caption, figure in drawn.items())),
         ("Tasks", f'<div class="cards">{"".join(_card(pool, task, confusions) for task in tasks)}</div>'),
-        ("Files", _table(("file", "SHA-256"), sorted((pool.index.files or {}).items()))),
+        ("Files", _files(pool)),
     ]
     return page(f"Pool {pool.path.name}", sections)
 
@@ -241,6 +241,14 @@ def _figure(figure: Figure, caption: str) -> str:
 def _image(png: bytes, what: str) -> str:
     source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     return f'<img alt="{escape(what)}" title="{escape(what)}" src="{source}">'
+
+
+def _files(pool: Pool) -> str:
+    rows = [
+        (name, "?" if seen.size is None else f"{seen.size:,}", seen.sha256)
+        for name, seen in sorted(pool.index.files.items())
+    ]
+    return _table(("file", "bytes", "SHA-256"), rows)
 
 
 def _facts(values: Mapping[str, Any]) -> str:
