@@ -1,6 +1,7 @@
 """What cost is measured on: a backbone, a pool of tasks learned before, and the next task in full size.
 
-Drawings are those of the built-in stream; beyond its hundred classes come rotations, mirror images and inversions.
+Drawings are those of the built-in stream; beyond its hundred classes come rotations, mirror images, inversions and
+shifts.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from intarsia.stream import TaskStream
 
 Network = Literal["vit_sketch", "vit_tiny"]
 PER_CLASS = 100
-VARIANTS = 16
+VARIANTS = 32
 
 
 def network(name: Network, *, width: int = 192, depth: int = 12) -> Backbone:
@@ -39,7 +40,7 @@ def network(name: Network, *, width: int = 192, depth: int = 12) -> Backbone:
 
 
 def drawings(classes: Sequence[int], per_class: int) -> tuple[Tensor, Tensor]:
-    """Images uint8 (N, 1, 28, 28) of some of 1,600 classes, and their labels (N,), positions in ``classes``."""
+    """Images uint8 (N, 1, 28, 28) of some of 3,200 classes, and their labels (N,), positions in ``classes``."""
     images = load_builtin("sketches").images[:, :, None]  # (100, 100, 1, 28, 28)
     picked = torch.arange(per_class) % images.shape[1]
     made = [_varied(images[number % 100][picked], number // 100) for number in classes]
@@ -51,7 +52,8 @@ def _varied(images: Tensor, variant: int) -> Tensor:
         raise ValueError(f"variant {variant}: there are {VARIANTS}")
     turned = torch.rot90(images, variant % 4, (2, 3))
     mirrored = turned.flip(3) if variant // 4 % 2 else turned
-    return 255 - mirrored if variant // 8 else mirrored
+    shaded = 255 - mirrored if variant // 8 % 2 else mirrored
+    return shaded.roll(7, 3) if variant // 16 else shaded
 
 
 def tasks(first: int, count: int, classes: int, per_class: int) -> TaskStream:

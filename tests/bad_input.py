@@ -20,11 +20,11 @@ from io import StringIO
 from pathlib import Path
 
 import torch
-from hostile import FORGED, HARM, LIES, cut, flip, rehashed
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from cases import contents, edit, permissions_hold, photographs
+from hostile import FORGED, HARM, LIES, cut, flip, rehashed
 from intarsia.cli import main
 from intarsia.lock import one_writer
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from bad_input import BAD, PAGE, TITLE, Bad, furnish, row
 
 DOCUMENTED = PAGE.read_text().partition(TITLE)[2].splitlines()

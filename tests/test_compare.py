@@ -47,6 +47,12 @@ def test_a_run_that_is_there_is_not_made_again_and_one_with_other_settings_is(co
     assert after.keys() - before.keys() == {"frozen-0.json"}
     result("compare", "--methods", "frozen", "--out", out, *SMALL[:-4], "--epochs", 2, "--threads", 1)
     assert (out / "frozen-0.json").stat().st_mtime_ns > after["frozen-0.json"]
+    record = json.loads((out / "frozen-0.json").read_text())
+    (out / "frozen-0.json").write_text(
+        json.dumps({**record, "settings": {**record["settings"], "options": {"a": 1.0}}})
+    )
+    result("compare", "--methods", "frozen", "--out", out, *SMALL[:-4], "--epochs", 2, "--threads", 1)
+    assert json.loads((out / "frozen-0.json").read_text())["settings"]["options"] == {}
 
 
 def test_the_pool_of_a_method_is_kept_and_gives_the_row(compared: tuple[Path, Any]) -> None:

@@ -261,3 +261,5 @@ def test_head_fisher_is_its_autograd() -> None:
                 expected[i] += log_p[c].exp().detach() * gradients[i].square() / len(features)
     got = head_fisher(features, classifier.weight, classifier.bias)
     torch.testing.assert_close(list(got), expected)
+    some = head_fisher(features, classifier.weight, classifier.bias, slice(1, 3))
+    torch.testing.assert_close(list(some), [e[1:3] for e in expected])

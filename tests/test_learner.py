@@ -15,11 +15,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cases import ADAPTERS, GREY, KINDS, QUICK, backbone, contents, same, seeded, stream, tiny_vit
-from intarsia import IA3, IEL, ITA, Backbone, Full, InputError, LoRA, Pool, TaskStream, TaskVector, Training, learn
+from intarsia import (
+    IA3,
+    IEL,
+    ITA,
+    Backbone,
+    Full,
+    InputError,
+    LoRA,
+    Pool,
+    TaskStream,
+    TaskVector,
+    Training,
+    heads,
+    learn,
+)
 from intarsia.adapters import Adapter
 from intarsia.fisher import diagonal_fisher
-from intarsia.heads import Head
-from intarsia.preparation import Memory, prepare
+from intarsia.heads import Head, align, align_many
+from intarsia.preparation import Memory, fresh_head, prepare
 from intarsia.regularizers import Step
 from intarsia.run import CXX, Run
 from intarsia.schedule import batches
@@ -340,6 +354,29 @@ def test_the_reference_head_of_a_small_task_is_pre_tuned() -> None:
         assert memory.reference is not None
         references.append(memory.reference.weight)
     assert not torch.allclose(references[0], references[1])
+
+
+@pytest.mark.parametrize("alignment", ["auto", "sgd"])
+def test_heads_of_many_classes_are_aligned_in_closed_form_or_as_asked(
+    monkeypatch: pytest.MonkeyPatch, alignment: Literal["auto", "sgd"]
+) -> None:
+    monkeypatch.setattr(heads, "ALIGNMENT_CLASSES", 2)
+    tasks, memory = stream(2, train=6), Memory()
+    run = Run(backbone(), LoRA(1), ITA(), replace(QUICK, alignment=alignment), tasks)
+    first = prepare(run, tasks[0], memory)
+    assert memory.reference is not None
+    assert len(memory.reference) == 2
+    before = memory.reference
+    generator = run.generator(2, "heads")
+    second = prepare(run, tasks[1], memory)
+    fresh = fresh_head(run, second.features, tasks[1].train.labels, 2, generator)
+    joined, statistics = Head.join([before, fresh]), (first.statistics, second.statistics)
+    expected = (
+        align_many(joined, statistics)
+        if alignment == "auto"
+        else align(joined, statistics, epochs=5, lr=QUICK.pretune_lr, generator=generator)
+    )
+    assert same(memory.reference.tensors(), expected.tensors())
 
 
 def test_cards_measure_the_training(pool: Pool) -> None:

@@ -57,7 +57,7 @@ def test_a_pools_page_holds_its_figures_its_tasks_and_what_was_measured(pool: Po
         f"{diagnosis.gradient_norm_before:.4f}",
         pool.backbone.hash[:16],
         *pool.tasks,
-        *(f"{seen.size:,}{seen.sha256}" for seen in pool.index.files.values()),
+        *(f"{seen.size:,}\n{seen.sha256}" for seen in pool.index.files.values()),
     ):
         assert words in parts.text
     assert sum(address.startswith("data:image/png") for address in parts.addresses) == 5 + 2 * len(pool.tasks)

@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from hostile import FORGED, HARM, LIES, changed, flip, rehashed
 from hypothesis import given
 from hypothesis import strategies as st
 from test_cli import run
 
 from cases import QUICK, backbone, contents, edit, module, permissions_hold, same, stream
+from hostile import FORGED, HARM, LIES, changed, flip, rehashed
 from intarsia import IEL, ITA, Full, InputError, LoRA, Pool, Training, learn, storage
 from intarsia.checkpoint import Checkpoint
 from intarsia.cli import main

@@ -53,11 +53,13 @@ class Method:
         about: one line.
         learn: backbone, stream, training, progress, folder of its own -> the method after each task.
         training: its own settings; epochs, batch and seed are the comparison's.
+        options: what else it is set to.
     """
 
     about: str
     learn: Learn
     training: Training
+    options: Mapping[str, float]
 
 
 def _cell(method: str, kind: str) -> Method:
@@ -70,14 +72,14 @@ def _cell(method: str, kind: str) -> Method:
         pool = learn(b, s, out=folder, adapter=adapter, regularizer=regularizer, training=t, progress=p)
         yield from stages(pool)
 
-    return Method(f"{method.upper()}, {adapter}: modules, their mean", run, training)
+    return Method(f"{method.upper()}, {adapter}: modules, their mean", run, training, {"strength": strength})
 
 
-def _baseline(about: str, learn: Callable[..., Iterator[Stage]], lr: float, **options: Any) -> Method:
+def _baseline(about: str, learn: Callable[..., Iterator[Stage]], lr: float, **options: float) -> Method:
     def run(b: Backbone, s: TaskStream, t: Training, p: Progress, folder: Path) -> Iterator[Stage]:
         return learn(b, s, training=t, progress=p, **options)
 
-    return Method(about, run, Training(lr=lr, unit_fisher=True))
+    return Method(about, run, Training(lr=lr, unit_fisher=True), options)
 
 
 METHODS: Mapping[str, Method] = {
@@ -221,7 +223,12 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _once(bench: Bench, name: str, seed: int, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """A run, in a process of its own; or its record, if it is there."""
-    settings = {"bench": bench.record(), "training": _training(bench, METHODS[name], seed).record()}
+    method = METHODS[name]
+    settings = {
+        "bench": bench.record(),
+        "training": _training(bench, method, seed).record(),
+        "options": dict(method.options),
+    }
     path = folder / f"{name}-{seed}.json"
     if path.is_file():
         record = read_json(path)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from intarsia.adapters import IA3, Adapter, Full, LoRA
 from intarsia.errors import InputError
 from intarsia.fisher import Estimator
+from intarsia.heads import Alignment
 from intarsia.regularizers import IEL, ITA, Step
 
 AdapterKind = Literal["lora", "full", "ia3"]
@@ -69,8 +70,11 @@ class Training:
     """Passes over the features when a new head is pre-tuned."""
     pretune_lr: float = 0.01
     """SGD's learning rate for pre-tuning and alignment."""
+    alignment: Alignment = "auto"
+    """How the heads of all classes seen are aligned: by SGD (sgd), or so only up to 100 classes, and beyond in closed
+    form (auto), which costs the same for any number."""
     alignment_epochs: int = 5
-    """Passes over the drawn features when the heads of all classes seen are aligned."""
+    """Passes of that SGD over the drawn features."""
     components: int = 5
     """Gaussians a class in the class statistics."""
     fisher: Estimator = "rademacher"
@@ -128,6 +132,7 @@ def paper(method: str) -> tuple[float, Training]:
         centred=False,
         drift_pull=0.0,
         iel_start="zero",
+        alignment="sgd",
         alignment_epochs=20,
     )
     return (0.02, training) if method == "ita" else (20.0, replace(training, lambda_h=0.1))

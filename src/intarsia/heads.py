@@ -10,6 +10,7 @@ does not get far. Convention: features (N, D), logits (N, C).
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,10 @@ ALIGNMENT_BATCH = 128
 CHUNK = 4096
 """Features whitened at a time: what is held beside them all stays small."""
 ALIGNMENT_CLASSES = 100
-"""Beyond so many classes, fewer features of each are drawn, and fewer passes made: the work stays what it is here."""
+"""Beyond so many classes, fewer features of each are drawn, as many in all as here, and heads have a closed form."""
+CLOSED_FORM_RIDGE = 0.1
+"""Share of every feature's variance within classes added to it: a head leans less where features hardly vary."""
+Alignment = Literal["auto", "sgd"]
 Slope = Callable[[Tensor, Tensor], Tensor]
 """Logits (B, C), labels (B,) -> the gradient of a mean loss by the logits."""
 
@@ -153,23 +157,38 @@ def align(
     Args:
         head: all classes seen (C, D), the new ones pre-tuned.
         statistics: of the same classes, task by task, in the same order.
-        epochs: passes; the paper makes 10 + 5 t at task t, and 5 come near that on whitened features. Of more than
-            100 classes fewer, in proportion, and at least 2: all but the new heads are aligned already.
+        epochs: passes; the paper makes 10 + 5 t at task t, and 5 come near that on whitened features.
         lr: learning rate.
         generator: of the draws and their order.
     """
     classes = len(head)
     features, labels = sample(statistics, samples(classes), generator)
-    return _fit(head, features, labels, _normalised_slope, _passes(classes, epochs), lr, ALIGNMENT_BATCH, generator)
+    return _fit(head, features, labels, _normalised_slope, epochs, lr, ALIGNMENT_BATCH, generator)
 
 
-def alignment_steps(classes: int, epochs: int) -> int:
-    """How many steps ``align`` makes for so many classes."""
-    return _passes(classes, epochs) * math.ceil(classes * samples(classes) / ALIGNMENT_BATCH)
+def align_many(head: Head, statistics: Sequence[ClassStatistics]) -> Head:
+    """Heads of many classes calibrated to each other in closed form: the discriminant with a ridge, as large as before.
+
+    The more classes, the fewer passes of ``align`` reach each of them, and the less a pass does to new heads among old
+    ones (|logits| grows); this costs the same for any number, and classifies them better (docs/performance.md).
+
+    Args:
+        head: all classes seen (C, D), the new ones pre-tuned; the median norm of its rows is that of the result's.
+        statistics: of the same classes, task by task, in the same order.
+    """
+    closed = discriminant(Gaussians.join([s.gaussians() for s in statistics]), ridge=CLOSED_FORM_RIDGE)
+    size = head.weight.norm(dim=1).median() / closed.weight.norm(dim=1).median().clamp_min(1e-30)
+    return Head(closed.weight * size, closed.bias * size)
 
 
-def _passes(classes: int, epochs: int) -> int:
-    return epochs if classes <= ALIGNMENT_CLASSES else min(epochs, max(2, round(epochs * ALIGNMENT_CLASSES / classes)))
+def in_closed_form(classes: int, how: Alignment) -> bool:
+    """Whether so many classes are aligned by ``align_many``."""
+    return how == "auto" and classes > ALIGNMENT_CLASSES
+
+
+def alignment_steps(classes: int, epochs: int, how: Alignment) -> int:
+    """How many steps it takes to align so many classes; the closed form counts as one."""
+    return 1 if in_closed_form(classes, how) else epochs * math.ceil(classes * samples(classes) / ALIGNMENT_BATCH)
 
 
 def samples(classes: int) -> int:
@@ -177,7 +196,7 @@ def samples(classes: int) -> int:
     return max(1, min(ALIGNMENT_SAMPLES, ALIGNMENT_SAMPLES * ALIGNMENT_CLASSES // classes))
 
 
-def discriminant(classes: Gaussians) -> Head:
+def discriminant(classes: Gaussians, *, ridge: float = 0.0) -> Head:
     """The heads of classes in closed form: the log posterior of Gaussians with one covariance within classes.
 
     W_c = S^-1 (m_c - m), b_c = -1/2 (m_c - m)^T S^-1 (m_c + m), m the mean of the classes' means m_c: Fisher's linear
@@ -187,10 +206,13 @@ def discriminant(classes: Gaussians) -> Head:
 
     Args:
         classes: their order is that of the rows.
+        ridge: share of every feature's variance within classes that is added to it.
     """
     middle = classes.centres.mean(0)
     away = classes.centres - middle
-    weight = torch.linalg.solve(classes.covariance(), away.T).T
+    covariance = classes.covariance()
+    covariance.diagonal().mul_(1 + ridge)
+    weight = torch.linalg.solve(covariance, away.T).T
     bias = -0.5 * (weight * (classes.centres + middle)).sum(1)
     return Head(weight.float(), bias.float())
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from intarsia.errors import DivergenceError
 from intarsia.fisher import Fisher, diagonal_fisher
-from intarsia.heads import Head, align, pretune
+from intarsia.heads import Head, align, align_many, in_closed_form, pretune
 from intarsia.pool import Pool
 from intarsia.run import Laps, Run, give_back_memory
 from intarsia.statistics import ClassStatistics, fit_statistics
@@ -113,8 +113,11 @@ def _reference_heads(run: Run, number: int, features: Tensor, labels: Tensor, cl
     """Step 3: pre-tune a head for the new classes, then align the heads of all classes seen."""
     training, generator = run.training, run.generator(number, "heads")
     fresh = fresh_head(run, features, labels, classes, generator)
+    joined = Head.join([h for h in (memory.reference, fresh) if h is not None])
+    if in_closed_form(len(joined), training.alignment):
+        return align_many(joined, memory.statistics)
     return align(
-        Head.join([h for h in (memory.reference, fresh) if h is not None]),
+        joined,
         memory.statistics,
         epochs=training.alignment_epochs,
         lr=training.pretune_lr,

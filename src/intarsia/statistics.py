@@ -113,8 +113,8 @@ def sample(tasks: Sequence[ClassStatistics], per_class: int, generator: torch.Ge
     drawn = torch.randn(classes, per_class, like.shape[-1], generator=generator)  # (C, n, D), used in place
     drawn = drawn.to(like.dtype)
     for task, which, own in zip(tasks, components, drawn.split([len(t) for t in tasks]), strict=True):
-        for c, component in enumerate(which):
-            own[c].mul_(task.variances[c].sqrt()[component]).add_(task.means[c, component])
+        picked = which[:, :, None].expand_as(own)
+        own.mul_(task.variances.sqrt().gather(1, picked)).add_(task.means.gather(1, picked))
         own.copy_(own @ task.basis.T)
     return drawn.flatten(0, 1), torch.arange(classes).repeat_interleave(per_class)
 

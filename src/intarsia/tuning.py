@@ -204,12 +204,13 @@ def _head_fisher(run: Run, prepared: Prepared, memory: Memory) -> Head:
     assert memory.reference is not None
     known = memory.tasks.index(prepared.task.name) if run.training.head_fisher_over == "earlier" else len(memory.tasks)
     statistics = memory.statistics[:known]
-    weight, bias = torch.zeros_like(memory.reference.weight), torch.zeros_like(memory.reference.bias)
+    reference, rows = memory.reference, prepared.rows
+    weight, bias = torch.zeros_like(reference.weight[rows]), torch.zeros_like(reference.bias[rows])
     if statistics:
         per_class = samples(sum(map(len, statistics)))
         features, _ = sample(statistics, per_class, run.generator(prepared.number, "head fisher"))
-        weight, bias = head_fisher(features, memory.reference.weight, memory.reference.bias)
-    return Head(weight + FLOOR, bias + FLOOR)[prepared.rows]
+        weight, bias = head_fisher(features, reference.weight, reference.bias, rows)
+    return Head(weight + FLOOR, bias + FLOOR)
 
 
 def finite(run: Run, loss: Tensor, task: str, batch: Batch) -> float:
