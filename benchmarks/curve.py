@@ -85,7 +85,7 @@ def draw(log: Sequence[Mapping[str, Any]], path: Path) -> None:
         left.stackplot(numbers, [[entry["seconds"][p] for entry in log] for p in phases], labels=phases)
         left.set_xlabel("task")
         left.set_ylabel("seconds")
-        left.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(phases), fontsize="small", frameon=False)
+        left.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, fontsize="small", frameon=False)
         right.plot(numbers, [entry["peak_memory_mib"] for entry in log], color="#0072B2")
         right.set_ylim(bottom=0)
         right.set_xlabel("task")
