@@ -241,8 +241,12 @@ RUN = ["--data", "sketches", "--only", "animals", "food", "--max-per-class", "4"
 
 
 def process(*arguments: str) -> subprocess.Popen[str]:
+    """It hears Ctrl-C even where the tests run behind a shell's ``&``, which lets its children ignore it."""
     command = [sys.executable, "-m", "intarsia", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    hear: dict[str, Any] = (
+        {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)} if os.name == "posix" else {}
+    )
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **hear)
 
 
 def until(there: Callable[[], bool]) -> None:
