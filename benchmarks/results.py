@@ -49,6 +49,7 @@ PEERS: list[tuple[str, float, dict[str, float]]] = [
     *(("finetune", lr, {}) for lr in (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)),
     *(("ewc", lr, {"strength": s}) for lr in (1e-4, 3e-4) for s in (10.0, 1000.0)),
     *(("ewc", lr, {"strength": s}) for lr in (3e-4, 1e-3) for s in (0.1, 1.0)),
+    *(("ewc", 1e-3, {"strength": s}) for s in (10.0, 100.0)),
     *(("derpp", lr, {"a": a}) for lr, a in ((1e-4, 0.5), (3e-4, 0.5), (1e-3, 0.5), (3e-4, 0.1))),
     *(("seed", lr, {"temperature": t}) for lr, t in ((3e-5, 3.0), (1e-4, 3.0), (3e-4, 3.0), (1e-4, 10.0))),
     *(("tmc", lr, {}) for lr in (1e-4, 3e-4, 1e-3)),
