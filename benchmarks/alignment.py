@@ -21,8 +21,8 @@ from torch import Tensor
 from watch import normalised
 
 from intarsia import ITA, Backbone, LoRA, TaskStream, Training
-from intarsia.heads import ALIGNMENT_CLASSES, Alignment, Head, align, align_many, discriminant, in_closed_form
-from intarsia.preparation import fresh_head
+from intarsia.heads import ALIGNMENT_CLASSES, Alignment, Head, discriminant
+from intarsia.preparation import aligned, fresh_head
 from intarsia.run import Run
 from intarsia.statistics import ClassStatistics, Gaussians, fit_statistics
 
@@ -69,25 +69,20 @@ def accuracy(head: Head, measured: list[Labelled], classes: int) -> dict[str, fl
 
 def rows(chosen: Alignments) -> Iterator[dict[str, Any]]:
     """How, after how many tasks -> accuracy, and seconds of an alignment."""
-    backbone, training = Backbone.load(), Training()
+    backbone = Backbone.load()
     stream = tasks(0, chosen.tasks, chosen.classes, chosen.per_class)
-    run = Run(backbone, LoRA(16), ITA(0.1), training, stream)
     learned, measured = halves(backbone, stream)
     statistics: list[ClassStatistics] = [fit_statistics(x, y, chosen.classes, seed=0) for x, y in learned]
     ways: tuple[Alignment, ...] = ("sgd", "auto")
     for how in ways:
+        run = Run(backbone, LoRA(16), ITA(0.1), Training(alignment=how), stream)
         reference: Head | None = None
         for number, (x, y) in enumerate(learned, 1):
             generator = run.generator(number, "heads")
             fresh = fresh_head(run, x, y, chosen.classes, generator)
-            joined, known = Head.join([h for h in (reference, fresh) if h is not None]), statistics[:number]
             started = time.perf_counter()
-            if in_closed_form(len(joined), how):
-                reference = align_many(joined, known)
-            else:
-                reference = align(
-                    joined, known, epochs=training.alignment_epochs, lr=training.pretune_lr, generator=generator
-                )
+            heads = [h for h in (reference, fresh) if h is not None]
+            reference = aligned(run, heads, statistics[:number], generator)
             seconds = time.perf_counter() - started
             if number in chosen.marks:
                 found = accuracy(reference, measured[:number], chosen.classes)

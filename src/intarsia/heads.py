@@ -161,8 +161,7 @@ def align(
         lr: learning rate.
         generator: of the draws and their order.
     """
-    classes = len(head)
-    features, labels = sample(statistics, samples(classes), generator)
+    features, labels = sample(statistics, samples(len(head)), generator)
     return _fit(head, features, labels, _normalised_slope, epochs, lr, ALIGNMENT_BATCH, generator)
 
 

@@ -4,6 +4,7 @@ They depend on neither method, adapter nor strength.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -111,18 +112,17 @@ def prepare(run: Run, task: Task, memory: Memory) -> Prepared:
 
 def _reference_heads(run: Run, number: int, features: Tensor, labels: Tensor, classes: int, memory: Memory) -> Head:
     """Step 3: pre-tune a head for the new classes, then align the heads of all classes seen."""
-    training, generator = run.training, run.generator(number, "heads")
+    generator = run.generator(number, "heads")
     fresh = fresh_head(run, features, labels, classes, generator)
-    joined = Head.join([h for h in (memory.reference, fresh) if h is not None])
+    return aligned(run, [h for h in (memory.reference, fresh) if h is not None], memory.statistics, generator)
+
+
+def aligned(run: Run, heads: Sequence[Head], statistics: Sequence[ClassStatistics], generator: torch.Generator) -> Head:
+    """Heads joined and aligned, by SGD or in closed form, as the run's training says; ``statistics`` of all of them."""
+    training, joined = run.training, Head.join(heads)
     if in_closed_form(len(joined), training.alignment):
-        return align_many(joined, memory.statistics)
-    return align(
-        joined,
-        memory.statistics,
-        epochs=training.alignment_epochs,
-        lr=training.pretune_lr,
-        generator=generator,
-    )
+        return align_many(joined, statistics)
+    return align(joined, statistics, epochs=training.alignment_epochs, lr=training.pretune_lr, generator=generator)
 
 
 def fresh_head(run: Run, features: Tensor, labels: Tensor, classes: int, generator: torch.Generator) -> Head:
