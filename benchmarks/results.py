@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +20,11 @@ import torch
 import tyro
 from workbench import Setting, Workbench
 
+from intarsia.composed_model import ComposedModel
 from intarsia.composition import mean, specialize, unlearn
 from intarsia.config import Training, recommended
 from intarsia.errors import InputError
-from intarsia.evaluation import Scores, evaluate, target_and_control
+from intarsia.evaluation import Scores, edits, evaluate
 from intarsia.stream import TaskStream
 
 Cell = tuple[Literal["ita", "iel"], Literal["lora", "full", "ia3"]]
@@ -237,8 +239,8 @@ def _peer(bench: Workbench, name: str, training: Training, options: dict[str, fl
 def _edit(bench: Workbench, setting: Setting) -> dict[str, Any]:
     modules = bench.learn(setting)
     names = [m.card.task for m in modules]
-    rows: list[dict[str, Any]] = []
-    for target in (names[0], names[len(names) // 2], names[-1]):
+
+    def edited(target: str) -> dict[str, Callable[[], ComposedModel]]:
         recipes = {
             "mean": mean(names),
             "drop": unlearn(names, target),
@@ -248,11 +250,9 @@ def _edit(bench: Workbench, setting: Setting) -> dict[str, Any]:
             "specialize, own classes": specialize(names, [target]),
             "specialize, all classes": specialize(names, [target], all_classes=True),
         }
-        for how, recipe in recipes.items():
-            model = bench.compose(setting, modules, recipe)
-            on_target, on_others = target_and_control(model, bench.stream, target)
-            rows.append({"target": target, "how": how, "target_accuracy": on_target, "control_accuracy": on_others})
-    return {"rows": rows}
+        return {how: partial(bench.compose, setting, modules, recipe) for how, recipe in recipes.items()}
+
+    return {"rows": edits(bench.stream, (names[0], names[len(names) // 2], names[-1]), edited)}
 
 
 PLANS = {

@@ -197,19 +197,29 @@ def test_tangent_is_the_network_to_first_order() -> None:
 
 
 def test_mean_of_tangent_models_answers_with_the_mean_of_their_answers() -> None:
+    """And so do its compositions: of one task, of all but one, of the mean minus one."""
     theta0 = backbone()
-    one, other = (
-        TaskVector({n: randn(*w.shape, seed=s + i).float() for i, (n, w) in enumerate(theta0.tuned.items())})
-        for s in (0, 50)
-    )
-    shape = randn(2, 16, seed=1).float()
-    head = TangentHead(shape, randn(2, 16, seed=2).float(), randn(2, seed=3).float())
-    images = stream(1)[0].test.tensor(GREY)
+    vectors = {
+        task: TaskVector({n: randn(*w.shape, seed=s + i).float() for i, (n, w) in enumerate(theta0.tuned.items())})
+        for task, s in (("a", 0), ("b", 50), ("c", 99))
+    }
+    heads = {
+        t: TangentHead(randn(2, 16, seed=s).float(), randn(2, 16, seed=s + 3).float(), randn(2, seed=s).float())
+        for s, t in enumerate("abc")
+    }
+    images, classes = stream(1)[0].test.tensor(GREY), {t: (f"{t}0", f"{t}1") for t in "abc"}
+    mean = TangentClassifier(Tangent(theta0), vectors, heads, classes, GREY)
+    a, b, c = (mean.specialize(task).logits(images) for task in "abc")
+    still = replace(mean, vectors={"none": vectors["a"] * 0.0}).logits(images)
 
-    def answers(vector: TaskVector) -> Tensor:
-        return TangentClassifier(Tangent(theta0), vector, (head,), {"a": ("x", "y")}, GREY).logits(images)
+    def close(model: TangentClassifier, expected: Tensor) -> None:
+        torch.testing.assert_close(model.logits(images), expected, rtol=1e-3, atol=1e-3)
 
-    torch.testing.assert_close(answers((one + other) * 0.5), (answers(one) + answers(other)) / 2, rtol=1e-3, atol=1e-3)
+    close(mean, (a + b + c) / 3)
+    close(mean.negate("b", 0.5), (a + b + c) / 3 - (b - still) / 2)
+    dropped = mean.unlearn("b")
+    assert list(dropped.classes) == ["a", "c"]
+    close(dropped, ((a + c) / 2)[:, [0, 1, 4, 5]])
 
 
 def test_l2_is_half_the_squared_norm_whatever_the_fisher() -> None:

@@ -12,7 +12,9 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from cases import contents, photographs
 from intarsia import cli
@@ -141,6 +143,28 @@ def test_diagnose_measures_the_gap(pool: Path) -> None:
     assert found["true_gap"] == pytest.approx(found["mean_module_loss"] - found["composed_loss"])
     assert found["predicted_gap"] >= 0
     assert found["images"] == 36
+
+
+def test_diagnose_draws_pools_side_by_side(world: Path, pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Figures are written, the other pool's figures are its own; pools of other tasks, or one twice, are refused."""
+    result(*learning(world, "loose", "--alpha", 0))
+    found = result("diagnose", pool, "--beside", world / "loose", "--figures", world / "figures" / "new")
+    beside = found.pop("beside")[str(world / "loose")]
+    for own, path in ((found, pool), (beside, world / "loose")):
+        alone = result("diagnose", path)
+        assert own.keys() == alone.keys()
+        for measure in ("theta0_loss", "true_gap", "predicted_gap", "gradient_norm"):
+            assert own[measure] == pytest.approx(alone[measure], rel=1e-6)
+    assert beside["predicted_gap"] > found["predicted_gap"]
+    for name in ("gap", "cosines", "losses"):
+        with Image.open(world / "figures" / "new" / f"{name}.png") as image:
+            assert np.asarray(image.convert("L")).std() > 5
+    printed = run("diagnose", pool, "--beside", world / "loose", "--per-task", 2)
+    assert printed.stdout.count("true gap") == 2
+    assert str(world / "loose") in printed.stdout
+    assert "each pool once" in refused(capsys, "diagnose", pool, "--beside", pool)
+    result(*learning(world, "one", "--only", "cold"))
+    assert "has tasks cold" in refused(capsys, "diagnose", pool, "--beside", world / "one")
 
 
 def test_ls_lists_modules_and_what_is_built_in(pool: Path) -> None:

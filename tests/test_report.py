@@ -12,6 +12,7 @@ from test_cli import refused, result
 
 from cases import GREY, stream
 from intarsia import Pool, diagnose, evaluate
+from intarsia.evaluation import target_and_control
 from intarsia.report import confused, page, report_comparison, report_pool
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -62,6 +63,23 @@ def test_a_pools_page_holds_its_figures_its_tasks_and_what_was_measured(pool: Po
         assert words in parts.text
     assert sum(address.startswith("data:image/png") for address in parts.addresses) == 5 + 2 * len(pool.tasks)
     assert told == [(i, 4) for i in (1, 2, 3, 4)]
+
+
+def test_a_pools_page_says_what_editing_does(pool: Pool) -> None:
+    """Every task's row: the mean, it alone, negated, dropped; the task / the others."""
+    html = report_pool(pool, stream(), edited=True)
+    parts = read(html)
+    assert sum(address.startswith("data:image/png") for address in parts.addresses) == 6 + 2 * len(pool.tasks)
+    for task in pool.tasks:
+        models = (
+            pool.mean(),
+            pool.specialize([task], all_classes=True),
+            pool.unlearn(task, mode="negate", scale=0.5),
+            pool.unlearn(task),
+        )
+        sides = [target_and_control(model, stream(), task) for model in models]
+        row = [" / ".join("-" if side is None else f"{side:.1f}" for side in pair) for pair in sides]
+        assert "".join(f"<td>{text}</td>" for text in (task, *row)) in html
 
 
 def test_confused_classes_are_those_most_often_taken_for_another(pool: Pool) -> None:

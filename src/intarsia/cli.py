@@ -20,8 +20,8 @@ from intarsia.index import INDEX
 from intarsia.options import Source
 from intarsia.pool import Pool
 from intarsia.presets import BACKBONE, preset
-from intarsia.studies import Compare, Presets, Report
-from intarsia.verbs import Compose, Diagnose, Evaluate, Learn, Ls, Predict, Unlearn, Verify
+from intarsia.studies import Compare, Diagnose, Presets, Report
+from intarsia.verbs import Compose, Evaluate, Learn, Ls, Predict, Unlearn, Verify
 
 VERBS = {
     "learn": Learn,

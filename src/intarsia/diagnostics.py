@@ -25,7 +25,10 @@ from intarsia.stream import TaskStream
 from intarsia.task_vector import TaskVector
 
 Progress = Callable[[int, int], None]
+Line = Callable[[float], Mapping[str, float]]
+"""Position -> coefficients of the task vectors."""
 BATCH = 64
+POINTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 
 
 @dataclass(frozen=True)
@@ -166,8 +169,8 @@ class LossPath:
 def loss_paths(
     pool: Pool,
     stream: TaskStream,
-    lines: Mapping[str, Callable[[float], Mapping[str, float]]],
-    at: Sequence[float],
+    lines: Mapping[str, Line] | None = None,
+    at: Sequence[float] = POINTS,
     *,
     per_task: int = 200,
     seed: int = 0,
@@ -178,7 +181,7 @@ def loss_paths(
     Args:
         pool: with at least one module.
         stream: holds the pool's tasks; their training images are used.
-        lines: name -> position -> coefficients of the task vectors.
+        lines: by name; from theta0 to the mean and from the first module to the last if None.
         at: positions.
         per_task: training images drawn from each task.
         seed: of that draw.
@@ -194,6 +197,7 @@ def loss_paths(
     images, labels = _draw(pool, stream, tasks, per_task, seed)
     gradient, modules = _gradient(pool, head, images, labels), [pool.module(t) for t in tasks]
     start, done, paths = _loss(pool.backbone.model, head, images, labels, pool), 0, []
+    lines = _lines(tasks) if lines is None else lines
     for name, line in lines.items():
         losses, predictions = [], []
         for position in at:
@@ -208,6 +212,13 @@ def loss_paths(
                 progress(done, len(lines) * len(at))
         paths.append(LossPath(name, tuple(at), tuple(losses), tuple(predictions)))
     return tuple(paths)
+
+
+def _lines(tasks: Sequence[str]) -> dict[str, Line]:
+    lines: dict[str, Line] = {"theta0 (0) to the mean (1)": lambda s: {t: s / len(tasks) for t in tasks}}
+    if len(tasks) > 1:
+        lines[f"{tasks[0]} (0) to {tasks[-1]} (1)"] = lambda s: {tasks[0]: 1 - s, tasks[-1]: s}
+    return lines
 
 
 def _draw(pool: Pool, stream: TaskStream, names: Sequence[str], per_task: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 Each takes what was measured and returns a matplotlib figure; nothing is measured here.
 """
 
+import io
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
@@ -17,6 +18,7 @@ from intarsia.evaluation import Evaluation
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F", "#8B6C42", "#5D3A9B")
 MARKERS = "osD^vP*Xh<"
 WIDTH, HEIGHT = 4.6, 3.2
+DPI = 160
 LONG = 12
 """Names of more letters are cut on an axis."""
 
@@ -160,6 +162,13 @@ def editing(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     axes.set_ylabel("accuracy on the target, %")
     figure.legend(loc="outside upper center", ncols=2, fontsize=6, frameon=False)
     return figure
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    return buffer.getvalue()
 
 
 def _figure(height: float = HEIGHT) -> tuple[Figure, Axes]:

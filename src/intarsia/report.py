@@ -21,7 +21,7 @@ from intarsia import figures
 from intarsia.compare import COLUMNS, LEGEND, cells
 from intarsia.composed_model import ComposedModel
 from intarsia.diagnostics import diagnose, loss_paths
-from intarsia.evaluation import Evaluation, evaluate, matching_tasks
+from intarsia.evaluation import Evaluation, edits, evaluate, matching_tasks
 from intarsia.images import Preprocessing, unit
 from intarsia.pool import Pool
 from intarsia.storage import read_json, reading, write, writing
@@ -30,8 +30,8 @@ from intarsia.tables import theorem
 
 SAMPLES = 6
 CONFUSED = 3
-POINTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
-DPI = 160
+NEGATED = 0.5
+"""Scale of the negation that ``edits`` measures; 1/T hardly touches a task."""
 Progress = Callable[[int, int], None]
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; }
@@ -61,12 +61,15 @@ class Confusion:
     of: int
 
 
-def report_pool(pool: Pool, stream: TaskStream, *, progress: Progress = lambda done, total: None) -> str:
+def report_pool(
+    pool: Pool, stream: TaskStream, *, edited: bool = False, progress: Progress = lambda done, total: None
+) -> str:
     """The page of a pool: accuracy of its mean, the theorem on it, its tasks.
 
     Args:
         pool: with at least one module.
         stream: holds the pool's tasks.
+        edited: also specialize to each task, unlearn each, and measure.
         progress: called with (parts measured, parts in all).
 
     Raises:
@@ -77,7 +80,7 @@ def report_pool(pool: Pool, stream: TaskStream, *, progress: Progress = lambda d
     progress(1, 4)
     diagnosis = diagnose(pool, stream)
     progress(2, 4)
-    paths = loss_paths(pool, stream, _lines(pool), POINTS)
+    paths = loss_paths(pool, stream)
     costs = [(line["set_up_seconds"], line["training_seconds"]) for line in pool.logged().values()]
     drawn = {
         "Accuracy on every task after every task.": figures.accuracy_matrix(found),
@@ -88,6 +91,11 @@ def report_pool(pool: Pool, stream: TaskStream, *, progress: Progress = lambda d
         "Loss along lines of weights; dashed: what second order at theta0 makes of it.": figures.losses({"": paths}),
         "Seconds a task.": figures.times({pool.path.name: costs}),
     }
+    sections = []
+    if edited:
+        rows = edits(stream, pool.tasks, lambda task: _edited(pool, model, task))
+        drawn["Every task specialized to and unlearned, one point a task."] = figures.editing({"": rows})
+        sections = [("Specialization and unlearning", _edits(rows))]
     progress(3, 4)
     tasks = matching_tasks(model.classes, stream)
     confusions = confused(model, tasks)
@@ -96,6 +104,7 @@ def report_pool(pool: Pool, stream: TaskStream, *, progress: Progress = lambda d
         ("Run", _facts(_about(pool))),
         ("Accuracy", _accuracy(found, frozen)),
         ("Theorem", _facts(theorem(diagnosis))),
+        *sections,
         ("Figures", "".join(_figure(figure, caption) for caption, figure in drawn.items())),
         ("Tasks", f'<div class="cards">{"".join(_card(pool, task, confusions) for task in tasks)}</div>'),
         ("Files", _files(pool)),
@@ -169,17 +178,6 @@ def page(title: str, sections: Sequence[tuple[str, str]]) -> str:
     )
 
 
-def _lines(pool: Pool) -> dict[str, Callable[[float], Mapping[str, float]]]:
-    """From theta0 to the mean, and from the first module to the last."""
-    tasks = pool.learned()
-    lines: dict[str, Callable[[float], Mapping[str, float]]] = {
-        "theta0 (0) to the mean (1)": lambda s: {t: s / len(tasks) for t in tasks}
-    }
-    if len(tasks) > 1:
-        lines[f"{tasks[0]} (0) to {tasks[-1]} (1)"] = lambda s: {tasks[0]: 1 - s, tasks[-1]: s}
-    return lines
-
-
 def _about(pool: Pool) -> dict[str, Any]:
     first = pool.card(pool.tasks[0])
     told: dict[str, Any] = {
@@ -204,6 +202,30 @@ def _accuracy(found: Evaluation, frozen: Evaluation) -> str:
     }
     rows = [(task, f"{a:.1f}", f"{frozen.per_task[task]:.1f}") for task, a in found.per_task.items()]
     return _facts(told) + _table(("task", "now %", "frozen %"), rows)
+
+
+def _edited(pool: Pool, mean: ComposedModel, task: str) -> dict[str, Callable[[], ComposedModel]]:
+    """What is done to a task -> the model made so."""
+    hows: dict[str, Callable[[], ComposedModel]] = {
+        "mean": lambda: mean,
+        "only it, all classes": lambda: pool.specialize([task], all_classes=True),
+        f"negate {NEGATED:g}": lambda: pool.unlearn(task, mode="negate", scale=NEGATED),
+    }
+    return hows | ({"drop": lambda: pool.unlearn(task)} if len(pool.tasks) > 1 else {})
+
+
+def _edits(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A row a task: accuracy on it / on the others."""
+    hows = list(dict.fromkeys(row["how"] for row in rows))
+    cell = {(row["target"], row["how"]): row for row in rows}
+
+    def text(row: Mapping[str, Any]) -> str:
+        sides = (row["target_accuracy"], row["control_accuracy"])
+        return " / ".join("-" if side is None else f"{side:.1f}" for side in sides)
+
+    lines = [(t, *(text(cell[t, how]) for how in hows)) for t in dict.fromkeys(row["target"] for row in rows)]
+    told = "Accuracy in percent on the task / on the others; all classes compete that the model answers with."
+    return _table(("task", *hows), lines) + f"<p>{told}</p>"
 
 
 def _card(pool: Pool, task: Task, confusions: Mapping[str, Sequence[Confusion]]) -> str:
@@ -233,9 +255,7 @@ def _sample(task: Task, c: int, preprocessing: Preprocessing) -> str:
 
 
 def _figure(figure: Figure, caption: str) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
-    return f"<figure>{_image(buffer.getvalue(), caption)}<figcaption>{escape(caption)}</figcaption></figure>"
+    return f"<figure>{_image(figures.png(figure), caption)}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def _image(png: bytes, what: str) -> str:

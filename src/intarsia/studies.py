@@ -1,4 +1,4 @@
-"""Verbs that set methods side by side, or a run beside the paper, and the page about either."""
+"""Verbs that look into a pool or set methods side by side, or a run beside the paper, and the page about either."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,10 +9,78 @@ from tyro.conf import OmitArgPrefixes, Positional
 from intarsia import tables
 from intarsia.compare import STANDARD, Bench, compare
 from intarsia.console import ERR, bar, facts
+from intarsia.diagnostics import Diagnosis, LossPath, diagnose, loss_paths
 from intarsia.errors import InputError
 from intarsia.evaluation import evaluate
-from intarsia.options import Json, Source, open_pool
+from intarsia.options import Json, Source, open_pool, parse_weights
+from intarsia.pool import Pool
 from intarsia.presets import PRESETS, preset_of, verify
+from intarsia.storage import write, writing
+from intarsia.stream import TaskStream
+
+
+@dataclass(frozen=True)
+class Diagnose:
+    """Measure the theorem on a pool: Jensen's gap of the composed model, true and predicted by the Fisher."""
+
+    pool: Positional[Path]
+    """Folder of the pool."""
+    weights: str | None = None
+    """Coefficients that sum to 1: a=.7,b=.3."""
+    per_task: int = 200
+    """Training images drawn from each task."""
+    beside: tuple[Path, ...] = ()
+    """Other pools of the same tasks, to measure and draw beside it."""
+    figures: Path | None = None
+    """Folder for three figures: gap.png (measured against predicted), cosines.png (of the task vectors) and losses.png
+    (along lines of weights, beside the second-order picture)."""
+    source: OmitArgPrefixes[Source] = field(default_factory=Source)
+    device: str = "auto"
+    """cpu, cuda, mps, or the best there is."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        """Diagnose."""
+        weights = None if self.weights is None else parse_weights(self.weights)
+        paths = (self.pool, *self.beside)
+        if len(set(paths)) < len(paths):
+            raise InputError(f"--beside names {', '.join(map(str, self.beside))}: expected each pool once")
+        pools = [open_pool(path, self.device) for path in paths]
+        for pool in pools[1:]:
+            if pool.tasks != pools[0].tasks:
+                raise InputError(f"{pool.path} has tasks {', '.join(pool.tasks)}: expected those of {self.pool}")
+        streams = [self.source.of(pool) for pool in pools]
+        found = list[Diagnosis]()
+        for pool, stream in zip(pools, streams, strict=True):
+            with bar(f"networks of {pool.path.name}") as progress:
+                found.append(diagnose(pool, stream, weights=weights, per_task=self.per_task, progress=progress))
+        if self.figures is not None:
+            self._draw(pools, streams, found, self.figures)
+        if not self.json:
+            for path, diagnosis in zip(paths, found, strict=True):
+                tables.diagnosis(diagnosis, str(path) if self.beside else "")
+        beside = {str(path): d.record() for path, d in zip(self.beside, found[1:], strict=True)}
+        return found[0].record() | ({"beside": beside} if beside else {})
+
+    def _draw(self, pools: list[Pool], streams: list[TaskStream], found: list[Diagnosis], folder: Path) -> None:
+        from intarsia import figures  # noqa: PLC0415  matplotlib takes as long to load as all verbs together
+
+        short = [pool.path.resolve().name for pool in pools]
+        names = short if len(set(short)) == len(short) else [str(pool.path) for pool in pools]
+        lines: dict[str, tuple[LossPath, ...]] = {}
+        for name, pool, stream in zip(names, pools, streams, strict=True):
+            with bar(f"lines of {name}") as progress:
+                lines[name] = loss_paths(pool, stream, per_task=self.per_task, progress=progress)
+        diagnoses = dict(zip(names, found, strict=True))
+        drawn = {
+            "gap.png": figures.gaps(diagnoses),
+            "cosines.png": figures.alignment(diagnoses),
+            "losses.png": figures.losses(lines),
+        }
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        for name, figure in drawn.items():
+            write(figures.png(figure), folder / name)
 
 
 @dataclass(frozen=True)
@@ -78,6 +146,8 @@ class Report:
     """Folder of the pool, or of the comparison."""
     out: Path | None = None
     """New file for the page; <folder>-report.html beside the folder if not given."""
+    edits: bool = False
+    """Also specialize a pool to each of its tasks, unlearn each, and measure: three more evaluations a task."""
     source: OmitArgPrefixes[Source] = field(default_factory=Source)
     device: str = "auto"
     """cpu, cuda, mps, or the best there is."""
@@ -95,7 +165,7 @@ class Report:
         else:
             pool = open_pool(self.what, self.device)
             with bar("measuring") as progress:
-                html = report.report_pool(pool, self.source.of(pool), progress=progress)
+                html = report.report_pool(pool, self.source.of(pool), edited=self.edits, progress=progress)
         report.write_report(out, html)
         if not self.json:
             facts({"written": out})

@@ -49,15 +49,15 @@ def evaluation(title: str, found: Evaluation, frozen: Evaluation) -> None:
     )
 
 
-def diagnosis(found: Diagnosis) -> None:
-    """Losses and vectors of the modules alone, and Jensen's gap of their composition."""
+def diagnosis(found: Diagnosis, of: str = "") -> None:
+    """Losses and vectors of the modules alone, and Jensen's gap of their composition; ``of`` which pool."""
     rows = [
         (t, f"{x:.4f}", f"{n:.4f}", f"{c:.3f}")
         for t, x, n, c in zip(
             found.tasks, found.module_losses, found.vector_norms, found.cosine_to_composed, strict=True
         )
     ]
-    table("Modules alone", ("task", "loss", "|tau|", "cosine to the composed vector"), rows)
+    table(f"Modules alone {of}".rstrip(), ("task", "loss", "|tau|", "cosine to the composed vector"), rows)
     facts(theorem(found))
 
 

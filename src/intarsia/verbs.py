@@ -14,12 +14,11 @@ from intarsia.checkpoint import Checkpoint, stopping
 from intarsia.composed_model import ComposedModel
 from intarsia.config import AdapterKind, Method, Training, build_adapter, build_regularizer, recommended
 from intarsia.console import OUT, LearningBars, bar, bars, facts, table
-from intarsia.diagnostics import diagnose
 from intarsia.errors import InputError
 from intarsia.estimate import estimate
 from intarsia.evaluation import evaluate, recorded_stream, reloaded, target_and_control
 from intarsia.learner import learn
-from intarsia.options import Json, Selection, Source, on_device, open_pool, parse_weights
+from intarsia.options import Json, Selection, Source, on_device, open_pool
 from intarsia.pool import INDEX, Pool
 from intarsia.presets import preset
 from intarsia.regularizers import IEL, ITA
@@ -299,32 +298,6 @@ class Unlearn:
             for other, ways in influence.items():
                 OUT.print(f"still influenced by {self.task}: {other} (its {', '.join(ways)})", markup=False)
         return result
-
-
-@dataclass(frozen=True)
-class Diagnose:
-    """Measure the theorem on a pool: Jensen's gap of the composed model, true and predicted by the Fisher."""
-
-    pool: Positional[Path]
-    """Folder of the pool."""
-    weights: str | None = None
-    """Coefficients that sum to 1: a=.7,b=.3."""
-    per_task: int = 200
-    """Training images drawn from each task."""
-    source: OmitArgPrefixes[Source] = field(default_factory=Source)
-    device: str = "auto"
-    """cpu, cuda, mps, or the best there is."""
-    json: Json = False
-
-    def run(self) -> dict[str, Any]:
-        """Diagnose."""
-        pool = open_pool(self.pool, self.device)
-        weights = None if self.weights is None else parse_weights(self.weights)
-        with bar("networks") as progress:
-            found = diagnose(pool, self.source.of(pool), weights=weights, per_task=self.per_task, progress=progress)
-        if not self.json:
-            tables.diagnosis(found)
-        return found.record()
 
 
 def _evaluated(pool: Pool, model: ComposedModel, stream: TaskStream, as_json: bool) -> dict[str, Any]:

@@ -9,7 +9,8 @@ mean of their answers; the heads of all tasks stand beside each other.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -76,24 +77,43 @@ class TangentClassifier:
 
     Args:
         tangent: of the backbone.
-        vector: mean of the task vectors.
-        heads: of each task, in order.
-        classes: task -> class names, in the heads' order.
+        vectors: task -> its vector; their mean answers.
+        heads: task -> its head.
+        classes: task -> class names; the tasks that it answers with, in the order of the logits.
         preprocessing: how images are prepared.
     """
 
     tangent: Tangent
-    vector: TaskVector
-    heads: tuple[TangentHead, ...]
+    vectors: Mapping[str, TaskVector]
+    heads: Mapping[str, TangentHead]
     classes: Mapping[str, tuple[str, ...]]
     preprocessing: Preprocessing
+
+    @cached_property
+    def vector(self) -> TaskVector:
+        """Mean of the task vectors."""
+        first, *others = self.vectors.values()
+        return sum(others, start=first) * (1 / len(self.vectors))
+
+    def specialize(self, task: str) -> "TangentClassifier":
+        """The task's vector alone, the heads of all."""
+        return replace(self, vectors={task: self.vectors[task]})
+
+    def unlearn(self, task: str) -> "TangentClassifier":
+        """The mean of the others, the task's classes gone."""
+        vectors, classes = ({t: v for t, v in of.items() if t != task} for of in (self.vectors, self.classes))
+        return replace(self, vectors=vectors, classes=classes)
+
+    def negate(self, task: str, scale: float) -> "TangentClassifier":
+        """The mean minus ``scale`` times the task's vector, all heads kept."""
+        return replace(self, vectors={"negated": self.vector + self.vectors[task] * -scale})
 
     def logits(self, images: Tensor) -> Tensor:
         """(N, C), on the CPU, of uint8 images (N, channels, R, R)."""
 
         def joined(x: Tensor) -> Tensor:
             features, derivative = self.tangent(x, self.vector)
-            return torch.cat([head(features, derivative) for head in self.heads], 1)
+            return torch.cat([self.heads[task](features, derivative) for task in self.classes], 1)
 
         return answers(joined, images, self.preprocessing, self.tangent.backbone.device)
 
@@ -117,21 +137,17 @@ def learn(
         The mean of the models after each task.
     """
     run = plain_run(backbone, stream, Full(), training, progress)
-    total: TaskVector | None = None
-    heads: list[TangentHead] = []
+    vectors: dict[str, TaskVector] = {}
+    heads: dict[str, TangentHead] = {}
     classes: dict[str, tuple[str, ...]] = {}
     for number, task in enumerate(run.stream, start=1):
         laps, classes = Laps(), {**classes, task.name: task.classes}
         start = _pretuned(run, task, number)
         laps.lap("set-up")
-        vector, head = _train(run, task, start, number)
+        vectors[task.name], heads[task.name] = _train(run, task, start, number)
         laps.lap("training")
-        total = vector if total is None else total + vector
-        heads.append(head)
-        model = TangentClassifier(
-            Tangent(backbone), total * (1 / number), tuple(heads), classes, backbone.preprocessing
-        )
-        kept = number * numbers(vector) + sum(numbers(vars(h)) for h in heads)
+        model = TangentClassifier(Tangent(backbone), dict(vectors), dict(heads), classes, backbone.preprocessing)
+        kept = numbers(*vectors.values(), *(vars(head) for head in heads.values()))
         yield Stage(model, laps.seconds["set-up"], laps.seconds["training"], kept)
 
 
