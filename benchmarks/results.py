@@ -23,8 +23,9 @@ from workbench import Setting, Workbench
 from intarsia.composed_model import ComposedModel
 from intarsia.composition import mean, specialize, unlearn
 from intarsia.config import Training, recommended
+from intarsia.editing import edits
 from intarsia.errors import InputError
-from intarsia.evaluation import Scores, edits, evaluate
+from intarsia.evaluation import Scores, evaluate
 from intarsia.stream import TaskStream
 
 Cell = tuple[Literal["ita", "iel"], Literal["lora", "full", "ia3"]]

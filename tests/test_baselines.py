@@ -222,6 +222,19 @@ def test_mean_of_tangent_models_answers_with_the_mean_of_their_answers() -> None
     close(dropped, ((a + c) / 2)[:, [0, 1, 4, 5]])
 
 
+def test_tangent_models_are_edited_after_the_last_task() -> None:
+    first, last = learned("tmc", 2)
+    assert first.edited is None
+    assert last.edited is not None
+    assert isinstance(last.model, TangentClassifier)
+    x = stream(2)[0].test.tensor(GREY)
+    made = {how: model().logits(x) for how, model in last.edited("task01").items()}
+    torch.testing.assert_close(made["mean"], last.model.logits(x))
+    torch.testing.assert_close(made["only it, all classes"], last.model.specialize("task01").logits(x))
+    torch.testing.assert_close(made["negate 0.5"], last.model.negate("task01", 0.5).logits(x))
+    torch.testing.assert_close(made["drop"], last.model.unlearn("task01").logits(x))
+
+
 def test_l2_is_half_the_squared_norm_whatever_the_fisher() -> None:
     vector = TaskVector({"a": randn(3, 4, seed=1)})
     penalty = L2(0.6).on({"a": randn(3, 4, seed=2).square()}, None, 3)

@@ -11,6 +11,7 @@ from intarsia.baselines.modular import stages
 from intarsia.compare import METHODS, STANDARD, Bench, cells, compare, markdown, summary
 from intarsia.config import Training
 from intarsia.errors import InputError
+from intarsia.evaluation import target_and_control
 from intarsia.options import Source
 from intarsia.pool import Pool
 
@@ -62,6 +63,18 @@ def test_the_pool_of_a_method_is_kept_and_gives_the_row(compared: tuple[Path, An
     assert [len(stage.model.classes) for stage in made] == [1, 2]
     assert made[-1].numbers / 2 == found["rows"][0]["numbers_per_task"]
     assert 0 < made[0].numbers < made[1].numbers
+
+
+def test_modules_are_edited_with_the_first_seed_and_networks_are_not(compared: tuple[Path, Any]) -> None:
+    out, _ = compared
+    pool = Pool.open(out / "ita-0")
+    rows = json.loads((out / "ita-0.json").read_text())["edits"]
+    drop = next(row for row in rows if (row["target"], row["how"]) == ("animals", "drop"))
+    bench = Bench.from_record(json.loads((out / "comparison.json").read_text())["bench"])
+    assert drop["target_accuracy"] is None
+    assert drop["control_accuracy"] == target_and_control(pool.unlearn("animals"), bench.stream(0), "animals")[1]
+    assert len(rows) == 4 * 2
+    assert json.loads((out / "finetune-0.json").read_text())["edits"] == []
 
 
 def test_bad_input_is_refused_before_anything_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

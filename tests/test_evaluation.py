@@ -1,6 +1,6 @@
 """Measures against cases worked out by hand."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cases import GREY, stream
 from intarsia import ComposedModel, InputError, Pool, TaskStream, evaluate
-from intarsia.evaluation import edits, forgetting, matching_tasks, recorded_stream, target_and_control
+from intarsia.evaluation import forgetting, matching_tasks, recorded_stream, target_and_control
 from intarsia.heads import Head
 
 CLASSES = {"one": ("a", "b"), "two": ("c", "d"), "three": ("e",)}
@@ -114,28 +114,6 @@ def test_target_and_control() -> None:
     assert target_and_control(answering(LAST), tasks(), "three") == (50.0, pytest.approx(100 * 3 / 6))
     assert target_and_control(answering(SECOND, 2), tasks(), "three") == (None, 50.0)
     assert target_and_control(answering(FIRST, 1), tasks(), "one") == (100.0, None)
-
-
-def test_edits_are_measured_on_their_target_and_the_others() -> None:
-    """Every target and edit, made when its turn comes; a target whose classes are gone has no accuracy."""
-    told, made = [], []
-
-    def edited(target: str) -> dict[str, Callable[[], ComposedModel]]:
-        def last() -> ComposedModel:
-            made.append(target)
-            return answering(LAST)
-
-        return {"mean": last, "drop three": lambda: answering(SECOND, 2)}
-
-    rows = edits(tasks(), ["three", "one"], edited, progress=lambda done, total: told.append((done, total)))
-    assert [tuple(row.values()) for row in rows] == [
-        ("three", "mean", 50.0, 50.0),
-        ("three", "drop three", None, 50.0),
-        ("one", "mean", *target_and_control(answering(LAST), tasks(), "one")),
-        ("one", "drop three", *target_and_control(answering(SECOND, 2), tasks(), "one")),
-    ]
-    assert made == ["three", "one"]
-    assert told == [(i, 4) for i in (1, 2, 3, 4)]
 
 
 def test_the_stream_must_hold_the_models_tasks() -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, stdev
@@ -23,6 +24,7 @@ from intarsia.baselines.modular import stages
 from intarsia.baselines.stage import Stage
 from intarsia.config import Training, build_adapter, build_regularizer, recommended
 from intarsia.console import LearningBars, bars
+from intarsia.editing import edits
 from intarsia.errors import InputError
 from intarsia.evaluation import Scores
 from intarsia.learner import learn
@@ -261,6 +263,8 @@ def child() -> None:
 def measure(bench: Bench, name: str, seed: int, folder: Path) -> dict[str, Any]:
     """Learn the stream with one method in this process, and measure it after every task.
 
+    With seed 0 the modules of a method that has some are also specialized to and unlearned, each (``editing``).
+
     Args:
         bench: stream, backbone and budget.
         name: of ``METHODS``.
@@ -272,11 +276,15 @@ def measure(bench: Bench, name: str, seed: int, folder: Path) -> dict[str, Any]:
     method, stream = METHODS[name], bench.stream(seed)
     theta0 = Backbone.load(bench.backbone, targets=bench.targets).to(on_device(bench.device))
     scores, set_up, training, stage = Scores(stream), 0.0, 0.0, None
+    edited: list[dict[str, Any]] = []
     with bars() as shown:
         progress = LearningBars(shown, [task.name for task in stream])
         for stage in method.learn(theta0, stream, _training(bench, method, seed), progress, folder):
             scores.add(stage.model)
             set_up, training = set_up + stage.set_up_seconds, training + stage.training_seconds
+            if stage.edited is not None and seed == 0:
+                names = [task.name for task in stream]
+                edited = edits(stream, names, stage.edited, progress=partial(progress, "all", "edits"))
     assert stage is not None
     found = scores.evaluation()
     return {
@@ -286,6 +294,7 @@ def measure(bench: Bench, name: str, seed: int, folder: Path) -> dict[str, Any]:
         "memory_mib": peak_memory(),
         "numbers_per_task": stage.numbers / len(stream),
         "images_kept": stage.images,
+        "edits": edited,
         "backbone": theta0.hash,
         "versions": {package: version(package) for package in ("intarsia", "torch", "timm")},
         "threads": torch.get_num_threads(),

@@ -214,34 +214,6 @@ def _score(model: Classifier, tasks: Sequence[Task]) -> tuple[list[int], list[in
     return hits, own_hits, counts
 
 
-def edits(
-    stream: TaskStream,
-    targets: Sequence[str],
-    edited: Callable[[str], Mapping[str, Callable[[], Classifier]]],
-    *,
-    progress: Progress | None = None,
-) -> list[dict[str, Any]]:
-    """Specialization and unlearning, measured (the paper's FA_tgt and FA_ctrl).
-
-    Args:
-        stream: holds the models' tasks; their test images are used.
-        targets: tasks, each edited in turn.
-        edited: target -> what is done to it -> the model made so.
-        progress: called with (models measured, models in all).
-
-    Returns:
-        A row a target and edit: ``target``, ``how``, ``target_accuracy``, ``control_accuracy`` in percent.
-    """
-    plan = [(target, how, model) for target in targets for how, model in edited(target).items()]
-    rows: list[dict[str, Any]] = []
-    for target, how, model in plan:
-        on_target, on_others = target_and_control(model(), stream, target)
-        rows.append({"target": target, "how": how, "target_accuracy": on_target, "control_accuracy": on_others})
-        if progress is not None:
-            progress(len(rows), len(plan))
-    return rows
-
-
 def target_and_control(model: Classifier, stream: TaskStream, target: str) -> tuple[float | None, float | None]:
     """(FA_tgt, FA_ctrl): accuracy on the target task and on all other tasks of the model; None where it has none."""
     tasks = matching_tasks(model.classes, stream)

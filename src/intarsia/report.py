@@ -21,7 +21,8 @@ from intarsia import figures
 from intarsia.compare import COLUMNS, LEGEND, cells
 from intarsia.composed_model import ComposedModel
 from intarsia.diagnostics import diagnose, loss_paths
-from intarsia.evaluation import Evaluation, edits, evaluate, matching_tasks
+from intarsia.editing import edits, edits_of_pool
+from intarsia.evaluation import Evaluation, evaluate, matching_tasks
 from intarsia.images import Preprocessing, unit
 from intarsia.pool import Pool
 from intarsia.storage import read_json, reading, write, writing
@@ -30,8 +31,6 @@ from intarsia.tables import theorem
 
 SAMPLES = 6
 CONFUSED = 3
-NEGATED = 0.5
-"""Scale of the negation that ``edits`` measures; 1/T hardly touches a task."""
 Progress = Callable[[int, int], None]
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; }
@@ -93,7 +92,7 @@ def report_pool(
     }
     sections = []
     if edited:
-        rows = edits(stream, pool.tasks, lambda task: _edited(pool, model, task))
+        rows = edits(stream, pool.tasks, edits_of_pool(pool))
         drawn["Every task specialized to and unlearned, one point a task."] = figures.editing({"": rows})
         sections = [("Specialization and unlearning", _edits(rows))]
     progress(3, 4)
@@ -138,6 +137,9 @@ def report_comparison(folder: Path) -> str:
         "Accuracy on the classes seen so far, seed 0.": figures.accuracy_by_task(curves),
         "Seconds a task, in set-up and in training.": figures.times(costs),
     }
+    edited = {name: run["edits"] for name, run in runs.items() if run.get("edits")}
+    if edited:
+        drawn["Every task specialized to and unlearned, one point a task, seed 0."] = figures.editing(edited)
     told = {"stream": stream or "sketches", "backbone": bench["backbone"], "epochs": bench["epochs"]}
     told |= {"batch": bench["batch_size"], "seeds": rows[0]["seeds"], "versions": versions}
     sections = [
@@ -202,16 +204,6 @@ def _accuracy(found: Evaluation, frozen: Evaluation) -> str:
     }
     rows = [(task, f"{a:.1f}", f"{frozen.per_task[task]:.1f}") for task, a in found.per_task.items()]
     return _facts(told) + _table(("task", "now %", "frozen %"), rows)
-
-
-def _edited(pool: Pool, mean: ComposedModel, task: str) -> dict[str, Callable[[], ComposedModel]]:
-    """What is done to a task -> the model made so."""
-    hows: dict[str, Callable[[], ComposedModel]] = {
-        "mean": lambda: mean,
-        "only it, all classes": lambda: pool.specialize([task], all_classes=True),
-        f"negate {NEGATED:g}": lambda: pool.unlearn(task, mode="negate", scale=NEGATED),
-    }
-    return hows | ({"drop": lambda: pool.unlearn(task)} if len(pool.tasks) > 1 else {})
 
 
 def _edits(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from safetensors import safe_open
 
 from intarsia.baselines.stage import Stage
+from intarsia.editing import edits_of_pool
 from intarsia.pool import Pool
 
 
@@ -18,8 +19,14 @@ def stages(pool: Pool) -> Iterator[Stage]:
     for count, task in enumerate(pool.tasks, start=1):
         own = (name for name in files if name.startswith((f"modules/{task}/", f"reference-{count}.")))
         kept += sum(_numbers(pool, name) for name in own)
-        model = mean if count == len(pool.tasks) else mean.before(count)
-        yield Stage(model, costs[task]["set_up_seconds"], costs[task]["training_seconds"], kept)
+        last = count == len(pool.tasks)
+        yield Stage(
+            model=mean if last else mean.before(count),
+            set_up_seconds=costs[task]["set_up_seconds"],
+            training_seconds=costs[task]["training_seconds"],
+            numbers=kept,
+            edited=edits_of_pool(pool) if last else None,
+        )
 
 
 def _numbers(pool: Pool, name: str) -> int:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from intarsia.backbone import Backbone
 from intarsia.composed_model import ComposedModel
+from intarsia.editing import Edited
 from intarsia.evaluation import Classifier
 from intarsia.heads import Head
 
@@ -21,6 +22,7 @@ class Stage:
         training_seconds: of this task.
         numbers: what it keeps for the next task and for answers beside theta0, of all tasks so far, as a count.
         images: of old tasks among what it keeps.
+        edited: of a method that is made of modules, after the last task: these specialized and unlearned.
     """
 
     model: Classifier
@@ -28,6 +30,7 @@ class Stage:
     training_seconds: float
     numbers: int
     images: int = 0
+    edited: Edited | None = None
 
 
 def classifier(

@@ -25,6 +25,7 @@ from intarsia.baselines.setting import plain_run
 from intarsia.baselines.stage import Stage, numbers
 from intarsia.composed_model import answers
 from intarsia.config import Training
+from intarsia.editing import NEGATED, Edited, edits_of
 from intarsia.heads import Head
 from intarsia.images import Preprocessing
 from intarsia.preparation import fresh_head
@@ -148,7 +149,13 @@ def learn(
         laps.lap("training")
         model = TangentClassifier(Tangent(backbone), dict(vectors), dict(heads), classes, backbone.preprocessing)
         kept = numbers(*vectors.values(), *(vars(head) for head in heads.values()))
-        yield Stage(model, laps.seconds["set-up"], laps.seconds["training"], kept)
+        edited = _edited(model) if number == len(run.stream) else None
+        yield Stage(model, laps.seconds["set-up"], laps.seconds["training"], kept, edited=edited)
+
+
+def _edited(model: TangentClassifier) -> Edited:
+    drop = model.unlearn if len(model.classes) > 1 else None
+    return edits_of(lambda: model, model.specialize, lambda task: model.negate(task, NEGATED), drop)
 
 
 def _pretuned(run: Run, task: Task, number: int) -> Head:
