@@ -1,7 +1,7 @@
 """The runs behind docs/results.md: resumable, one line of JSON a run.
 
     python benchmarks/results.py main --streams chalk sketches --seeds 0 1 2 --out benchmarks/results/main.jsonl
-    python benchmarks/results.py bfloat16 | steps | ablations | choices | editing | search ...
+    python benchmarks/results.py bfloat16 | steps | strengths | ablations | choices | editing | search ...
 
 A run that is in the output file already is not made again. ``--threads 1`` lets two of these share two cores, each with
 its own streams or seeds. ``search`` and ``peers`` look at a held-out fifth of the *training* images, not at test ones.
@@ -53,6 +53,8 @@ PEERS: list[tuple[str, float, dict[str, float]]] = [
     *(("ewc", lr, {"strength": s}) for lr in (1e-4, 3e-4) for s in (10.0, 1000.0)),
     *(("ewc", lr, {"strength": s}) for lr in (3e-4, 1e-3) for s in (0.1, 1.0)),
     *(("ewc", 1e-3, {"strength": s}) for s in (10.0, 100.0)),
+    ("seed", 1e-3, {"temperature": 3.0}),
+    ("derpp", 3e-3, {"a": 0.5}),
     *(("derpp", lr, {"a": a}) for lr, a in ((1e-4, 0.5), (3e-4, 0.5), (1e-3, 0.5), (3e-4, 0.1))),
     *(("seed", lr, {"temperature": t}) for lr, t in ((3e-5, 3.0), (1e-4, 3.0), (3e-4, 3.0), (1e-4, 10.0))),
     *(("tmc", lr, {}) for lr in (1e-4, 3e-4, 1e-3)),
@@ -67,7 +69,7 @@ class Results:
     """Which runs to make."""
 
     plan: tyro.conf.Positional[
-        Literal["search", "main", "bfloat16", "joint", "steps", "ablations", "choices", "editing", "peers"]
+        Literal["search", "main", "bfloat16", "joint", "steps", "strengths", "ablations", "choices", "editing", "peers"]
     ]
     """The table to fill."""
     streams: tuple[str, ...] = ("chalk", "sketches")
@@ -166,6 +168,16 @@ def steps(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
                 yield {"name": name, "setting": setting.record()}, lambda s=setting: bench.measure(s, history=False)
 
 
+def strengths(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
+    """Alpha and beta: none, and decades around the tool's own."""
+    for cell in cells(chosen or ("ita-lora", "iel-lora")):
+        base = setting_of(cell)
+        for strength in (0.0, *(factor * base.strength for factor in (*DECADES, 1000.0))):
+            setting = replace(base, strength=strength)
+            name = f"{'-'.join(cell)} strength {strength:g}"
+            yield {"name": name, "setting": setting.record()}, lambda s=setting: bench.measure(s, history=False)
+
+
 def ablations(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
     """Without the Fisher regularizer, without the head's, without both: in the tool's settings and in the paper's."""
     for cell in cells(chosen or ("ita-full", "iel-full")):
@@ -262,6 +274,7 @@ PLANS = {
     "bfloat16": bfloat16,
     "joint": joint,
     "steps": steps,
+    "strengths": strengths,
     "ablations": ablations,
     "choices": choices,
     "editing": editing,

@@ -87,8 +87,8 @@ def _baseline(about: str, learn: Callable[..., Iterator[Stage]], lr: float, **op
 METHODS: Mapping[str, Method] = {
     "frozen": _baseline("no training: linear discriminant of theta0's features", frozen.learn, 0.0),
     "joint": _baseline("LoRA, all images at once", joint.learn, 3e-3),
-    "finetune": _baseline("all tuned weights, task after task", finetune.learn, 1e-4),
-    "ewc": _baseline("the same, held by the Fisher of earlier tasks", ewc.learn, 1e-4),
+    "finetune": _baseline("all tuned weights, task after task", finetune.learn, 3e-4),
+    "ewc": _baseline("the same, held by the Fisher of earlier tasks", ewc.learn, 1e-3, strength=1.0),
     "derpp": _baseline("the same, with 500 old images", derpp.learn, 1e-4),
     "seed": _baseline("five experts, Gaussians of the classes", seed.learn, 1e-4),
     "tmc": _baseline("tangent models, their mean", tmc.learn, 3e-4),

@@ -1,0 +1,67 @@
+"""The figures of docs/results.md, from the runs of a comparison and of ``results.py strengths``.
+
+    python benchmarks/drawings.py benchmarks/ledger/compare-chalk benchmarks/ledger/strengths-chalk.jsonl
+
+gap.png, cosines.png and losses.png beside them are ``intarsia diagnose``'s.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from intarsia import figures
+from intarsia.compare import STANDARD
+from intarsia.evaluation import Evaluation
+
+EDITED = ("ita", "iel", "tmc")
+
+
+@dataclass(frozen=True)
+class Drawings:
+    """What to draw."""
+
+    compared: tyro.conf.Positional[Path]
+    """Folder with the runs of a comparison, <method>-<seed>.json."""
+    strengths: tyro.conf.Positional[Path]
+    """Lines of ``results.py strengths``."""
+    out: Path = Path("docs/figures")
+    """Folder for the figures."""
+
+
+def accuracy_against_strength(path: Path) -> dict[str, list[tuple[float, float]]]:
+    """Cell -> (strength, final accuracy)."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for line in map(json.loads, path.read_text().splitlines()):
+        cell = line["run"]["name"].split(" ")[0]
+        point = line["run"]["setting"]["strength"], line["result"]["final_accuracy"]
+        curves.setdefault(cell, []).append(point)
+    return curves
+
+
+def main(chosen: Drawings) -> None:
+    """Draw and write."""
+    runs: dict[str, dict[str, Any]] = {m: json.loads((chosen.compared / f"{m}-0.json").read_text()) for m in STANDARD}
+    matrix = {field: runs["iel"][field] for field in Evaluation.__dataclass_fields__}
+    per_task = {m: len(run["tasks"]) / 60 for m, run in runs.items()}
+    drawn = {
+        "matrix": figures.accuracy_matrix(Evaluation(**matrix)),
+        "accuracy": figures.accuracy_by_task({m: run["incremental_accuracy"] for m, run in runs.items()}),
+        "times": figures.times(
+            {
+                m: [(run["set_up_minutes"] / per_task[m], run["training_minutes"] / per_task[m])]
+                for m, run in runs.items()
+            }
+        ),
+        "editing": figures.editing({m: runs[m]["edits"] for m in EDITED}),
+        "strengths": figures.strengths(accuracy_against_strength(chosen.strengths)),
+    }
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    for name, figure in drawn.items():
+        (chosen.out / f"{name}.png").write_bytes(figures.png(figure))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Drawings, description=__doc__))
