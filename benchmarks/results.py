@@ -21,9 +21,9 @@ import tyro
 from workbench import Setting, Workbench
 
 from intarsia.composed_model import ComposedModel
-from intarsia.composition import mean, specialize, unlearn
+from intarsia.composition import specialize, unlearn
 from intarsia.config import Training, recommended
-from intarsia.editing import edits
+from intarsia.editing import Editable, edit_each
 from intarsia.errors import InputError
 from intarsia.evaluation import Scores, evaluate
 from intarsia.stream import TaskStream
@@ -250,12 +250,11 @@ def _peer(bench: Workbench, name: str, training: Training, options: dict[str, fl
 
 
 def _edit(bench: Workbench, setting: Setting) -> dict[str, Any]:
-    modules = bench.learn(setting)
-    names = [m.card.task for m in modules]
+    learned = bench.learn(setting)
+    names = [m.card.task for m in learned]
 
     def edited(target: str) -> dict[str, Callable[[], ComposedModel]]:
         recipes = {
-            "mean": mean(names),
             "drop": unlearn(names, target),
             "negate 1/T": unlearn(names, target, mode="negate"),
             "negate 0.5": unlearn(names, target, mode="negate", scale=0.5),
@@ -263,9 +262,10 @@ def _edit(bench: Workbench, setting: Setting) -> dict[str, Any]:
             "specialize, own classes": specialize(names, [target]),
             "specialize, all classes": specialize(names, [target], all_classes=True),
         }
-        return {how: partial(bench.compose, setting, modules, recipe) for how, recipe in recipes.items()}
+        return {how: partial(bench.compose, setting, learned, recipe) for how, recipe in recipes.items()}
 
-    return {"rows": edits(bench.stream, (names[0], names[len(names) // 2], names[-1]), edited)}
+    modules = Editable(bench.compose(setting, learned), edited)
+    return {"rows": edit_each(modules, bench.stream, (names[0], names[len(names) // 2], names[-1]))}
 
 
 PLANS = {

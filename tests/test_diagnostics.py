@@ -9,11 +9,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cases import GREY, positive, randn, stream, vectors
 from intarsia import InputError, Pool, diagnose
 from intarsia.composition import merge
-from intarsia.diagnostics import gap, loss_paths
+from intarsia.diagnostics import gap, gap_path, loss_paths
 
 
 def weights(parts: Sequence[float]) -> list[float]:
@@ -178,6 +179,47 @@ def test_loss_along_a_line_and_its_second_order_picture(pool: Pool) -> None:
     bend = mean.predicted[3] - mean.predicted[0] - 100 * (mean.predicted[1] - mean.predicted[0])
     square = float(composed.norm(fisher.mean(0.0))) ** 2
     assert bend == pytest.approx(square / 2 * (1 - 1e-2), rel=1e-3, abs=1e-6)
+
+
+def test_gap_by_scale_is_jensens_gap_and_second_order_under_both_fishers(pool: Pool) -> None:
+    """The whole Fisher by its definition: E over images and classes of the squared slope of log p along a vector."""
+    found, half = gap_path(pool, stream(), (0.5, 1.0)), dict.fromkeys(pool.tasks, 0.125)
+    alone = [loss(pool, {t: 0.5}) for t in pool.tasks]
+    assert found.scales == (0.5, 1.0)
+    assert found.measured[0] == pytest.approx(sum(alone) / 4 - loss(pool, half), rel=1e-4, abs=1e-7)
+    assert found.measured[1] == pytest.approx(diagnose(pool, stream()).true_gap)
+    assert found.diagonal[1] == pytest.approx(diagnose(pool, stream()).predicted_gap)
+    assert (found.diagonal[0], found.whole[0]) == pytest.approx((found.diagonal[1] / 4, found.whole[1] / 4))
+
+    taus, reference, theta0 = [pool.vector(t) for t in pool.tasks], pool.reference(), pool.backbone
+    assert reference is not None
+    away = [tau - 0.25 * (taus[0] + taus[1] + taus[2] + taus[3]) for tau in taus]
+    state, paths = dict(theta0.model.state_dict()), theta0.targets
+    images, _ = everything(pool)
+
+    def log_p(tuned: dict[str, Tensor], image: Tensor) -> Tensor:
+        weights = {**state, **{f"{path}.weight": tuned[name] for name, path in paths.items()}}
+        return torch.log_softmax(reference(torch.func.functional_call(theta0.model, weights, (image[None],))), 1)[0]
+
+    expected = 0.0
+    for image in images:
+        with sdpa_kernel(SDPBackend.MATH):  # the fused attention has no derivative in batches
+            rows = torch.func.jacrev(log_p)(theta0.tuned, image)
+        p = log_p(theta0.tuned, image).exp()
+        for tau in away:
+            slopes = torch.stack([(rows[name] * tau[name]).sum((1, 2)) for name in tau]).sum(0)
+            expected += float((p * slopes.square()).sum()) / (4 * len(images))
+    assert found.whole[1] == pytest.approx(0.5 * expected, rel=1e-4)
+
+
+def test_short_vectors_are_of_second_order(pool: Pool) -> None:
+    """Measured in s^2: from one small scale to half of it the same, and unlike that of the vectors as they are."""
+    told: list[tuple[int, int]] = []
+    found = gap_path(pool, stream(), (0.05, 0.1, 8.0), progress=lambda done, total: told.append((done, total)))
+    bends = [gap / s**2 for gap, s in zip(found.measured, found.scales, strict=True)]
+    assert bends[0] == pytest.approx(bends[1], rel=0.1)
+    assert abs(bends[2] / bends[0] - 1) > 0.2
+    assert told == [(i, 16) for i in range(1, 17)]
 
 
 def test_one_module_alone_has_no_gap(pool: Pool) -> None:

@@ -7,26 +7,30 @@ from test_evaluation import LAST, SECOND, answering, tasks
 
 from cases import stream
 from intarsia import ComposedModel, Pool
-from intarsia.editing import edits, edits_of_pool
+from intarsia.editing import Editable, edit_each
 from intarsia.evaluation import target_and_control
 
 
 def test_edits_are_measured_on_their_target_and_the_others() -> None:
-    """Every target and edit, made when its turn comes; a target whose classes are gone has no accuracy."""
-    told, made = [], []
+    """The mean once; every target and edit, made when its turn comes; a target whose classes are gone has no accuracy."""
+    told, made = list[tuple[int, int]](), list[str]()
 
     def edited(target: str) -> dict[str, Callable[[], ComposedModel]]:
         def last() -> ComposedModel:
             made.append(target)
             return answering(LAST)
 
-        return {"mean": last, "drop three": lambda: answering(SECOND, 2)}
+        return {"as it was": last, "drop three": lambda: answering(SECOND, 2)}
 
-    rows = edits(tasks(), ["three", "one"], edited, progress=lambda done, total: told.append((done, total)))
+    modules = Editable(answering(LAST), edited)
+    rows = edit_each(modules, tasks(), ["three", "one"], progress=lambda done, total: told.append((done, total)))
+    one = target_and_control(answering(LAST), tasks(), "one")
     assert [tuple(row.values()) for row in rows] == [
         ("three", "mean", 50.0, 50.0),
+        ("one", "mean", *one),
+        ("three", "as it was", 50.0, 50.0),
         ("three", "drop three", None, 50.0),
-        ("one", "mean", *target_and_control(answering(LAST), tasks(), "one")),
+        ("one", "as it was", *one),
         ("one", "drop three", *target_and_control(answering(SECOND, 2), tasks(), "one")),
     ]
     assert made == ["three", "one"]
@@ -40,7 +44,7 @@ def test_a_pool_is_edited_as_its_own_verbs_do(pool: Pool) -> None:
         "negate 0.5": lambda task: pool.unlearn(task, mode="negate", scale=0.5),
         "drop": pool.unlearn,
     }
-    rows = edits(stream(), ["task02"], edits_of_pool(pool))
+    rows = edit_each(Editable.of_pool(pool), stream(), ["task02"])
     assert [row["how"] for row in rows] == list(models)
     for row in rows:
         expected = target_and_control(models[row["how"]]("task02"), stream(), "task02")
@@ -50,4 +54,4 @@ def test_a_pool_is_edited_as_its_own_verbs_do(pool: Pool) -> None:
 
 def test_the_only_module_cannot_be_dropped(pool: Pool) -> None:
     alone = Pool(pool.path, replace(pool.index, tasks=pool.tasks[:1]), pool.backbone)
-    assert "drop" not in edits_of_pool(alone)("task01")
+    assert "drop" not in Editable.of_pool(alone).edits("task01")

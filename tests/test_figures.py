@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from intarsia import figures
-from intarsia.diagnostics import Diagnosis, LossPath
+from intarsia.diagnostics import Diagnosis, GapPath, LossPath
 from intarsia.evaluation import Evaluation
 
 FOUND = Evaluation(
@@ -104,8 +104,12 @@ def test_losses_are_drawn_beside_their_prediction() -> None:
 
 
 def test_gaps_strengths_and_editing_are_points_at_what_was_measured() -> None:
-    figure = figures.gaps({"ITA": DIAGNOSIS})
-    assert lines(figure.axes[0])["ITA"] == ([0.08], [0.1])
+    path = GapPath((0.5, 1.0), (-0.01, 0.4), (0.05, 0.2), (0.1, 0.4))
+    figure = figures.gaps({"ITA": path, "alpha = 0": path})
+    drawn = lines(figure.axes[1])
+    assert drawn["measured"] == ([1.0], [0.4])  # none where composing hurts: the axis is logarithmic
+    assert drawn["diagonal Fisher"] == ([0.5, 1.0], [0.05, 0.2])
+    assert drawn["whole Fisher"] == ([0.5, 1.0], [0.1, 0.4])
     picture(figure)
     figure = figures.strengths({"ITA": [(1.0, 50.0), (0.0, 40.0), (0.1, 45.0)]})
     x, y = lines(figure.axes[0])["ITA"]

@@ -24,7 +24,7 @@ from intarsia.baselines.modular import stages
 from intarsia.baselines.stage import Stage
 from intarsia.config import Training, build_adapter, build_regularizer, recommended
 from intarsia.console import LearningBars, bars
-from intarsia.editing import edits
+from intarsia.editing import edit_each
 from intarsia.errors import InputError
 from intarsia.evaluation import Scores
 from intarsia.learner import learn
@@ -282,9 +282,9 @@ def measure(bench: Bench, name: str, seed: int, folder: Path) -> dict[str, Any]:
         for stage in method.learn(theta0, stream, _training(bench, method, seed), progress, folder):
             scores.add(stage.model)
             set_up, training = set_up + stage.set_up_seconds, training + stage.training_seconds
-            if stage.edited is not None and seed == 0:
+            if stage.modules is not None and seed == 0:
                 names = [task.name for task in stream]
-                edited = edits(stream, names, stage.edited, progress=partial(progress, "all", "edits"))
+                edited = edit_each(stage.modules, stream, names, progress=partial(progress, "all", "edits"))
     assert stage is not None
     found = scores.evaluation()
     return {

@@ -22,6 +22,7 @@ from intarsia.evaluation import matching_tasks
 from intarsia.heads import Head
 from intarsia.pool import Pool
 from intarsia.stream import TaskStream
+from intarsia.tangent import Tangent
 from intarsia.task_vector import TaskVector
 
 Progress = Callable[[int, int], None]
@@ -29,6 +30,7 @@ Line = Callable[[float], Mapping[str, float]]
 """Position -> coefficients of the task vectors."""
 BATCH = 64
 POINTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+SCALES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,88 @@ def loss_paths(
                 progress(done, len(lines) * len(at))
         paths.append(LossPath(name, tuple(at), tuple(losses), tuple(predictions)))
     return tuple(paths)
+
+
+@dataclass(frozen=True)
+class GapPath:
+    """Jensen's gap of task vectors scaled by s, and what second order at theta0 makes of it; nats an image.
+
+    Measured and predicted go with s^2, side by side, as long as second order says it all.
+    The whole Fisher is taken on the images measured, E J' (diag p - p p') J, with the Jacobian J of the logits.
+
+    Args:
+        scales: s.
+        measured: sum_t w_t l(theta0 + s tau_t) - l(theta0 + s sum_t w_t tau_t), w uniform.
+        diagonal: s^2 Omega_F with the diagonal Fisher of the pool, which the regularizers use.
+        whole: s^2 Omega_F with the whole Fisher.
+    """
+
+    scales: tuple[float, ...]
+    measured: tuple[float, ...]
+    diagonal: tuple[float, ...]
+    whole: tuple[float, ...]
+
+
+def gap_path(
+    pool: Pool,
+    stream: TaskStream,
+    scales: Sequence[float] = SCALES,
+    *,
+    per_task: int = 200,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> GapPath:
+    """Measure Jensen's gap of the mean at several scales of the task vectors: where second order ends.
+
+    Args:
+        pool: with at least one module.
+        stream: holds the pool's tasks; their training images are used.
+        scales: s, of all task vectors at once.
+        per_task: training images drawn from each task.
+        seed: of that draw.
+        progress: called with (networks measured, networks in all).
+    """
+    tasks, reference, running = pool.learned(), pool.reference(), pool.fisher()
+    assert reference is not None and running is not None
+    head, w = reference.to(pool.backbone.device), [1 / len(tasks)] * len(tasks)
+    images, labels = _draw(pool, stream, tasks, per_task, seed)
+    modules = [pool.module(t) for t in tasks]
+    coefficients = [dict.fromkeys(tasks, w[0]), *({t: 1.0} for t in tasks)]
+    total, done, measured = len(scales) * len(coefficients) + 1, 0, []
+    for s in scales:
+        losses: list[float] = []
+        for mixed in coefficients:
+            network = merge(pool.backbone, pool.adapter, modules, {t: s * c for t, c in mixed.items()})
+            losses.append(_loss(network, head, images, labels, pool))
+            done += 1
+            if progress is not None:
+                progress(done, total)
+        measured.append(sum(losses[1:]) / len(tasks) - losses[0])
+    vectors = [m.dense(pool.adapter, pool.backbone.tuned) for m in modules]
+    diagonal = gap(vectors, w, running.mean(0.0))
+    whole = _whole_fisher_gap(pool, vectors, head, images)
+    if progress is not None:
+        progress(total, total)
+    squares = [s * s for s in scales]
+    return GapPath(
+        tuple(scales), tuple(measured), tuple(q * diagonal for q in squares), tuple(q * whole for q in squares)
+    )
+
+
+@torch.no_grad()
+def _whole_fisher_gap(pool: Pool, vectors: Sequence[TaskVector], head: Head, images: Tensor) -> float:
+    """Omega of the vectors' mean under E J' (diag p - p p') J, by forward derivatives of the logits along each."""
+    tangent, normalize = Tangent(pool.backbone), pool.backbone.preprocessing.normalize
+    total = 0.0
+    for x in images.split(BATCH):
+        batch, features, along = normalize(x.to(pool.backbone.device)), x, list[Tensor]()
+        for tau in vectors:
+            features, derivative = tangent(batch, tau)
+            along.append(derivative @ head.weight.T)
+        p, moved = torch.softmax(head(features), 1), torch.stack(along)  # (B, C); (T, B, C)
+        away = moved - moved.mean(0)
+        total += float(((p * away.square()).sum(2) - (p * away).sum(2).square()).sum())
+    return 0.5 * total / (len(vectors) * len(images))
 
 
 def _lines(tasks: Sequence[str]) -> dict[str, Line]:

@@ -216,13 +216,21 @@ def _score(model: Classifier, tasks: Sequence[Task]) -> tuple[list[int], list[in
 
 def target_and_control(model: Classifier, stream: TaskStream, target: str) -> tuple[float | None, float | None]:
     """(FA_tgt, FA_ctrl): accuracy on the target task and on all other tasks of the model; None where it has none."""
+    return targets_and_controls(model, stream, [target])[0]
+
+
+def targets_and_controls(
+    model: Classifier, stream: TaskStream, targets: Sequence[str]
+) -> list[tuple[float | None, float | None]]:
+    """The same for several targets, the model measured once."""
     tasks = matching_tasks(model.classes, stream)
     with torch.no_grad():
         hits, _, counts = _score(model, tasks)
-    is_target = [t.name == target for t in tasks]
 
-    def accuracy(wanted: bool) -> float | None:
-        images = sum(n for n, t in zip(counts, is_target, strict=True) if t is wanted)
-        return 100 * sum(h for h, t in zip(hits, is_target, strict=True) if t is wanted) / images if images else None
+    def accuracy(wanted: Sequence[bool]) -> float | None:
+        images = sum(n for n, chosen in zip(counts, wanted, strict=True) if chosen)
+        return 100 * sum(h for h, chosen in zip(hits, wanted, strict=True) if chosen) / images if images else None
 
-    return accuracy(True), accuracy(False)
+    return [
+        (accuracy([t.name == target for t in tasks]), accuracy([t.name != target for t in tasks])) for target in targets
+    ]

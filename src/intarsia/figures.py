@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from intarsia.diagnostics import Diagnosis, LossPath
+from intarsia.diagnostics import Diagnosis, GapPath, LossPath
 from intarsia.evaluation import Evaluation
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F", "#8B6C42", "#5D3A9B")
@@ -114,17 +114,24 @@ def losses(paths: Mapping[str, Sequence[LossPath]]) -> Figure:
     return figure
 
 
-def gaps(found: Mapping[str, Diagnosis]) -> Figure:
-    """Jensen's gap, measured against predicted, pool by pool; on the line the identity of Theorem 1 holds."""
-    figure, axes = _figure()
-    for (name, diagnosis), colour, marker in zip(found.items(), cycle(COLOURS), cycle(MARKERS), strict=False):
-        axes.plot(diagnosis.predicted_gap, diagnosis.true_gap, marker, color=colour, label=name, linestyle="none")
-    ends = [0.0, *(d.predicted_gap for d in found.values()), *(d.true_gap for d in found.values())]
-    axes.axline((0, 0), slope=1, color="grey", linestyle=":")
-    axes.set_xlim(min(ends) - 0.05 * max(ends), 1.1 * max(ends) + 1e-6)
-    axes.set_xlabel("gap predicted by the Fisher, nats")
-    axes.set_ylabel("gap measured, nats")
-    axes.legend(fontsize=7, frameon=False)
+def gaps(found: Mapping[str, GapPath]) -> Figure:
+    """Jensen's gap against the scale of the task vectors, pool by pool: measured, and at second order."""
+    figure = Figure(figsize=(0.7 * WIDTH * max(len(found), 1.4), HEIGHT), layout="constrained")
+    highest = max(max(p.measured + p.diagonal + p.whole) for p in found.values())
+    lowest = min(min(p.diagonal) for p in found.values())
+    for place, (name, path) in enumerate(found.items(), start=1):
+        axes = figure.add_subplot(1, len(found), place)
+        positive = [(s, gap) for s, gap in zip(path.scales, path.measured, strict=True) if gap > 0]
+        axes.plot(*zip(*positive, strict=True), color=COLOURS[0], marker="o", markersize=4, label="measured")
+        axes.plot(path.scales, path.whole, color=COLOURS[1], linestyle="--", label="whole Fisher")
+        axes.plot(path.scales, path.diagonal, color=COLOURS[2], linestyle=":", label="diagonal Fisher")
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_ylim(0.5 * max(lowest, 1e-9), 2 * highest)
+        axes.set_title(name)
+        axes.set_xlabel("scale of the task vectors")
+        axes.set_ylabel("gap, nats")
+        axes.legend(fontsize=7, frameon=False)
     return figure
 
 

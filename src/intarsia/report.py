@@ -21,7 +21,7 @@ from intarsia import figures
 from intarsia.compare import COLUMNS, LEGEND, cells
 from intarsia.composed_model import ComposedModel
 from intarsia.diagnostics import diagnose, loss_paths
-from intarsia.editing import edits, edits_of_pool
+from intarsia.editing import Editable, edit_each
 from intarsia.evaluation import Evaluation, evaluate, matching_tasks
 from intarsia.images import Preprocessing, unit
 from intarsia.pool import Pool
@@ -92,7 +92,7 @@ def report_pool(
     }
     sections = []
     if edited:
-        rows = edits(stream, pool.tasks, edits_of_pool(pool))
+        rows = edit_each(Editable.of_pool(pool), stream, pool.tasks)
         drawn["Every task specialized to and unlearned, one point a task."] = figures.editing({"": rows})
         sections = [("Specialization and unlearning", _edits(rows))]
     progress(3, 4)

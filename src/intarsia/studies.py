@@ -9,7 +9,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 from intarsia import tables
 from intarsia.compare import STANDARD, Bench, compare
 from intarsia.console import ERR, bar, facts
-from intarsia.diagnostics import Diagnosis, LossPath, diagnose, loss_paths
+from intarsia.diagnostics import Diagnosis, GapPath, LossPath, diagnose, gap_path, loss_paths
 from intarsia.errors import InputError
 from intarsia.evaluation import evaluate
 from intarsia.options import Json, Source, open_pool, parse_weights
@@ -32,8 +32,8 @@ class Diagnose:
     beside: tuple[Path, ...] = ()
     """Other pools of the same tasks, to measure and draw beside it."""
     figures: Path | None = None
-    """Folder for three figures: gap.png (measured against predicted), cosines.png (of the task vectors) and losses.png
-    (along lines of weights, beside the second-order picture)."""
+    """Folder for three figures: gap.png (measured and at second order, against the scale of the task vectors),
+    cosines.png (of the task vectors) and losses.png (along lines of weights, beside the second-order picture)."""
     source: OmitArgPrefixes[Source] = field(default_factory=Source)
     device: str = "auto"
     """cpu, cuda, mps, or the best there is."""
@@ -68,13 +68,15 @@ class Diagnose:
         short = [pool.path.resolve().name for pool in pools]
         names = short if len(set(short)) == len(short) else [str(pool.path) for pool in pools]
         lines: dict[str, tuple[LossPath, ...]] = {}
+        gaps: dict[str, GapPath] = {}
         for name, pool, stream in zip(names, pools, streams, strict=True):
             with bar(f"lines of {name}") as progress:
                 lines[name] = loss_paths(pool, stream, per_task=self.per_task, progress=progress)
-        diagnoses = dict(zip(names, found, strict=True))
+            with bar(f"scales of {name}") as progress:
+                gaps[name] = gap_path(pool, stream, per_task=self.per_task, progress=progress)
         drawn = {
-            "gap.png": figures.gaps(diagnoses),
-            "cosines.png": figures.alignment(diagnoses),
+            "gap.png": figures.gaps(gaps),
+            "cosines.png": figures.alignment(dict(zip(names, found, strict=True))),
             "losses.png": figures.losses(lines),
         }
         with writing(folder):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from safetensors import safe_open
 
 from intarsia.baselines.stage import Stage
-from intarsia.editing import edits_of_pool
+from intarsia.editing import Editable
 from intarsia.pool import Pool
 
 
@@ -25,7 +25,7 @@ def stages(pool: Pool) -> Iterator[Stage]:
             set_up_seconds=costs[task]["set_up_seconds"],
             training_seconds=costs[task]["training_seconds"],
             numbers=kept,
-            edited=edits_of_pool(pool) if last else None,
+            modules=Editable.of_pool(pool) if last else None,
         )
 
 

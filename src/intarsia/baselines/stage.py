@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from intarsia.backbone import Backbone
 from intarsia.composed_model import ComposedModel
-from intarsia.editing import Edited
+from intarsia.editing import Editable
 from intarsia.evaluation import Classifier
 from intarsia.heads import Head
 
@@ -22,7 +22,7 @@ class Stage:
         training_seconds: of this task.
         numbers: what it keeps for the next task and for answers beside theta0, of all tasks so far, as a count.
         images: of old tasks among what it keeps.
-        edited: of a method that is made of modules, after the last task: these specialized and unlearned.
+        modules: after the last task, of a method that is made of modules: these, to be edited.
     """
 
     model: Classifier
@@ -30,7 +30,7 @@ class Stage:
     training_seconds: float
     numbers: int
     images: int = 0
-    edited: Edited | None = None
+    modules: Editable | None = None
 
 
 def classifier(

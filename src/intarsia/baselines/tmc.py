@@ -10,13 +10,11 @@ mean of their answers; the heads of all tasks stand beside each other.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from intarsia.adapters import Full
 from intarsia.backbone import Backbone
@@ -25,38 +23,15 @@ from intarsia.baselines.setting import plain_run
 from intarsia.baselines.stage import Stage, numbers
 from intarsia.composed_model import answers
 from intarsia.config import Training
-from intarsia.editing import NEGATED, Edited, edits_of
+from intarsia.editing import NEGATED, Editable
 from intarsia.heads import Head
 from intarsia.images import Preprocessing
 from intarsia.preparation import fresh_head
 from intarsia.run import Laps, Progress, Run, silent
 from intarsia.schedule import Batch
 from intarsia.stream import Task, TaskStream
+from intarsia.tangent import Tangent
 from intarsia.task_vector import TaskVector
-
-
-@dataclass(frozen=True)
-class Tangent:
-    """The features of a network and their derivative along a task vector, at theta0."""
-
-    backbone: Backbone
-
-    def __call__(self, images: Tensor, tau: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Phi (B, D) and J tau (B, D) of normalised images (B, C, H, W); differentiable in tau.
-
-        Args:
-            images: on the backbone's device.
-            tau: by weight name, (O, I) each.
-        """
-        theta0 = {f"{path}.weight": self.backbone.tuned[name] for name, path in self.backbone.targets.items()}
-        along = {f"{path}.weight": tau[name] for name, path in self.backbone.targets.items()}
-
-        def phi(weights: dict[str, Tensor]) -> Tensor:
-            return functional_call(self.backbone.model, weights, (images,))
-
-        with sdpa_kernel(SDPBackend.MATH):  # the fused attention has no forward-mode derivative
-            features, derivative, *_ = jvp(phi, (theta0,), (along,))
-        return features, derivative
 
 
 @dataclass(frozen=True)
@@ -149,13 +124,9 @@ def learn(
         laps.lap("training")
         model = TangentClassifier(Tangent(backbone), dict(vectors), dict(heads), classes, backbone.preprocessing)
         kept = numbers(*vectors.values(), *(vars(head) for head in heads.values()))
-        edited = _edited(model) if number == len(run.stream) else None
-        yield Stage(model, laps.seconds["set-up"], laps.seconds["training"], kept, edited=edited)
-
-
-def _edited(model: TangentClassifier) -> Edited:
-    drop = model.unlearn if len(model.classes) > 1 else None
-    return edits_of(lambda: model, model.specialize, lambda task: model.negate(task, NEGATED), drop)
+        modules = Editable.of(model, model.specialize, partial(model.negate, scale=NEGATED), model.unlearn)
+        last = number == len(run.stream)
+        yield Stage(model, laps.seconds["set-up"], laps.seconds["training"], kept, modules=modules if last else None)
 
 
 def _pretuned(run: Run, task: Task, number: int) -> Head:
