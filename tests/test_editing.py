@@ -12,7 +12,7 @@ from intarsia.evaluation import target_and_control
 
 
 def test_edits_are_measured_on_their_target_and_the_others() -> None:
-    """The mean once; every target and edit, made when its turn comes; a target whose classes are gone has no accuracy."""
+    """The mean once; every edit, made when its turn comes; a target whose classes are gone has no accuracy."""
     told, made = list[tuple[int, int]](), list[str]()
 
     def edited(target: str) -> dict[str, Callable[[], ComposedModel]]:

@@ -95,11 +95,12 @@ def test_times_are_means_over_tasks_stacked() -> None:
 
 
 def test_losses_are_drawn_beside_their_prediction() -> None:
-    path = LossPath("to the mean", (0.0, 1.0), (1.0, 0.7), (1.0, 0.6))
+    path = LossPath("to the mean", (0.0, 1.0), (1.0, 0.7), (1.0, 0.6), (1.0, 0.65))
     figure = figures.losses({"ITA": [path], "alpha = 0": [path]})
     drawn = lines(figure.axes[0])
     assert drawn["ITA measured"] == ([0.0, 1.0], [1.0, 0.7])
-    assert drawn["alpha = 0 second order"] == ([0.0, 1.0], [1.0, 0.6])
+    assert drawn["alpha = 0 diagonal"] == ([0.0, 1.0], [1.0, 0.6])
+    assert drawn["ITA whole Fisher"] == ([0.0, 1.0], [1.0, 0.65])
     picture(figure)
 
 

@@ -159,13 +159,16 @@ class LossPath:
         name: from where to where.
         at: positions along the line.
         loss: measured there.
-        predicted: l(theta0) + <g, d> + 1/2 |d|_F^2, d the difference from theta0.
+        diagonal: l(theta0) + <g, d> + 1/2 d'Fd, d the difference from theta0, F the diagonal Fisher of the pool, which
+            the regularizers use.
+        whole: the same with the whole Fisher of the images measured.
     """
 
     name: str
     at: tuple[float, ...]
     loss: tuple[float, ...]
-    predicted: tuple[float, ...]
+    diagonal: tuple[float, ...]
+    whole: tuple[float, ...]
 
 
 def loss_paths(
@@ -200,19 +203,25 @@ def loss_paths(
     gradient, modules = _gradient(pool, head, images, labels), [pool.module(t) for t in tasks]
     start, done, paths = _loss(pool.backbone.model, head, images, labels, pool), 0, []
     lines = _lines(tasks) if lines is None else lines
+    total, vectors = len(lines) * len(at) + 1, [m.dense(pool.adapter, pool.backbone.tuned) for m in modules]
+    mixtures = [[line(s).get(t, 0.0) for t in tasks] for line in lines.values() for s in at]
+    squares = iter(_whole_fisher_squares(pool, vectors, head, images, torch.tensor(mixtures)))
     for name, line in lines.items():
-        losses, predictions = [], []
+        losses, diagonal, whole = [], [], []
         for position in at:
-            total = combination(pool.adapter, modules, line(position))
-            away = TaskVector({weight: total(weight, theta0) for weight, theta0 in pool.backbone.tuned.items()})
+            mixed = combination(pool.adapter, modules, line(position))
+            away = TaskVector({weight: mixed(weight, theta0) for weight, theta0 in pool.backbone.tuned.items()})
             network = moved(pool.backbone, lambda weight, _, away=away: away[weight])
             losses.append(_loss(network, head, images, labels, pool))
-            square = float(away.inner(away, fisher))
-            predictions.append(start + float(gradient.inner(away)) + square / 2)
+            first = start + float(gradient.inner(away))
+            diagonal.append(first + float(away.inner(away, fisher)) / 2)
+            whole.append(first + next(squares) / 2)
             done += 1
             if progress is not None:
-                progress(done, len(lines) * len(at))
-        paths.append(LossPath(name, tuple(at), tuple(losses), tuple(predictions)))
+                progress(done, total)
+        paths.append(LossPath(name, tuple(at), tuple(losses), tuple(diagonal), tuple(whole)))
+    if progress is not None:
+        progress(total, total)
     return tuple(paths)
 
 
@@ -220,8 +229,8 @@ def loss_paths(
 class GapPath:
     """Jensen's gap of task vectors scaled by s, and what second order at theta0 makes of it; nats an image.
 
-    Measured and predicted go with s^2, side by side, as long as second order says it all.
-    The whole Fisher is taken on the images measured, E J' (diag p - p p') J, with the Jacobian J of the logits.
+    Measured and predicted go with s^2, side by side, as long as second order says it all. The whole Fisher is taken
+    on the images measured: E J' (diag p - p p') J, with the Jacobian J of the logits.
 
     Args:
         scales: s.
@@ -273,7 +282,8 @@ def gap_path(
         measured.append(sum(losses[1:]) / len(tasks) - losses[0])
     vectors = [m.dense(pool.adapter, pool.backbone.tuned) for m in modules]
     diagonal = gap(vectors, w, running.mean(0.0))
-    whole = _whole_fisher_gap(pool, vectors, head, images)
+    away = torch.eye(len(tasks)) - 1 / len(tasks)  # of each vector from the mean of all
+    whole = 0.5 * sum(_whole_fisher_squares(pool, vectors, head, images, away)) / len(tasks)
     if progress is not None:
         progress(total, total)
     squares = [s * s for s in scales]
@@ -283,19 +293,30 @@ def gap_path(
 
 
 @torch.no_grad()
-def _whole_fisher_gap(pool: Pool, vectors: Sequence[TaskVector], head: Head, images: Tensor) -> float:
-    """Omega of the vectors' mean under E J' (diag p - p p') J, by forward derivatives of the logits along each."""
+def _whole_fisher_squares(
+    pool: Pool, vectors: Sequence[TaskVector], head: Head, images: Tensor, mixtures: Tensor
+) -> list[float]:
+    """D'Fd of differences d = sum_t m_t tau_t from theta0, F = E J' (diag p - p p') J, J the Jacobian of the logits.
+
+    Args:
+        pool: whose theta0.
+        vectors: tau_t; one forward derivative of the logits along each.
+        head: of the logits.
+        images: uint8.
+        mixtures: m, a row a difference.
+    """
     tangent, normalize = Tangent(pool.backbone), pool.backbone.preprocessing.normalize
-    total = 0.0
+    total = torch.zeros(len(mixtures), dtype=torch.float64)
     for x in images.split(BATCH):
         batch, features, along = normalize(x.to(pool.backbone.device)), x, list[Tensor]()
         for tau in vectors:
             features, derivative = tangent(batch, tau)
             along.append(derivative @ head.weight.T)
-        p, moved = torch.softmax(head(features), 1), torch.stack(along)  # (B, C); (T, B, C)
-        away = moved - moved.mean(0)
-        total += float(((p * away.square()).sum(2) - (p * away).sum(2).square()).sum())
-    return 0.5 * total / (len(vectors) * len(images))
+        p, slopes = torch.softmax(head(features), 1), torch.stack(along)  # (B, C); (T, B, C)
+        for row, mixed in enumerate(mixtures.to(slopes)):
+            d = torch.einsum("t,tbc->bc", mixed, slopes)
+            total[row] += ((p * d.square()).sum(1) - (p * d).sum(1).square()).sum().cpu()
+    return (total / len(images)).tolist()
 
 
 def _lines(tasks: Sequence[str]) -> dict[str, Line]:

@@ -98,19 +98,21 @@ def losses(paths: Mapping[str, Sequence[LossPath]]) -> Figure:
         paths: pool -> its lines; the same lines in each.
     """
     names = [path.name for path in next(iter(paths.values()))]
-    figure = Figure(figsize=(WIDTH * len(names), HEIGHT + 0.3), layout="constrained")
+    figure = Figure(figsize=(WIDTH * len(names), HEIGHT + 0.6), layout="constrained")
     for place, name in enumerate(names):
         axes = figure.add_subplot(1, len(names), place + 1)
         for (pool, lines), colour, marker in zip(paths.items(), COLOURS, MARKERS, strict=False):
-            line = lines[place]
-            axes.plot(line.at, line.loss, color=colour, marker=marker, markersize=4, label=f"{pool} measured".strip())
-            axes.plot(line.at, line.predicted, color=colour, linestyle="--", label=f"{pool} second order".strip())
+            line, label = lines[place], f"{pool} measured".strip()
+            axes.plot(line.at, line.loss, color=colour, marker=marker, markersize=4, label=label)
+            axes.plot(line.at, line.whole, color=colour, linestyle="--", label=f"{pool} whole Fisher".strip())
+            axes.plot(line.at, line.diagonal, color=colour, linestyle=":", label=f"{pool} diagonal".strip())
         highest = max(max(lines[place].loss) for lines in paths.values())
         lowest = min(min(lines[place].loss) for lines in paths.values())
-        axes.set_ylim(lowest - 0.3 * (highest - lowest), highest + 0.5 * (highest - lowest))
+        axes.set_ylim(lowest - 0.3 * (highest - lowest), highest + 0.1 * (highest - lowest))
         axes.set_xlabel(name)
         axes.set_ylabel("loss, nats")
-        axes.legend(fontsize=6, frameon=False)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(paths), fontsize=7, frameon=False)
     return figure
 
 
