@@ -1,6 +1,10 @@
 """Methods side by side, as a user runs them: real processes, a table, and nothing made twice."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +45,7 @@ def test_a_run_that_is_there_is_not_made_again_and_one_with_other_settings_is(co
     out, first = compared
     before = {p.name: p.stat().st_mtime_ns for p in out.glob("*-0.json")}
     arguments = ("compare", "--methods", "finetune,frozen", "--out", out)
-    again = result(*arguments, *SMALL)
+    again = result(*arguments, "--jobs", 2, *SMALL)
     assert again["rows"][0] == first["rows"][1]
     after = {p.name: p.stat().st_mtime_ns for p in out.glob("*-0.json")}
     assert {name: after[name] for name in before} == before
@@ -96,6 +100,25 @@ def test_what_goes_wrong_in_a_run_is_said_by_method_and_seed(tmp_path: Path) -> 
     bench = Bench(source=Source(data=f"folder:{tmp_path}"))
     with pytest.raises(InputError, match=r"frozen, seed 0: .*png"):
         compare(bench, ["frozen"], out=tmp_path / "out", say=lambda _: None)
+    assert not list((tmp_path / "out").glob("*.json"))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a signal that only POSIX has")
+def test_a_comparison_that_is_ended_ends_its_runs(tmp_path: Path) -> None:
+    """Two at once, of many minutes: it waits for neither, and nothing is written."""
+    command = [sys.executable, "-m", "intarsia", "compare", "--methods", "finetune,ewc,ita", "--jobs", "2"]
+    command += ["--threads", "1", "--epochs", "50", "--out", str(tmp_path / "out")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            said = {process.stderr.readline().strip() for _ in range(2)}
+            process.terminate()
+            _, more = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert said == {"finetune, seed 0", "ewc, seed 0"}
+    assert not more
+    assert process.returncode == 128 + signal.SIGTERM
     assert not list((tmp_path / "out").glob("*.json"))
 
 

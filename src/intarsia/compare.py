@@ -8,11 +8,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, stdev
+from threading import Event, Lock
 from typing import Any
 
 import torch
@@ -89,9 +91,9 @@ METHODS: Mapping[str, Method] = {
     "joint": _baseline("LoRA, all images at once", joint.learn, 3e-3),
     "finetune": _baseline("all tuned weights, task after task", finetune.learn, 3e-4),
     "ewc": _baseline("the same, held by the Fisher of earlier tasks", ewc.learn, 1e-3, strength=1.0),
-    "derpp": _baseline("the same, with 500 old images", derpp.learn, 1e-4),
-    "seed": _baseline("five experts, Gaussians of the classes", seed.learn, 1e-4),
-    "tmc": _baseline("tangent models, their mean", tmc.learn, 3e-4),
+    "derpp": _baseline("the same, with 500 old images", derpp.learn, 1e-3),
+    "seed": _baseline("five experts, Gaussians of the classes", seed.learn, 1e-3),
+    "tmc": _baseline("tangent models, their mean", tmc.learn, 3e-5),
     "l2": _baseline("ITA with LoRA and a plain L2", l2.learn, 3e-3),
     "ita": _cell("ita", "lora"),
     "ita-full": _cell("ita", "full"),
@@ -143,7 +145,13 @@ class Bench:
 
 
 def compare(
-    bench: Bench, methods: Sequence[str] = STANDARD, *, seeds: int = 1, out: str | Path, say: Callable[[str], None]
+    bench: Bench,
+    methods: Sequence[str] = STANDARD,
+    *,
+    seeds: int = 1,
+    out: str | Path,
+    jobs: int = 1,
+    say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """Run every method for every seed and summarise.
 
@@ -152,6 +160,7 @@ def compare(
         methods: of ``METHODS``.
         seeds: runs of each, with seeds 0, 1, ...
         out: folder of the comparison; runs that are in it are not made again.
+        jobs: runs at once; give each its share of the cores with ``bench.threads``.
         say: told what is run.
 
     Returns:
@@ -163,15 +172,20 @@ def compare(
     for place, name in enumerate(methods):
         if name not in METHODS or name in methods[:place]:
             raise InputError(f"method {name!r}: expected some of {', '.join(METHODS)}, each once")
-    if seeds < 1 or not methods:
-        raise InputError(f"{seeds} seeds of {len(methods)} methods: expected one and more of each")
+    if min(seeds, jobs, len(methods)) < 1:
+        raise InputError(f"{seeds} seeds of {len(methods)} methods, {jobs} at once: expected one and more of each")
     bench.stream(0)  # what is wrong with it is said before anything runs
     folder = Path(out)
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
-    for number in range(seeds):
-        for name in methods:
-            runs[name].append(_once(bench, name, number, folder, say))
-    rows = [summary(name, found) for name, found in runs.items()]
+    started = _Runs(bench, folder, say, bars=jobs == 1)
+    with ThreadPoolExecutor(jobs) as workers:
+        try:
+            waiting = [workers.submit(started.once, number, name) for number in range(seeds) for name in methods]
+            runs = [future.result() for future in waiting]
+        except BaseException:
+            workers.shutdown(wait=False, cancel_futures=True)
+            started.stop()
+            raise
+    rows = [summary(name, runs[place :: len(methods)]) for place, name in enumerate(methods)]
     write_json({"bench": bench.record(), "rows": rows}, folder / "comparison.json")
     write(markdown(rows).encode(), folder / "comparison.md")
     return rows
@@ -223,31 +237,69 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _once(bench: Bench, name: str, seed: int, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """A run, in a process of its own; or its record, if it is there."""
-    method = METHODS[name]
-    settings = {
-        "bench": bench.record(),
-        "training": _training(bench, method, seed).record(),
-        "options": dict(method.options),
-    }
-    path = folder / f"{name}-{seed}.json"
-    if path.is_file():
-        record = read_json(path)
-        with reading(path):
-            if record["settings"] == settings:
-                say(f"{name}, seed {seed}: there already")
-                return record
-    say(f"{name}, seed {seed}")
-    folder.mkdir(parents=True, exist_ok=True)
-    job = {"bench": bench.record(), "name": name, "seed": seed, "folder": str(folder / f"{name}-{seed}")}
-    command = [sys.executable, "-c", "from intarsia.compare import child; child()"]
-    done = subprocess.run(command, input=json.dumps(job), stdout=subprocess.PIPE, text=True, check=True)
-    record = {"method": name, "seed": seed, "settings": settings, **json.loads(done.stdout)}
-    if "error" in record:
-        raise InputError(f"{name}, seed {seed}: {record['error']}")
-    write_json(record, path)
-    return record
+@dataclass(frozen=True)
+class _Runs:
+    """Runs, each in a process of its own.
+
+    Args:
+        bench: stream, backbone and budget.
+        folder: where their records are.
+        say: told what is run.
+        bars: whether a run may draw progress bars.
+    """
+
+    bench: Bench
+    folder: Path
+    say: Callable[[str], None]
+    bars: bool
+    _processes: list[subprocess.Popen[str]] = field(default_factory=list)
+    _stopped: Event = field(default_factory=Event)
+    _starting: Lock = field(default_factory=Lock)
+
+    def once(self, seed: int, name: str) -> dict[str, Any]:
+        """A run; or its record, if it is there."""
+        method = METHODS[name]
+        settings = {
+            "bench": self.bench.record(),
+            "training": _training(self.bench, method, seed).record(),
+            "options": dict(method.options),
+        }
+        path = self.folder / f"{name}-{seed}.json"
+        if path.is_file():
+            record = read_json(path)
+            with reading(path):
+                if record["settings"] == settings:
+                    self.say(f"{name}, seed {seed}: there already")
+                    return record
+        self.say(f"{name}, seed {seed}")
+        record = {"method": name, "seed": seed, "settings": settings, **self._run(name, seed)}
+        if "error" in record:
+            raise InputError(f"{name}, seed {seed}: {record['error']}")
+        write_json(record, path)
+        return record
+
+    def stop(self) -> None:
+        """End the processes that run, and start no more."""
+        with self._starting:
+            self._stopped.set()
+            for process in self._processes:
+                process.terminate()
+
+    def _run(self, name: str, seed: int) -> dict[str, Any]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        job = {"bench": self.bench.record(), "name": name, "seed": seed, "folder": str(self.folder / f"{name}-{seed}")}
+        command = [sys.executable, "-c", "from intarsia.compare import child; child()"]
+        errors = None if self.bars else subprocess.PIPE
+        with self._starting:
+            if self._stopped.is_set():
+                raise KeyboardInterrupt
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True)
+            self._processes.append(process)
+        with process:
+            out, complaint = process.communicate(json.dumps(job))
+        if process.returncode:
+            raise RuntimeError(f"{name}, seed {seed}: its process ended with {process.returncode}\n{complaint or ''}")
+        return json.loads(out)
 
 
 def child() -> None:

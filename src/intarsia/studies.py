@@ -96,6 +96,8 @@ class Compare:
     """Runs of each method, with seeds 0, 1, ..."""
     out: Path = Path("runs/compare")
     """Folder of the comparison; runs that are in it already, with the same settings, are not made again."""
+    jobs: int = 1
+    """Runs at once, without progress bars; on two cores, --jobs 2 --threads 1 is done soonest."""
     bench: OmitArgPrefixes[Bench] = field(default_factory=Bench)
     json: Json = False
 
@@ -103,7 +105,12 @@ class Compare:
         """Compare."""
         names = [name.strip() for name in self.methods.split(",") if name.strip()]
         rows = compare(
-            self.bench, names, seeds=self.seeds, out=self.out, say=lambda what: ERR.print(what, markup=False)
+            self.bench,
+            names,
+            seeds=self.seeds,
+            out=self.out,
+            jobs=self.jobs,
+            say=lambda what: ERR.print(what, markup=False),
         )
         if not self.json:
             tables.comparison(rows)
