@@ -117,9 +117,18 @@ def test_a_comparison_that_is_ended_ends_its_runs(tmp_path: Path) -> None:
         finally:
             process.kill()
     assert said == {"finetune, seed 0", "ewc, seed 0"}
-    assert not more
+    assert more == "intarsia: stopped\n"
     assert process.returncode == 128 + signal.SIGTERM
     assert not list((tmp_path / "out").glob("*.json"))
+
+
+def test_a_run_that_is_killed_is_said_by_method_and_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the system does where memory ends; what another process finds is a program that kills itself."""
+    (tmp_path / "killed").write_text("#!/bin/sh\nkill -9 $$\n")
+    (tmp_path / "killed").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "killed"))
+    with pytest.raises(InputError, match="frozen, seed 0: its process was killed by signal 9"):
+        compare(Bench(), ["frozen"], out=tmp_path / "out", say=lambda _: None)
 
 
 def test_a_bench_is_what_its_record_says() -> None:

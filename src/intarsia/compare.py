@@ -297,6 +297,11 @@ class _Runs:
             self._processes.append(process)
         with process:
             out, complaint = process.communicate(json.dumps(job))
+        if process.returncode < 0:
+            raise InputError(
+                f"{name}, seed {seed}: its process was killed by signal {-process.returncode}, perhaps for its memory: "
+                "use fewer --jobs or a smaller --batch-size"
+            )
         if process.returncode:
             raise RuntimeError(f"{name}, seed {seed}: its process ended with {process.returncode}\n{complaint or ''}")
         return json.loads(out)
