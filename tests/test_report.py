@@ -61,7 +61,7 @@ def test_a_pools_page_holds_its_figures_its_tasks_and_what_was_measured(pool: Po
         *(f"{seen.size:,}\n{seen.sha256}" for seen in pool.index.files.values()),
     ):
         assert words in parts.text
-    assert sum(address.startswith("data:image/png") for address in parts.addresses) == 5 + 2 * len(pool.tasks)
+    assert sum(address.startswith("data:image/png") for address in parts.addresses) == 6 + 2 * len(pool.tasks)
     assert told == [(i, 4) for i in (1, 2, 3, 4)]
 
 
@@ -69,7 +69,7 @@ def test_a_pools_page_says_what_editing_does(pool: Pool) -> None:
     """Every task's row: the mean, it alone, negated, dropped; the task / the others."""
     html = report_pool(pool, stream(), edited=True)
     parts = read(html)
-    assert sum(address.startswith("data:image/png") for address in parts.addresses) == 6 + 2 * len(pool.tasks)
+    assert sum(address.startswith("data:image/png") for address in parts.addresses) == 7 + 2 * len(pool.tasks)
     for task in pool.tasks:
         models = (
             pool.mean(),

@@ -87,7 +87,7 @@ def times(costs: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
     axes.barh(names, training, left=set_up, color=COLOURS[0], label="training")
     axes.invert_yaxis()
     axes.set_xlabel("seconds a task")
-    axes.legend(fontsize=7, frameon=False)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=7, frameon=False)
     return figure
 
 
@@ -166,7 +166,15 @@ def editing(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
             points = [(r["control_accuracy"] or 0, r["target_accuracy"] or 0) for r in found if r["how"] == how]
             if points:
                 x, y = zip(*points, strict=True)
-                axes.plot(x, y, marker, color=colour, markersize=4, linestyle="none", label=f"{method}: {how}")
+                axes.plot(
+                    x,
+                    y,
+                    marker,
+                    color=colour,
+                    markersize=4,
+                    linestyle="none",
+                    label=f"{method}: {how}" if method else how,
+                )
     axes.set_xlabel("accuracy on the other tasks, %")
     axes.set_ylabel("accuracy on the target, %")
     figure.legend(loc="outside upper center", ncols=2, fontsize=6, frameon=False)

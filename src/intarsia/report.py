@@ -5,7 +5,6 @@ The page is made of parts; a part is measured here and drawn by ``figures``.
 
 import base64
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
@@ -87,7 +86,12 @@ def report_pool(
             {"mean of the modules": found.incremental_accuracy, "frozen backbone": [frozen.final_accuracy]}
         ),
         "Cosines between the task vectors, and with the composed one.": figures.alignment({"": diagnosis}),
-        "Loss along lines of weights; dashed: what second order at theta0 makes of it.": figures.losses({"": paths}),
+        **{
+            f"Loss along a line of weights, {path.name}; dashed and dotted: second order at theta0.": figures.losses(
+                {"": [path]}
+            )
+            for path in paths
+        },
         "Seconds a task.": figures.times({pool.path.name: costs}),
     }
     sections = []
@@ -264,8 +268,10 @@ def _files(pool: Pool) -> str:
 
 
 def _facts(values: Mapping[str, Any]) -> str:
-    rows = [(name, json.dumps(v) if isinstance(v, dict) else v) for name, v in values.items()]
-    lines = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in rows)
+    def text(value: Any) -> str:
+        return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+
+    lines = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text(value))}</dd>" for name, value in values.items())
     return f"<dl>{lines}</dl>"
 
 
