@@ -57,7 +57,7 @@ PEERS: list[tuple[str, float, dict[str, float]]] = [
     ("derpp", 3e-3, {"a": 0.5}),
     *(("derpp", lr, {"a": a}) for lr, a in ((1e-4, 0.5), (3e-4, 0.5), (1e-3, 0.5), (3e-4, 0.1))),
     *(("seed", lr, {"temperature": t}) for lr, t in ((3e-5, 3.0), (1e-4, 3.0), (3e-4, 3.0), (1e-4, 10.0))),
-    *(("tmc", lr, {}) for lr in (3e-5, 1e-4, 3e-4, 1e-3)),
+    *(("tmc", lr, {}) for lr in (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)),
     *(("l2", 3e-3, {"strength": s}) for s in (0.01, 0.1, 1.0)),
 ]
 """Method, learning rate, its own options."""

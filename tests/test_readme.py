@@ -51,6 +51,8 @@ def test_every_command_on_the_built_in_pool_runs(workplace: Path) -> None:
     for line in lines:
         if line.startswith("intarsia compare"):  # an hour as it stands; every method has tests of its own
             line += " --methods frozen --seeds 1 --only animals vehicles --max-per-class 4"  # noqa: PLW2901
+        if line.startswith("intarsia diagnose"):  # minutes on 200 images a task
+            line += " --per-task 4"  # noqa: PLW2901
         done = intarsia(line, workplace)
         assert done.returncode == 0, (line, done.stderr)
         assert done.stdout.strip(), line

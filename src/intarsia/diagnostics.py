@@ -30,6 +30,8 @@ Line = Callable[[float], Mapping[str, float]]
 """Position -> coefficients of the task vectors."""
 BATCH = 64
 POINTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+DRAWN = 50
+"""Training images of a task, where many networks are measured on the same ones."""
 SCALES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 
 
@@ -177,7 +179,7 @@ def loss_paths(
     lines: Mapping[str, Line] | None = None,
     at: Sequence[float] = POINTS,
     *,
-    per_task: int = 200,
+    per_task: int = DRAWN,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[LossPath, ...]:
@@ -250,7 +252,7 @@ def gap_path(
     stream: TaskStream,
     scales: Sequence[float] = SCALES,
     *,
-    per_task: int = 200,
+    per_task: int = DRAWN,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> GapPath:

@@ -9,7 +9,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 from intarsia import tables
 from intarsia.compare import STANDARD, Bench, compare
 from intarsia.console import ERR, bar, facts
-from intarsia.diagnostics import Diagnosis, GapPath, LossPath, diagnose, gap_path, loss_paths
+from intarsia.diagnostics import DRAWN, Diagnosis, GapPath, LossPath, diagnose, gap_path, loss_paths
 from intarsia.errors import InputError
 from intarsia.evaluation import evaluate
 from intarsia.options import Json, Source, open_pool, parse_weights
@@ -28,7 +28,7 @@ class Diagnose:
     weights: str | None = None
     """Coefficients that sum to 1: a=.7,b=.3."""
     per_task: int = 200
-    """Training images drawn from each task."""
+    """Training images drawn from each task; losses.png and gap.png look at 50 at most."""
     beside: tuple[Path, ...] = ()
     """Other pools of the same tasks, to measure and draw beside it."""
     figures: Path | None = None
@@ -68,12 +68,13 @@ class Diagnose:
         short = [pool.path.resolve().name for pool in pools]
         names = short if len(set(short)) == len(short) else [str(pool.path) for pool in pools]
         lines: dict[str, tuple[LossPath, ...]] = {}
+        few = min(self.per_task, DRAWN)
         gaps: dict[str, GapPath] = {}
         for name, pool, stream in zip(names, pools, streams, strict=True):
             with bar(f"lines of {name}") as progress:
-                lines[name] = loss_paths(pool, stream, per_task=self.per_task, progress=progress)
+                lines[name] = loss_paths(pool, stream, per_task=few, progress=progress)
             with bar(f"scales of {name}") as progress:
-                gaps[name] = gap_path(pool, stream, per_task=self.per_task, progress=progress)
+                gaps[name] = gap_path(pool, stream, per_task=few, progress=progress)
         drawn = {
             "gap.png": figures.gaps(gaps),
             "cosines.png": figures.alignment(dict(zip(names, found, strict=True))),
