@@ -13,8 +13,8 @@ from typing import Any
 import tyro
 
 from intarsia import figures
-from intarsia.compare import STANDARD
 from intarsia.evaluation import Evaluation
+from intarsia.methods import STANDARD
 
 EDITED = ("ita", "iel", "tmc")
 

@@ -14,7 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from cases import GREY, positive, randn, stream, vectors
 from intarsia import InputError, Pool, diagnose
 from intarsia.composition import merge
-from intarsia.diagnostics import gap, gap_path, loss_paths
+from intarsia.diagnostics import gap
+from intarsia.landscape import gap_path, loss_paths
 from intarsia.task_vector import TaskVector
 
 

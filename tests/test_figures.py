@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from intarsia import figures
-from intarsia.diagnostics import Diagnosis, GapPath, LossPath
+from intarsia.diagnostics import Diagnosis
 from intarsia.evaluation import Evaluation
+from intarsia.landscape import GapPath, LossPath
 
 FOUND = Evaluation(
     tasks=("animals", "a name of many letters"),

@@ -4,10 +4,9 @@ A run that is in the comparison's folder already, made with the same settings, i
 """
 
 import json
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -21,19 +20,17 @@ import torch
 from tyro.conf import OmitArgPrefixes
 
 from intarsia.backbone import BUILTIN, TARGETS, Backbone
-from intarsia.baselines import derpp, ewc, finetune, frozen, joint, l2, seed, tmc
-from intarsia.baselines.modular import stages
-from intarsia.baselines.stage import Stage
-from intarsia.config import Training, build_adapter, build_regularizer, recommended
+from intarsia.config import Training
 from intarsia.console import LearningBars, bars
 from intarsia.editing import edit_each
 from intarsia.errors import InputError
 from intarsia.evaluation import Scores
-from intarsia.learner import learn
+from intarsia.methods import METHODS, STANDARD, Method
 from intarsia.options import Source, on_device
-from intarsia.run import Progress, peak_memory
+from intarsia.run import peak_memory
 from intarsia.storage import read_json, reading, write, write_json
 from intarsia.stream import TaskStream
+from intarsia.tables import markdown
 
 MEASURES = (
     "final_accuracy",
@@ -46,64 +43,6 @@ MEASURES = (
     "numbers_per_task",
     "images_kept",
 )
-Learn = Callable[[Backbone, TaskStream, Training, Progress, Path], Iterator[Stage]]
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way to learn a stream.
-
-    Args:
-        about: one line.
-        learn: backbone, stream, training, progress, folder of its own -> the method after each task.
-        training: its own settings; epochs, batch and seed are the comparison's.
-        options: what else it is set to.
-    """
-
-    about: str
-    learn: Learn
-    training: Training
-    options: Mapping[str, float]
-
-
-def _cell(method: str, kind: str) -> Method:
-    """ITA or IEL with an adapter, as the tool would learn it."""
-    strength, training = recommended(method, kind)
-    adapter, regularizer = build_adapter(kind), build_regularizer(method, strength)
-
-    def run(b: Backbone, s: TaskStream, t: Training, p: Progress, folder: Path) -> Iterator[Stage]:
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that did not end
-        pool = learn(b, s, out=folder, adapter=adapter, regularizer=regularizer, training=t, progress=p)
-        yield from stages(pool)
-
-    return Method(f"{method.upper()}, {adapter}: modules, their mean", run, training, {"strength": strength})
-
-
-def _baseline(about: str, learn: Callable[..., Iterator[Stage]], lr: float, **options: float) -> Method:
-    def run(b: Backbone, s: TaskStream, t: Training, p: Progress, folder: Path) -> Iterator[Stage]:
-        return learn(b, s, training=t, progress=p, **options)
-
-    return Method(about, run, Training(lr=lr, unit_fisher=True), options)
-
-
-METHODS: Mapping[str, Method] = {
-    "frozen": _baseline("no training: linear discriminant of theta0's features", frozen.learn, 0.0),
-    "joint": _baseline("LoRA, all images at once", joint.learn, 3e-3),
-    "finetune": _baseline("all tuned weights, task after task", finetune.learn, 3e-4),
-    "ewc": _baseline("the same, held by the Fisher of earlier tasks", ewc.learn, 1e-3, strength=1.0),
-    "derpp": _baseline("the same, with 500 old images", derpp.learn, 1e-3),
-    "seed": _baseline("five experts, Gaussians of the classes", seed.learn, 1e-3),
-    "tmc": _baseline("tangent models, their mean", tmc.learn, 3e-5),
-    "l2": _baseline("ITA with LoRA and a plain L2", l2.learn, 3e-3),
-    "ita": _cell("ita", "lora"),
-    "ita-full": _cell("ita", "full"),
-    "ita-ia3": _cell("ita", "ia3"),
-    "iel": _cell("iel", "lora"),
-    "iel-full": _cell("iel", "full"),
-    "iel-ia3": _cell("iel", "ia3"),
-}
-STANDARD = ("frozen", "joint", "finetune", "ewc", "l2", "derpp", "tmc", "seed", "ita", "iel")
-"""What is compared if nothing is named."""
 
 
 @dataclass(frozen=True)
@@ -201,40 +140,6 @@ def summary(method: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         means[name] = mean(values) if known else None
         spread[name] = stdev(values) if known and len(values) > 1 else None
     return {"method": method, "about": METHODS[method].about, "seeds": len(runs), **means, "spread": spread}
-
-
-COLUMNS = ("FA %", "FF", "Task-IL %", "average %", "minutes", "MiB", "kept", "images")
-LEGEND = (
-    "FF: forgetting; average: over the models after each task; minutes: set-up + training; MiB: peak memory; "
-    "kept: numbers a task, beside theta0; images: old ones kept. Mean and standard deviation over seeds."
-)
-
-
-def cells(row: Mapping[str, Any]) -> list[str]:
-    """A row as text: the method, then ``COLUMNS``."""
-
-    def accuracy(name: str) -> str:
-        value, spread = row[name], row["spread"][name]
-        if value is None:
-            return "-"
-        return f"{value:.1f}" if spread is None else f"{value:.1f}±{spread:.1f}"
-
-    kept = row["numbers_per_task"]
-    return [
-        row["method"],
-        *(accuracy(name) for name in MEASURES[:4]),
-        f"{row['set_up_minutes']:.1f}+{row['training_minutes']:.1f}",
-        f"{row['memory_mib']:.0f}",
-        f"{kept / 1e6:.2f} M" if kept >= 1e5 else f"{kept:,.0f}",
-        f"{row['images_kept']:.0f}",
-    ]
-
-
-def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table as Markdown."""
-    head = ["method", *COLUMNS]
-    lines = [head, ["---"] * len(head), *(cells(row) for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from intarsia.diagnostics import Diagnosis, GapPath, LossPath
+from intarsia.diagnostics import Diagnosis
 from intarsia.evaluation import Evaluation
+from intarsia.landscape import GapPath, LossPath
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F", "#8B6C42", "#5D3A9B")
 MARKERS = "osD^vP*Xh<"

@@ -17,16 +17,16 @@ from PIL import Image
 from torch import Tensor
 
 from intarsia import figures
-from intarsia.compare import COLUMNS, LEGEND, cells
 from intarsia.composed_model import ComposedModel
-from intarsia.diagnostics import diagnose, loss_paths
+from intarsia.diagnostics import diagnose
 from intarsia.editing import Editable, edit_each
 from intarsia.evaluation import Evaluation, evaluate, matching_tasks
 from intarsia.images import Preprocessing, unit
+from intarsia.landscape import loss_paths
 from intarsia.pool import Pool
 from intarsia.storage import read_json, reading, write, writing
 from intarsia.stream import Task, TaskStream
-from intarsia.tables import theorem
+from intarsia.tables import COLUMNS, LEGEND, cells, theorem
 
 SAMPLES = 6
 CONFUSED = 3

@@ -7,11 +7,13 @@ from typing import Any, Literal
 from tyro.conf import OmitArgPrefixes, Positional
 
 from intarsia import tables
-from intarsia.compare import STANDARD, Bench, compare
+from intarsia.compare import Bench, compare
 from intarsia.console import ERR, bar, facts
-from intarsia.diagnostics import DRAWN, Diagnosis, GapPath, LossPath, diagnose, gap_path, loss_paths
+from intarsia.diagnostics import Diagnosis, diagnose
 from intarsia.errors import InputError
 from intarsia.evaluation import evaluate
+from intarsia.landscape import DRAWN, GapPath, LossPath, gap_path, loss_paths
+from intarsia.methods import STANDARD
 from intarsia.options import Json, Source, open_pool, parse_weights
 from intarsia.pool import Pool
 from intarsia.presets import PRESETS, preset_of, verify

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from intarsia.compare import COLUMNS, LEGEND, cells
 from intarsia.console import facts, table
 from intarsia.diagnostics import Diagnosis
 from intarsia.evaluation import Evaluation
@@ -91,6 +90,43 @@ def presets(cells: Sequence[Preset]) -> None:
     ]
     note = f"FA: the paper's, mean of three runs; `presets verify` allows {TOLERANCE:g} point around it."
     table("", ("preset", "tasks, classes", "strength", "epochs", "FA %", "hyper-parameters"), rows, note)
+
+
+COLUMNS = ("FA %", "FF", "Task-IL %", "average %", "minutes", "MiB", "kept", "images")
+LEGEND = (
+    "FF: forgetting; average: over the models after each task; minutes: set-up + training; MiB: peak memory; "
+    "kept: numbers a task, beside theta0; images: old ones kept. Mean and standard deviation over seeds."
+)
+
+
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """A row as text: the method, then ``COLUMNS``."""
+
+    def accuracy(name: str) -> str:
+        value, spread = row[name], row["spread"][name]
+        if value is None:
+            return "-"
+        return f"{value:.1f}" if spread is None else f"{value:.1f}±{spread:.1f}"
+
+    kept = row["numbers_per_task"]
+    return [
+        row["method"],
+        *(
+            accuracy(name)
+            for name in ("final_accuracy", "final_forgetting", "task_il_accuracy", "average_incremental_accuracy")
+        ),
+        f"{row['set_up_minutes']:.1f}+{row['training_minutes']:.1f}",
+        f"{row['memory_mib']:.0f}",
+        f"{kept / 1e6:.2f} M" if kept >= 1e5 else f"{kept:,.0f}",
+        f"{row['images_kept']:.0f}",
+    ]
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table as Markdown."""
+    head = ["method", *COLUMNS]
+    lines = [head, ["---"] * len(head), *(cells(row) for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def comparison(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -1,0 +1,74 @@
+"""What ``compare`` can run: ITA and IEL as the tool learns them, and the methods of others, each with its settings."""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from intarsia.backbone import Backbone
+from intarsia.baselines import derpp, ewc, finetune, frozen, joint, l2, seed, tmc
+from intarsia.baselines.modular import stages
+from intarsia.baselines.stage import Stage
+from intarsia.config import Training, build_adapter, build_regularizer, recommended
+from intarsia.learner import learn
+from intarsia.run import Progress
+from intarsia.stream import TaskStream
+
+Learn = Callable[[Backbone, TaskStream, Training, Progress, Path], Iterator[Stage]]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to learn a stream.
+
+    Args:
+        about: one line.
+        learn: backbone, stream, training, progress, folder of its own -> the method after each task.
+        training: its own settings; epochs, batch and seed are the comparison's.
+        options: what else it is set to.
+    """
+
+    about: str
+    learn: Learn
+    training: Training
+    options: Mapping[str, float]
+
+
+def _cell(method: str, kind: str) -> Method:
+    """ITA or IEL with an adapter, as the tool would learn it."""
+    strength, training = recommended(method, kind)
+    adapter, regularizer = build_adapter(kind), build_regularizer(method, strength)
+
+    def run(b: Backbone, s: TaskStream, t: Training, p: Progress, folder: Path) -> Iterator[Stage]:
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that did not end
+        pool = learn(b, s, out=folder, adapter=adapter, regularizer=regularizer, training=t, progress=p)
+        yield from stages(pool)
+
+    return Method(f"{method.upper()}, {adapter}: modules, their mean", run, training, {"strength": strength})
+
+
+def _baseline(about: str, learn: Callable[..., Iterator[Stage]], lr: float, **options: float) -> Method:
+    def run(b: Backbone, s: TaskStream, t: Training, p: Progress, folder: Path) -> Iterator[Stage]:
+        return learn(b, s, training=t, progress=p, **options)
+
+    return Method(about, run, Training(lr=lr, unit_fisher=True), options)
+
+
+METHODS: Mapping[str, Method] = {
+    "frozen": _baseline("no training: linear discriminant of theta0's features", frozen.learn, 0.0),
+    "joint": _baseline("LoRA, all images at once", joint.learn, 3e-3),
+    "finetune": _baseline("all tuned weights, task after task", finetune.learn, 3e-4),
+    "ewc": _baseline("the same, held by the Fisher of earlier tasks", ewc.learn, 1e-3, strength=1.0),
+    "derpp": _baseline("the same, with 500 old images", derpp.learn, 1e-3),
+    "seed": _baseline("five experts, Gaussians of the classes", seed.learn, 1e-3),
+    "tmc": _baseline("tangent models, their mean", tmc.learn, 3e-5),
+    "l2": _baseline("ITA with LoRA and a plain L2", l2.learn, 3e-3),
+    "ita": _cell("ita", "lora"),
+    "ita-full": _cell("ita", "full"),
+    "ita-ia3": _cell("ita", "ia3"),
+    "iel": _cell("iel", "lora"),
+    "iel-full": _cell("iel", "full"),
+    "iel-ia3": _cell("iel", "ia3"),
+}
+STANDARD = ("frozen", "joint", "finetune", "ewc", "l2", "derpp", "tmc", "seed", "ita", "iel")
+"""What is compared if nothing is named."""
