@@ -1,6 +1,6 @@
 """Verbs that look into a pool or set methods side by side, or a run beside the paper, and the page about either."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,15 +56,17 @@ class Diagnose:
         for pool, stream in zip(pools, streams, strict=True):
             with bar(f"networks of {pool.path.name}") as progress:
                 found.append(diagnose(pool, stream, weights=weights, per_task=self.per_task, progress=progress))
-        if self.figures is not None:
-            self._draw(pools, streams, found, self.figures)
+        around = {} if self.figures is None else self._draw(pools, streams, found, self.figures)
         if not self.json:
             for path, diagnosis in zip(paths, found, strict=True):
                 tables.diagnosis(diagnosis, str(path) if self.beside else "")
         beside = {str(path): d.record() for path, d in zip(self.beside, found[1:], strict=True)}
-        return found[0].record() | ({"beside": beside} if beside else {})
+        return found[0].record() | ({"beside": beside} if beside else {}) | around
 
-    def _draw(self, pools: list[Pool], streams: list[TaskStream], found: list[Diagnosis], folder: Path) -> None:
+    def _draw(
+        self, pools: list[Pool], streams: list[TaskStream], found: list[Diagnosis], folder: Path
+    ) -> dict[str, Any]:
+        """The three figures, written; what was measured for them, by pool."""
         from intarsia import figures  # noqa: PLC0415  matplotlib takes as long to load as all verbs together
 
         short = [pool.path.resolve().name for pool in pools]
@@ -86,6 +88,10 @@ class Diagnose:
             folder.mkdir(parents=True, exist_ok=True)
         for name, figure in drawn.items():
             write(figures.png(figure), folder / name)
+        return {
+            "lines": {name: [asdict(path) for path in paths] for name, paths in lines.items()},
+            "gap_by_scale": {name: asdict(path) for name, path in gaps.items()},
+        }
 
 
 @dataclass(frozen=True)
