@@ -61,7 +61,7 @@ METHODS: Mapping[str, Method] = {
     "ewc": _baseline("the same, held by the Fisher of earlier tasks", ewc.learn, 1e-3, strength=1.0),
     "derpp": _baseline("the same, with 500 old images", derpp.learn, 1e-3),
     "seed": _baseline("five experts, Gaussians of the classes", seed.learn, 1e-3),
-    "tmc": _baseline("tangent models, their mean", tmc.learn, 3e-5),
+    "tmc": _baseline("tangent models, their mean", tmc.learn, 1e-5),
     "l2": _baseline("ITA with LoRA and a plain L2", l2.learn, 3e-3),
     "ita": _cell("ita", "lora"),
     "ita-full": _cell("ita", "full"),
