@@ -151,7 +151,7 @@ def test_diagnose_draws_pools_side_by_side(world: Path, pool: Path, capsys: pyte
     found = result("diagnose", pool, "--beside", world / "loose", "--figures", world / "figures" / "new")
     beside, lines, gaps = (found.pop(key) for key in ("beside", "lines", "gap_by_scale"))
     assert [len(lines[name]) for name in ("pool", "loose")] == [2, 2]
-    assert gaps["pool"]["measured"][-1] == pytest.approx(found["true_gap"], rel=1e-6)
+    assert gaps["pool"]["measured"][gaps["pool"]["scales"].index(1.0)] == pytest.approx(found["true_gap"], rel=1e-6)
     beside = beside[str(world / "loose")]
     for own, path in ((found, pool), (beside, world / "loose")):
         alone = result("diagnose", path)

@@ -118,23 +118,21 @@ def losses(paths: Mapping[str, Sequence[LossPath]]) -> Figure:
 
 
 def gaps(found: Mapping[str, GapPath]) -> Figure:
-    """Jensen's gap against the scale of the task vectors, pool by pool: measured, and at second order."""
+    """Jensen's gap over the square of the vectors' scale, pool by pool: level while second order says it all."""
     figure = Figure(figsize=(0.7 * WIDTH * max(len(found), 1.4), HEIGHT), layout="constrained")
-    highest = max(max(p.measured + p.diagonal + p.whole) for p in found.values())
-    lowest = min(min(p.diagonal) for p in found.values())
     for place, (name, path) in enumerate(found.items(), start=1):
         axes = figure.add_subplot(1, len(found), place)
-        positive = [(s, gap) for s, gap in zip(path.scales, path.measured, strict=True) if gap > 0]
-        axes.plot(*zip(*positive, strict=True), color=COLOURS[0], marker="o", markersize=4, label="measured")
-        axes.plot(path.scales, path.whole, color=COLOURS[1], linestyle="--", label="whole Fisher")
-        axes.plot(path.scales, path.diagonal, color=COLOURS[2], linestyle=":", label="diagonal Fisher")
+        squares = np.square(path.scales)
+        axes.plot(path.scales, path.measured / squares, color=COLOURS[0], marker="o", markersize=4, label="measured")
+        axes.plot(path.scales, path.whole / squares, color=COLOURS[1], linestyle="--", label="whole Fisher")
+        axes.plot(path.scales, path.diagonal / squares, color=COLOURS[2], linestyle=":", label="diagonal Fisher")
         axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.set_ylim(0.5 * max(lowest, 1e-9), 2 * highest)
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(0.0, low), 1.3 * high)
         axes.set_title(name)
         axes.set_xlabel("scale of the task vectors")
-        axes.set_ylabel("gap, nats")
-        axes.legend(fontsize=7, frameon=False)
+        axes.set_ylabel("gap / scale², nats")
+        axes.legend(fontsize=7, frameon=False, loc="upper left")
     return figure
 
 
