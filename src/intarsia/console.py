@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -60,7 +61,15 @@ class _Bar:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], note: str = "") -> None:
     """Print a table; the first column is text, the others are numbers (floats with one decimal, None as a dash)."""
-    grid = Table(title=title, title_justify="left", caption=note or None, caption_justify="left")
+    grid = Table(
+        title=title,
+        title_justify="left",
+        caption=note or None,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     longest = max((len(str(row[0])) for row in rows), default=0)
     for i, column in enumerate(columns):
         whole = i == 0 and longest <= SHORT

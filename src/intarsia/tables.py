@@ -115,7 +115,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
             accuracy(name)
             for name in ("final_accuracy", "final_forgetting", "task_il_accuracy", "average_incremental_accuracy")
         ),
-        f"{row['set_up_minutes']:.1f}+{row['training_minutes']:.1f}",
+        "+".join(f"{m:.1f}" if m < 10 else f"{m:.0f}" for m in (row["set_up_minutes"], row["training_minutes"])),
         f"{row['memory_mib']:.0f}",
         f"{kept / 1e6:.2f} M" if kept >= 1e5 else f"{kept:,.0f}",
         f"{row['images_kept']:.0f}",
