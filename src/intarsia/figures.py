@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from intarsia.diagnostics import Diagnosis
 from intarsia.evaluation import Evaluation
@@ -165,18 +166,16 @@ def editing(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
             points = [(r["control_accuracy"] or 0, r["target_accuracy"] or 0) for r in found if r["how"] == how]
             if points:
                 x, y = zip(*points, strict=True)
-                axes.plot(
-                    x,
-                    y,
-                    marker,
-                    color=colour,
-                    markersize=4,
-                    linestyle="none",
-                    label=f"{method}: {how}" if method else how,
-                )
+                label = f"{method}: {how}" if method else how
+                axes.plot(x, y, marker, color=colour, markersize=4, linestyle="none", label=label)
     axes.set_xlabel("accuracy on the other tasks, %")
     axes.set_ylabel("accuracy on the target, %")
-    figure.legend(loc="outside upper center", ncols=2, fontsize=6, frameon=False)
+    keys = [Line2D([], [], color=c, marker="s", linestyle="none") for c, _ in zip(cycle(COLOURS), hows, strict=False)]
+    names = list(hows)
+    if len(rows) > 1:  # the shape says which method
+        keys += [Line2D([], [], color="grey", marker=m, linestyle="none") for m, _ in zip(MARKERS, rows, strict=False)]
+        names += list(rows)
+    figure.legend(keys, names, loc="outside upper center", ncols=4, fontsize=7, frameon=False)
     return figure
 
 
