@@ -18,7 +18,6 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from workbench import Setting, Workbench
 
 from intarsia.composed_model import ComposedModel
 from intarsia.composition import specialize, unlearn
@@ -27,6 +26,7 @@ from intarsia.editing import Editable, edit_each
 from intarsia.errors import InputError
 from intarsia.evaluation import Scores, evaluate
 from intarsia.stream import TaskStream
+from workbench import Setting, Workbench
 
 Cell = tuple[Literal["ita", "iel"], Literal["lora", "full", "ia3"]]
 Run = tuple[dict[str, Any], Callable[[], dict[str, Any]]]
@@ -292,7 +292,7 @@ def run(chosen: Results) -> None:
             loaded = loaded.validation(0.2, 0) if chosen.plan in ("search", "peers") else loaded
             loaded = loaded.subset(range(chosen.tasks)) if chosen.tasks else loaded
             part = {"tasks": chosen.tasks} if chosen.tasks else {}
-            bench = Workbench(loaded, seed, Training())
+            bench = Workbench(loaded, seed)
             for what, measure in PLANS[chosen.plan](bench, chosen.cells):
                 ledger.once({"stream": stream, "seed": seed, **part, **what}, measure)
 

@@ -8,6 +8,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from torch import nn
@@ -15,7 +16,7 @@ from torch import nn
 from intarsia.backbone import Backbone
 from intarsia.composed_model import ComposedModel
 from intarsia.composition import Heads, Recipe, anchored_in, compose_heads, mean, merge, specialize
-from intarsia.config import Training, build_adapter, build_regularizer
+from intarsia.config import Training, build_adapter, build_regularizer, recommended
 from intarsia.evaluation import evaluate
 from intarsia.fisher import Fisher
 from intarsia.heads import Head, discriminant
@@ -28,6 +29,17 @@ from intarsia.tuning import fine_tune
 
 OTHER_HEADS: tuple[Heads, ...] = ("carried", "aligned", "own")
 """Than the anchored ones."""
+SET_UP = (
+    "batch_size",
+    "pretune_epochs",
+    "pretune_lr",
+    "alignment",
+    "alignment_epochs",
+    "components",
+    "fisher",
+    "probes",
+)
+"""Settings that steps 1 to 4 depend on."""
 
 
 @dataclass(frozen=True)
@@ -60,27 +72,49 @@ class Workbench:
     Args:
         stream: the tasks.
         seed: of everything random.
-        training: settings of steps 1 to 4; later settings must agree with it on those.
+        training: settings of steps 1 to 4; the tool's own if None.
     """
 
     def __init__(self, stream: TaskStream, seed: int, training: Training | None = None) -> None:
         self.backbone = Backbone.load()
         self.stream = stream
-        self.base = replace(training or Training(), seed=seed)
-        run = Run(self.backbone, build_adapter("lora"), build_regularizer("ita", 0.0), self.base, stream)
-        started, memory = time.perf_counter(), Memory()
-        self.preludes: list[Prelude] = []
-        for task in stream:
+        self.base = replace(training or recommended("ita", "lora")[1], seed=seed)
+
+    @cached_property
+    def preludes(self) -> list[Prelude]:
+        """Steps 1 to 4 of every task, made when first asked for."""
+        run = Run(self.backbone, build_adapter("lora"), build_regularizer("ita", 0.0), self.base, self.stream)
+        memory, made = Memory(), list[Prelude]()
+        for task in self.stream:
             earlier = memory.fisher
             prepared = prepare(run, task, memory)
-            self.preludes.append(Prelude(prepared, replace(memory), earlier))
-        self.set_up_seconds = time.perf_counter() - started
-        assert memory.fisher is not None and memory.reference is not None
-        self.fisher, self.reference = memory.fisher, memory.reference
+            made.append(Prelude(prepared, replace(memory), earlier))
+        return made
+
+    @property
+    def fisher(self) -> Fisher:
+        """Of all tasks."""
+        found = self.preludes[-1].memory.fisher
+        assert found is not None
+        return found
+
+    @property
+    def reference(self) -> Head:
+        """Of all tasks."""
+        found = self.preludes[-1].memory.reference
+        assert found is not None
+        return found
 
     def learn(self, setting: Setting) -> list[Module]:
-        """Step 5 for every task."""
+        """Step 5 for every task.
+
+        Raises:
+            ValueError: the setting asks for other steps 1 to 4 than were made.
+        """
         training = replace(setting.training, seed=self.base.seed)
+        for name in SET_UP:
+            if getattr(training, name) != getattr(self.base, name):
+                raise ValueError(f"{name} {getattr(training, name)}: steps 1 to 4 had {getattr(self.base, name)}")
         adapter = build_adapter(setting.adapter, setting.rank)
         regularizer = build_regularizer(setting.method, setting.strength)
         run = Run(self.backbone, adapter, regularizer, training, self.stream)

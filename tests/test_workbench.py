@@ -1,0 +1,38 @@
+"""The tables of docs/results.md are made by the benchmarks' workbench: it learns what ``learn`` learns."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from intarsia import IEL, ITA, Backbone, LoRA, TaskStream, evaluate, learn
+from intarsia.config import recommended
+from workbench import Setting, Workbench
+
+
+@pytest.mark.parametrize("method", ["ita", "iel"])
+def test_the_workbench_learns_what_learn_learns(method: str, tmp_path: Path) -> None:
+    stream = TaskStream.load("sketches", max_per_class=4).subset(range(2))
+    strength, training = recommended(method, "lora")
+    training = replace(training, epochs=1, seed=3)
+    regularizer = ITA(strength) if method == "ita" else IEL(strength)
+    pool = learn(
+        Backbone.load(), stream, out=tmp_path / "pool", adapter=LoRA(16), regularizer=regularizer, training=training
+    )
+    bench = Workbench(stream, 3)
+    setting = Setting("ita" if method == "ita" else "iel", "lora", strength, training)
+    modules = bench.learn(setting)
+    for made in modules:
+        kept = pool.module(made.card.task)
+        for name, tau in kept.dense(pool.adapter, pool.backbone.tuned).items():
+            torch.testing.assert_close(made.dense(LoRA(16), bench.backbone.tuned)[name], tau)
+    found = evaluate(bench.compose(setting, modules), stream)
+    assert found.accuracy_matrix == evaluate(pool.mean(), stream).accuracy_matrix
+
+
+def test_a_setting_that_needs_another_set_up_is_refused() -> None:
+    stream = TaskStream.load("sketches", max_per_class=4).subset(range(1))
+    strength, training = recommended("ita", "lora")
+    with pytest.raises(ValueError, match="batch_size 64: steps 1 to 4 had 32"):
+        Workbench(stream, 0).learn(Setting("ita", "lora", strength, replace(training, batch_size=64)))
