@@ -15,6 +15,7 @@ import tyro
 from intarsia import figures
 from intarsia.evaluation import Evaluation
 from intarsia.methods import STANDARD
+from intarsia.report import seconds_a_task
 
 EDITED = ("ita", "iel", "tmc")
 
@@ -45,16 +46,10 @@ def main(chosen: Drawings) -> None:
     """Draw and write."""
     runs: dict[str, dict[str, Any]] = {m: json.loads((chosen.compared / f"{m}-0.json").read_text()) for m in STANDARD}
     matrix = {field: runs["iel"][field] for field in Evaluation.__dataclass_fields__}
-    per_task = {m: len(run["tasks"]) / 60 for m, run in runs.items()}
     drawn = {
         "matrix": figures.accuracy_matrix(Evaluation(**matrix)),
         "accuracy": figures.accuracy_by_task({m: run["incremental_accuracy"] for m, run in runs.items()}),
-        "times": figures.times(
-            {
-                m: [(run["set_up_minutes"] / per_task[m], run["training_minutes"] / per_task[m])]
-                for m, run in runs.items()
-            }
-        ),
+        "times": figures.times({m: [seconds_a_task(run, len(run["tasks"]))] for m, run in runs.items()}),
         "editing": figures.editing({m: runs[m]["edits"] for m in EDITED}),
         "strengths": figures.strengths(accuracy_against_strength(chosen.strengths)),
     }

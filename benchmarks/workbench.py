@@ -91,20 +91,6 @@ class Workbench:
             made.append(Prelude(prepared, replace(memory), earlier))
         return made
 
-    @property
-    def fisher(self) -> Fisher:
-        """Of all tasks."""
-        found = self.preludes[-1].memory.fisher
-        assert found is not None
-        return found
-
-    @property
-    def reference(self) -> Head:
-        """Of all tasks."""
-        found = self.preludes[-1].memory.reference
-        assert found is not None
-        return found
-
     def learn(self, setting: Setting) -> list[Module]:
         """Step 5 for every task.
 
@@ -124,7 +110,8 @@ class Workbench:
             memory, others = replace(prelude.memory, total=total), prelude.earlier
             if training.fisher_over == "others":
                 memory = replace(self.preludes[-1].memory, total=total)
-                others = self.fisher - prepared.fisher
+                assert memory.fisher is not None
+                others = memory.fisher - prepared.fisher
             tuned = fine_tune(run, prepared, memory, others)
             total = memory.total
             assert memory.reference is not None
@@ -152,7 +139,9 @@ class Workbench:
     def frozen(self, heads: Literal["carried", "aligned"] = "carried") -> ComposedModel:
         """theta0 with the discriminant of all classes, or with the ``aligned`` reference heads of all tasks."""
         classes = Gaussians.join([p.prepared.statistics.gaussians() for p in self.preludes])
-        head = self.reference if heads == "aligned" else discriminant(classes)
+        reference = self.preludes[-1].memory.reference
+        assert reference is not None
+        head = reference if heads == "aligned" else discriminant(classes)
         return self._model(copy.deepcopy(self.backbone.model), head, tuple(t.name for t in self.stream), None)
 
     def _model(

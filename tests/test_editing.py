@@ -44,7 +44,7 @@ def test_a_pool_is_edited_as_its_own_verbs_do(pool: Pool) -> None:
         "negate 0.5": lambda task: pool.unlearn(task, mode="negate", scale=0.5),
         "drop": pool.unlearn,
     }
-    rows = edit_each(Editable.of_pool(pool), stream(), ["task02"])
+    rows = edit_each(Editable.of_pool(pool, pool.mean()), stream(), ["task02"])
     assert [row["how"] for row in rows] == list(models)
     for row in rows:
         expected = target_and_control(models[row["how"]]("task02"), stream(), "task02")
@@ -54,4 +54,4 @@ def test_a_pool_is_edited_as_its_own_verbs_do(pool: Pool) -> None:
 
 def test_the_only_module_cannot_be_dropped(pool: Pool) -> None:
     alone = Pool(pool.path, replace(pool.index, tasks=pool.tasks[:1]), pool.backbone)
-    assert "drop" not in Editable.of_pool(alone).edits("task01")
+    assert "drop" not in Editable.of_pool(alone, alone.mean()).edits("task01")

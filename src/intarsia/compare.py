@@ -30,13 +30,10 @@ from intarsia.options import Source, on_device
 from intarsia.run import peak_memory
 from intarsia.storage import read_json, reading, write, write_json
 from intarsia.stream import TaskStream
-from intarsia.tables import markdown
+from intarsia.tables import ACCURACIES, markdown
 
 MEASURES = (
-    "final_accuracy",
-    "final_forgetting",
-    "task_il_accuracy",
-    "average_incremental_accuracy",
+    *ACCURACIES,
     "set_up_minutes",
     "training_minutes",
     "memory_mib",

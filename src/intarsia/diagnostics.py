@@ -20,6 +20,7 @@ from intarsia import composition
 from intarsia.composition import merge
 from intarsia.evaluation import matching_tasks
 from intarsia.heads import Head
+from intarsia.module import Module
 from intarsia.pool import Pool
 from intarsia.stream import TaskStream
 from intarsia.task_vector import TaskVector
@@ -87,6 +88,83 @@ def gap(vectors: Sequence[Mapping[str, Tensor]], weights: Sequence[float], metri
     return 0.5 * spread
 
 
+@dataclass(frozen=True)
+class Sample:
+    """Modules of a pool, and training images on which networks are measured under the aligned reference heads.
+
+    Args:
+        pool: theirs.
+        modules: in the pool's order.
+        head: the reference heads of all classes of the pool, on the backbone's device.
+        fisher: the pool's mean diagonal Fisher, by weight name.
+        images: uint8.
+        labels: among all classes of the pool.
+    """
+
+    pool: Pool
+    modules: tuple[Module, ...]
+    head: Head
+    fisher: Mapping[str, Tensor]
+    images: Tensor
+    labels: Tensor
+
+    @classmethod
+    def draw(cls, pool: Pool, stream: TaskStream, tasks: Sequence[str], per_task: int, seed: int) -> "Sample":
+        """So many training images of each of some tasks of a pool that has modules.
+
+        Raises:
+            InputError: the stream does not fit the pool.
+        """
+        reference, running, known = pool.reference(), pool.fisher(), pool.classes
+        assert reference is not None and running is not None
+        generator = torch.Generator().manual_seed(seed)
+        offsets, first = {}, 0
+        for task, classes in known.items():
+            offsets[task], first = first, first + len(classes)
+        images, labels = [], []
+        for task in matching_tasks({t: known[t] for t in tasks}, stream):
+            index = torch.randperm(len(task.train), generator=generator)[:per_task]
+            images.append(task.train.tensor(pool.backbone.preprocessing)[index])
+            labels.append(task.train.labels[index] + offsets[task.name])
+        modules, head = tuple(pool.module(t) for t in tasks), reference.to(pool.backbone.device)
+        return cls(pool, modules, head, running.mean(0.0), torch.cat(images), torch.cat(labels))
+
+    def vectors(self) -> list[TaskVector]:
+        """The modules' task vectors, dense."""
+        return [m.dense(self.pool.adapter, self.pool.backbone.tuned) for m in self.modules]
+
+    def composed_loss(self, weights: Mapping[str, float]) -> float:
+        """The loss of theta0 + sum_t w_t tau_t."""
+        return self.loss(merge(self.pool.backbone, self.pool.adapter, self.modules, weights))
+
+    @torch.no_grad()
+    def loss(self, network: nn.Module) -> float:
+        """Mean cross-entropy over a network's features, nats an image."""
+        normalize, device = self.pool.backbone.preprocessing.normalize, self.pool.backbone.device
+        total = 0.0
+        for x, y in zip(self.images.split(BATCH), self.labels.split(BATCH), strict=True):
+            logits = self.head(network.to(device)(normalize(x.to(device))))
+            total += float(F.cross_entropy(logits, y.to(device), reduction="sum"))
+        return total / len(self.labels)
+
+    def gradient(self, head: Head | None = None) -> TaskVector:
+        """G of the mean loss by the tuned weights at theta0, by weight name; under other heads if some are given."""
+        backbone, head = self.pool.backbone, self.head if head is None else head
+        weights = [backbone.model.get_submodule(path).get_parameter("weight") for path in backbone.targets.values()]
+        sums: list[Tensor] = [torch.zeros_like(w) for w in weights]
+        try:
+            for w in weights:
+                w.requires_grad_(True)
+            for x, y in zip(self.images.split(BATCH), self.labels.split(BATCH), strict=True):
+                logits = head(backbone.model(backbone.preprocessing.normalize(x.to(backbone.device))))
+                loss = F.cross_entropy(logits, y.to(backbone.device), reduction="sum") / len(self.labels)
+                sums = [total + g for total, g in zip(sums, torch.autograd.grad(loss, weights), strict=True)]
+        finally:
+            for w in weights:
+                w.requires_grad_(False)
+        return TaskVector(dict(zip(backbone.targets, sums, strict=True)))
+
+
 def diagnose(
     pool: Pool,
     stream: TaskStream,
@@ -109,25 +187,22 @@ def diagnose(
     Raises:
         InputError: the pool is empty, or the stream does not fit it.
     """
-    tasks, reference, running = pool.learned(), pool.reference(), pool.fisher()
-    assert reference is not None and running is not None
+    tasks = pool.learned()
     recipe = composition.mean(tasks) if weights is None else composition.weighted(tasks, weights)
     w, names = recipe.weights, recipe.tasks
-    images, labels = drawn(pool, stream, names, per_task, seed)
-    modules = {t: pool.module(t) for t in names}
-    head = reference.to(pool.backbone.device)
+    sample = Sample.draw(pool, stream, names, per_task, seed)
     networks: list[Mapping[str, float]] = [{}, w, *({t: 1.0} for t in names)]
     losses: list[float] = []
     for i, coefficients in enumerate(networks):
-        network = merge(pool.backbone, pool.adapter, list(modules.values()), coefficients)
-        losses.append(mean_loss_of(network, head, images, labels, pool))
+        losses.append(sample.composed_loss(coefficients))
         if progress is not None:
             progress(i + 1, len(networks))
-    vectors = [modules[t].dense(pool.adapter, pool.backbone.tuned) for t in names]
+    vectors = sample.vectors()
     composed = sum((w[t] * v for t, v in zip(names[1:], vectors[1:], strict=True)), w[names[0]] * vectors[0])
     mean_loss = sum(w[t] * x for t, x in zip(names, losses[2:], strict=True))
-    predicted = gap(vectors, [w[t] for t in names], running.mean(0.0))
-    untuned = Head.random(len(head), head.weight.shape[1], torch.Generator().manual_seed(seed)).to(pool.backbone.device)
+    predicted = gap(vectors, [w[t] for t in names], sample.fisher)
+    width, generator = sample.head.weight.shape[1], torch.Generator().manual_seed(seed)
+    untuned = Head.random(len(sample.head), width, generator).to(pool.backbone.device)
     return Diagnosis(
         tasks=names,
         theta0_loss=losses[0],
@@ -137,54 +212,10 @@ def diagnose(
         true_gap=mean_loss - losses[1],
         predicted_gap=predicted,
         remainder=mean_loss - losses[1] - predicted,
-        gradient_norm=float(gradient_of(pool, head, images, labels).norm()),
-        gradient_norm_before=float(gradient_of(pool, untuned, images, labels).norm()),
+        gradient_norm=float(sample.gradient().norm()),
+        gradient_norm_before=float(sample.gradient(untuned).norm()),
         vector_norms=tuple(float(v.norm()) for v in vectors),
         cosines=tuple(tuple(float(v.cosine(u)) for u in vectors) for v in vectors),
         cosine_to_composed=tuple(float(v.cosine(composed)) for v in vectors),
-        images=len(labels),
+        images=len(sample.labels),
     )
-
-
-def drawn(pool: Pool, stream: TaskStream, names: Sequence[str], per_task: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Training images of the named tasks, and their labels among all classes of the pool."""
-    generator = torch.Generator().manual_seed(seed)
-    known = pool.classes
-    offsets, first = {}, 0
-    for task, classes in known.items():
-        offsets[task], first = first, first + len(classes)
-    images, labels = [], []
-    for task in matching_tasks({t: known[t] for t in names}, stream):
-        index = torch.randperm(len(task.train), generator=generator)[:per_task]
-        images.append(task.train.tensor(pool.backbone.preprocessing)[index])
-        labels.append(task.train.labels[index] + offsets[task.name])
-    return torch.cat(images), torch.cat(labels)
-
-
-@torch.no_grad()
-def mean_loss_of(network: nn.Module, head: Head, images: Tensor, labels: Tensor, pool: Pool) -> float:
-    """Cross-entropy of a head over a network's features, nats an image; uint8 images and their labels."""
-    normalize, device = pool.backbone.preprocessing.normalize, pool.backbone.device
-    total = 0.0
-    for x, y in zip(images.split(BATCH), labels.split(BATCH), strict=True):
-        logits = head(network.to(device)(normalize(x.to(device))))
-        total += float(F.cross_entropy(logits, y.to(device), reduction="sum"))
-    return total / len(labels)
-
-
-def gradient_of(pool: Pool, head: Head, images: Tensor, labels: Tensor) -> TaskVector:
-    """G of the mean loss by the tuned weights at theta0, by weight name."""
-    backbone = pool.backbone
-    weights = [backbone.model.get_submodule(path).get_parameter("weight") for path in backbone.targets.values()]
-    sums: list[Tensor] = [torch.zeros_like(w) for w in weights]
-    try:
-        for w in weights:
-            w.requires_grad_(True)
-        for x, y in zip(images.split(BATCH), labels.split(BATCH), strict=True):
-            logits = head(backbone.model(backbone.preprocessing.normalize(x.to(backbone.device))))
-            loss = F.cross_entropy(logits, y.to(backbone.device), reduction="sum") / len(labels)
-            sums = [total + g for total, g in zip(sums, torch.autograd.grad(loss, weights), strict=True)]
-    finally:
-        for w in weights:
-            w.requires_grad_(False)
-    return TaskVector(dict(zip(backbone.targets, sums, strict=True)))

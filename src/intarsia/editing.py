@@ -51,10 +51,10 @@ class Editable:
         return cls(mean, edits)
 
     @classmethod
-    def of_pool(cls, pool: Pool) -> "Editable":
-        """A pool's modules."""
+    def of_pool(cls, pool: Pool, mean: Classifier) -> "Editable":
+        """A pool's modules, and their mean."""
         return cls.of(
-            pool.mean(),
+            mean,
             lambda task: pool.specialize([task], all_classes=True),
             lambda task: pool.unlearn(task, mode="negate", scale=NEGATED),
             pool.unlearn,

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from intarsia.composition import combination, merge, moved
-from intarsia.diagnostics import BATCH, Progress, drawn, gap, gradient_of, mean_loss_of
-from intarsia.heads import Head
+from intarsia.composition import combination, moved
+from intarsia.diagnostics import BATCH, Progress, Sample, gap
 from intarsia.pool import Pool
 from intarsia.stream import TaskStream
 from intarsia.tangent import Tangent
@@ -65,38 +64,33 @@ def loss_paths(
         at: positions.
         per_task: training images drawn from each task.
         seed: of that draw.
-        progress: called with (networks measured, networks in all).
+        progress: called with (steps done, steps in all): the whole Fisher, then every network.
 
     Example:
         >>> mean = {t: 1 / len(pool.tasks) for t in pool.tasks}
         >>> loss_paths(pool, stream, {"mean": lambda s: {t: s * w for t, w in mean.items()}}, [0, 0.5, 1])
     """
-    tasks, reference, running = pool.learned(), pool.reference(), pool.fisher()
-    assert reference is not None and running is not None
-    head, fisher = reference.to(pool.backbone.device), running.mean(0.0)
-    images, labels = drawn(pool, stream, tasks, per_task, seed)
-    gradient, modules = gradient_of(pool, head, images, labels), [pool.module(t) for t in tasks]
-    start, done, paths = mean_loss_of(pool.backbone.model, head, images, labels, pool), 0, []
-    lines = _lines(tasks) if lines is None else lines
-    total, vectors = len(lines) * len(at) + 1, [m.dense(pool.adapter, pool.backbone.tuned) for m in modules]
+    tasks = pool.learned()
+    sample, lines = Sample.draw(pool, stream, tasks, per_task, seed), _lines(tasks) if lines is None else lines
     mixtures = [[line(s).get(t, 0.0) for t in tasks] for line in lines.values() for s in at]
-    squares = iter(_whole_fisher_squares(pool, vectors, head, images, torch.tensor(mixtures)))
+    squares = iter(_whole_fisher_squares(sample, sample.vectors(), torch.tensor(mixtures)))
+    total, done, paths = 1 + len(lines) * len(at), 1, []
+    if progress is not None:
+        progress(done, total)
+    start, gradient, tuned = sample.loss(pool.backbone.model), sample.gradient(), pool.backbone.tuned
     for name, line in lines.items():
         losses, diagonal, whole = [], [], []
         for position in at:
-            mixed = combination(pool.adapter, modules, line(position))
-            away = TaskVector({weight: mixed(weight, theta0) for weight, theta0 in pool.backbone.tuned.items()})
-            network = moved(pool.backbone, lambda weight, _, away=away: away[weight])
-            losses.append(mean_loss_of(network, head, images, labels, pool))
+            mixed = combination(pool.adapter, sample.modules, line(position))
+            away = TaskVector({weight: mixed(weight, theta0) for weight, theta0 in tuned.items()})
+            losses.append(sample.loss(moved(pool.backbone, lambda weight, _, away=away: away[weight])))
             first = start + float(gradient.inner(away))
-            diagonal.append(first + float(away.inner(away, fisher)) / 2)
+            diagonal.append(first + float(away.inner(away, sample.fisher)) / 2)
             whole.append(first + next(squares) / 2)
             done += 1
             if progress is not None:
                 progress(done, total)
         paths.append(LossPath(name, tuple(at), tuple(losses), tuple(diagonal), tuple(whole)))
-    if progress is not None:
-        progress(total, total)
     return tuple(paths)
 
 
@@ -137,30 +131,26 @@ def gap_path(
         scales: s, of all task vectors at once.
         per_task: training images drawn from each task.
         seed: of that draw.
-        progress: called with (networks measured, networks in all).
+        progress: called with (steps done, steps in all): the whole Fisher, then every network.
     """
-    tasks, reference, running = pool.learned(), pool.reference(), pool.fisher()
-    assert reference is not None and running is not None
-    head, w = reference.to(pool.backbone.device), [1 / len(tasks)] * len(tasks)
-    images, labels = drawn(pool, stream, tasks, per_task, seed)
-    modules = [pool.module(t) for t in tasks]
-    coefficients = [dict.fromkeys(tasks, w[0]), *({t: 1.0} for t in tasks)]
-    total, done, measured = len(scales) * len(coefficients) + 1, 0, []
+    tasks = pool.learned()
+    sample, share = Sample.draw(pool, stream, tasks, per_task, seed), 1 / len(tasks)
+    vectors = sample.vectors()
+    diagonal = gap(vectors, [share] * len(tasks), sample.fisher)
+    away = torch.eye(len(tasks)) - share  # of each vector from the mean of all
+    whole = 0.5 * share * sum(_whole_fisher_squares(sample, vectors, away))
+    coefficients = [dict.fromkeys(tasks, share), *({t: 1.0} for t in tasks)]
+    total, done, measured = 1 + len(scales) * len(coefficients), 1, []
+    if progress is not None:
+        progress(done, total)
     for s in scales:
         losses: list[float] = []
         for mixed in coefficients:
-            network = merge(pool.backbone, pool.adapter, modules, {t: s * c for t, c in mixed.items()})
-            losses.append(mean_loss_of(network, head, images, labels, pool))
+            losses.append(sample.composed_loss({t: s * c for t, c in mixed.items()}))
             done += 1
             if progress is not None:
                 progress(done, total)
-        measured.append(sum(losses[1:]) / len(tasks) - losses[0])
-    vectors = [m.dense(pool.adapter, pool.backbone.tuned) for m in modules]
-    diagonal = gap(vectors, w, running.mean(0.0))
-    away = torch.eye(len(tasks)) - 1 / len(tasks)  # of each vector from the mean of all
-    whole = 0.5 * sum(_whole_fisher_squares(pool, vectors, head, images, away)) / len(tasks)
-    if progress is not None:
-        progress(total, total)
+        measured.append(share * sum(losses[1:]) - losses[0])
     squares = [s * s for s in scales]
     return GapPath(
         tuple(scales), tuple(measured), tuple(q * diagonal for q in squares), tuple(q * whole for q in squares)
@@ -168,22 +158,18 @@ def gap_path(
 
 
 @torch.no_grad()
-def _whole_fisher_squares(
-    pool: Pool, vectors: Sequence[TaskVector], head: Head, images: Tensor, mixtures: Tensor
-) -> list[float]:
+def _whole_fisher_squares(sample: Sample, vectors: Sequence[TaskVector], mixtures: Tensor) -> list[float]:
     """D'Fd of differences d = sum_t m_t tau_t from theta0, F = E J' (diag p - p p') J, J the Jacobian of the logits.
 
     Args:
-        pool: whose theta0.
+        sample: theta0, heads and images.
         vectors: tau_t; one forward derivative of the logits along each.
-        head: of the logits.
-        images: uint8.
         mixtures: m, a row a difference.
     """
-    tangent, normalize = Tangent(pool.backbone), pool.backbone.preprocessing.normalize
-    total = torch.zeros(len(mixtures), dtype=torch.float64)
-    for x in images.split(BATCH):
-        batch, features, along = normalize(x.to(pool.backbone.device)), x, list[Tensor]()
+    backbone, head = sample.pool.backbone, sample.head
+    tangent, total = Tangent(backbone), torch.zeros(len(mixtures), dtype=torch.float64)
+    for x in sample.images.split(BATCH):
+        batch, features, along = backbone.preprocessing.normalize(x.to(backbone.device)), x, list[Tensor]()
         for tau in vectors:
             features, derivative = tangent(batch, tau)
             along.append(derivative @ head.weight.T)
@@ -191,7 +177,7 @@ def _whole_fisher_squares(
         for row, mixed in enumerate(mixtures.to(slopes)):
             d = torch.einsum("t,tbc->bc", mixed, slopes)
             total[row] += ((p * d.square()).sum(1) - (p * d).sum(1).square()).sum().cpu()
-    return (total / len(images)).tolist()
+    return (total / len(sample.images)).tolist()
 
 
 def _lines(tasks: Sequence[str]) -> dict[str, Line]:

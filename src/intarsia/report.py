@@ -96,7 +96,7 @@ def report_pool(
     }
     sections = []
     if edited:
-        rows = edit_each(Editable.of_pool(pool), stream, pool.tasks)
+        rows = edit_each(Editable.of_pool(pool, model), stream, pool.tasks)
         drawn["Every task specialized to and unlearned, one point a task."] = figures.editing({"": rows})
         sections = [("Specialization and unlearning", _edits(rows))]
     progress(3, 4)
@@ -129,10 +129,7 @@ def report_comparison(folder: Path) -> str:
         runs = {name: read_json(folder / f"{name}-0.json") for name in names}
         curves = {name: run["incremental_accuracy"] for name, run in runs.items()}
         tasks = len(next(iter(runs.values()))["tasks"])
-        costs = {
-            name: [(60 * row["set_up_minutes"] / tasks, 60 * row["training_minutes"] / tasks)]
-            for name, row in zip(names, rows, strict=True)
-        }
+        costs = {name: [seconds_a_task(row, tasks)] for name, row in zip(names, rows, strict=True)}
         stream = {key: value for key, value in bench["source"].items() if value}
         table = _table(("method", *COLUMNS), [cells(row) for row in rows])
         abouts = _table(("method", "what it is"), [(row["method"], row["about"]) for row in rows])
@@ -153,6 +150,11 @@ def report_comparison(folder: Path) -> str:
         ("Figures", "".join(_figure(figure, caption) for caption, figure in drawn.items())),
     ]
     return page(f"Comparison {folder.name}", sections)
+
+
+def seconds_a_task(measured: Mapping[str, Any], tasks: int) -> tuple[float, float]:
+    """In set-up and in training, of a comparison's run or row over so many tasks."""
+    return 60 * measured["set_up_minutes"] / tasks, 60 * measured["training_minutes"] / tasks
 
 
 def confused(model: ComposedModel, tasks: Sequence[Task]) -> dict[str, list[Confusion]]:

@@ -92,6 +92,7 @@ def presets(cells: Sequence[Preset]) -> None:
     table("", ("preset", "tasks, classes", "strength", "epochs", "FA %", "hyper-parameters"), rows, note)
 
 
+ACCURACIES = ("final_accuracy", "final_forgetting", "task_il_accuracy", "average_incremental_accuracy")
 COLUMNS = ("FA %", "FF", "Task-IL %", "average %", "minutes", "MiB", "kept", "images")
 LEGEND = (
     "FF: forgetting; average: over the models after each task; minutes: set-up + training; MiB: peak memory; "
@@ -111,10 +112,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     kept = row["numbers_per_task"]
     return [
         row["method"],
-        *(
-            accuracy(name)
-            for name in ("final_accuracy", "final_forgetting", "task_il_accuracy", "average_incremental_accuracy")
-        ),
+        *map(accuracy, ACCURACIES),
         "+".join(f"{m:.1f}" if m < 10 else f"{m:.0f}" for m in (row["set_up_minutes"], row["training_minutes"])),
         f"{row['memory_mib']:.0f}",
         f"{kept / 1e6:.2f} M" if kept >= 1e5 else f"{kept:,.0f}",

@@ -25,7 +25,7 @@ def stages(pool: Pool) -> Iterator[Stage]:
             set_up_seconds=costs[task]["set_up_seconds"],
             training_seconds=costs[task]["training_seconds"],
             numbers=kept,
-            modules=Editable.of_pool(pool) if last else None,
+            modules=Editable.of_pool(pool, mean) if last else None,
         )
 
 
