@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from scipy.stats import multivariate_normal
-from torch import Tensor
+from sklearn.decomposition import PCA
+from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, kl_divergence
 from torch.nn import functional as F
 
@@ -22,11 +23,12 @@ from intarsia.baselines.l2 import L2
 from intarsia.baselines.seed import ClassGaussian, Ensemble, Expert, least_overlap
 from intarsia.baselines.sequential import GrowingHead, Student
 from intarsia.baselines.stage import classifier
-from intarsia.baselines.tmc import Tangent, TangentClassifier, TangentHead
+from intarsia.baselines.tmc import RIDGE, Tangent, TangentClassifier, TangentHead, least_squares, targets
 from intarsia.composition import moved
 from intarsia.evaluation import Scores
 from intarsia.fisher import diagonal_fisher, head_fisher
 from intarsia.heads import Head, discriminant
+from intarsia.preparation import fresh_head
 from intarsia.regularizers import ITA
 from intarsia.run import Run
 from intarsia.statistics import Gaussians
@@ -74,9 +76,10 @@ def test_fine_tuning_is_adamw_on_all_tuned_weights_and_a_head_that_grows() -> No
     tuned = [network.get_parameter(f"{path}.weight") for path in theta0.targets.values()]
     head = None
     for number, task in enumerate(tasks, start=1):
-        fresh = Head.random(2, 16, run.generator(number, "heads"))
-        head = GrowingHead(fresh if head is None else Head.join([head.trained(), fresh]))
         images, labels = task.train.tensor(GREY), task.train.labels + 2 * (number - 1)
+        features = network(GREY.normalize(images)).detach()
+        fresh = fresh_head(run, features, task.train.labels, 2, run.generator(number, "heads"))
+        head = GrowingHead(fresh if head is None else Head.join([head.trained(), fresh]))
         optimizer = torch.optim.AdamW([*tuned, *head.parameters()], lr=1.0, weight_decay=0.0)
         generator, steps = run.generator(number, "training"), 0
         for epoch in range(2):
@@ -130,6 +133,10 @@ def test_ewc_is_the_quadratic_about_where_the_last_task_ended(student: Student) 
     got = keeper.loss(student)
     assert got is not None
     torch.testing.assert_close(got, 1.5 * total / unit, rtol=1e-4, atol=1e-6)
+    keeper.learned(task, run, model, seeded(7))  # the same task again: it holds twice as much
+    again = keeper.loss(student)
+    assert again is not None
+    torch.testing.assert_close(again, 2 * got)
 
 
 def test_ewc_without_strength_is_fine_tuning_and_with_much_of_it_stays() -> None:
@@ -222,6 +229,27 @@ def test_mean_of_tangent_models_answers_with_the_mean_of_their_answers() -> None
     close(dropped, ((a + c) / 2)[:, [0, 1, 4, 5]])
 
 
+def test_tangent_models_train_their_vectors_and_a_least_squares_head() -> None:
+    """The head: no other has less square loss plus ridge. The vectors: longer with a larger learning rate."""
+    features, labels = randn(9, 4, seed=1), torch.tensor([0, 1, 2] * 3)
+
+    def cost(weight: Tensor, bias: Tensor) -> Tensor:
+        return (features @ weight.T + bias - targets(labels, 3)).square().sum() + RIDGE * weight.square().sum()
+
+    head = least_squares(features, labels)
+    least = cost(head.weight.double(), head.bias.double())
+    for seed in range(20):
+        weight, bias = head.weight + 0.01 * randn(3, 4, seed=seed), head.bias + 0.01 * randn(3, seed=seed + 50)
+        assert float(cost(weight, bias)) > float(least)
+    assert torch.equal(targets(torch.tensor([1]), 3), torch.tensor([[0.0, 15.0, 0.0]]))
+    lengths: list[float] = []
+    for lr in (1e-4, 1e-2):
+        model = learned("tmc", 2, training=replace(QUICK, lr=lr))[-1].model
+        assert isinstance(model, TangentClassifier)
+        lengths += [float(vector.norm()) for vector in model.vectors.values()]
+    assert 0 < max(lengths[:2]) < 0.1 * min(lengths[2:])
+
+
 def test_tangent_models_are_edited_after_the_last_task() -> None:
     first, last = learned("tmc", 2)
     assert first.modules is None
@@ -278,7 +306,7 @@ def test_seed_picks_the_expert_in_which_the_classes_overlap_least() -> None:
 
 def test_seeds_experts_answer_with_the_mean_over_those_that_know_a_class() -> None:
     images = stream(1)[0].test.tensor(GREY)
-    experts = [Expert({}, backbone(s).model) for s in (0, 1)]
+    experts = [Expert({}, backbone(s).model, straight(16)) for s in (0, 1)]
     features = [e.features(images, GREY) for e in experts]
     known = {"a": gaussian(16, 1), "b": gaussian(16, 2), "c": gaussian(16, 3)}
     experts[0].known.update(known)
@@ -289,17 +317,52 @@ def test_seeds_experts_answer_with_the_mean_over_those_that_know_a_class() -> No
     torch.testing.assert_close(got, first)
 
 
-def test_seed_trains_one_expert_a_task_and_the_first_ones_from_theta0() -> None:
-    stages = learned("seed", 4, experts=2)
-    ensembles = [stage.model for stage in stages]
-    assert all(isinstance(model, Ensemble) for model in ensembles)
-    counts = [len(model.experts) for model in ensembles]  # pyright: ignore[reportAttributeAccessIssue]
-    assert counts == [1, 2, 2, 2]
-    before, after = (ensembles[i].experts for i in (2, 3))  # pyright: ignore[reportAttributeAccessIssue]
-    unchanged = [same(a.state, b.state) for a, b in zip(before, after, strict=True)]
-    assert sorted(unchanged) == [False, True]
-    sizes = [len(expert.known) for expert in after]
-    assert sizes == [8, 6]  # the second was not there when the first task was learned
+def straight(width: int) -> nn.Linear:
+    """The identity."""
+    layer = nn.Linear(width, width)
+    with torch.no_grad():
+        layer.weight.copy_(torch.eye(width))
+        layer.bias.zero_()
+    return layer
+
+
+def test_seed_trains_one_expert_a_task_the_one_in_which_its_classes_overlap_least() -> None:
+    """The first tasks train an expert each; which one a later task trains is worked out from those of before."""
+    chosen: set[int] = set()
+    for seed in range(3):
+        stages = learned("seed", 4, experts=2, training=replace(QUICK, seed=seed))
+        ensembles = [stage.model for stage in stages]
+        experts = [model.experts for model in ensembles]  # pyright: ignore[reportAttributeAccessIssue]
+        assert [len(those) for those in experts] == [1, 2, 2, 2]
+        for task, before, after in zip(list(stream(4))[2:], experts[1:3], experts[2:], strict=True):
+            images, labels = task.train.tensor(GREY), task.train.labels
+            features = [e.features(images, GREY) for e in before]
+            place = least_overlap([[ClassGaussian.of(f[labels == c]) for c in (0, 1)] for f in features])
+            unchanged = [same(a.state, b.state) for a, b in zip(before, after, strict=True)]
+            assert unchanged == [place != 0, place != 1]
+            chosen.add(place)
+        sizes = [len(expert.known) for expert in experts[-1]]
+        assert sizes == [8, 6]  # the second was not there when the first task was learned
+    assert chosen == {0, 1}
+
+
+def test_a_seed_expert_starts_as_principal_axes_and_distillation_holds_it_to_what_it_was() -> None:
+    """Trained again, its features hardly move if all of the loss is distillation, nor do Gaussians it knew."""
+    images, training = stream(1)[0].train.tensor(GREY), replace(QUICK, lr=0.0)
+    one = learned("seed", 1, training=training, width=3)[-1].model
+    assert isinstance(one, Ensemble)
+    features = backbone().features(GREY.normalize(images)).numpy()
+    axes = PCA(3, svd_solver="full").fit_transform(features)
+    got = one.experts[0].features(images, GREY)
+    torch.testing.assert_close(got.abs(), torch.from_numpy(axes).abs(), rtol=1e-3, atol=1e-4)
+
+    def moved_by(distillation: float) -> float:
+        stages = learned("seed", 2, experts=1, distillation=distillation)
+        first, last = (stage.model.experts[0] for stage in stages)  # pyright: ignore[reportAttributeAccessIssue]
+        assert all(same(vars(g), vars(last.known[name])) for name, g in first.known.items())
+        return float((first.features(images, GREY) - last.features(images, GREY)).norm())
+
+    assert moved_by(1.0) < 0.2 * moved_by(0.0)
 
 
 def test_joint_training_sees_every_image_under_its_class() -> None:

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 
 from intarsia.backbone import Backbone
@@ -48,6 +49,10 @@ def _cell(method: str, kind: str) -> Method:
 
 
 def _baseline(about: str, learn: Callable[..., Iterator[Stage]], lr: float, **options: float) -> Method:
+    """A baseline; options that are not named are its own, and recorded too."""
+    own = {name: p.default for name, p in signature(learn).parameters.items() if isinstance(p.default, int | float)}
+    options = {**own, **options}
+
     def run(b: Backbone, s: TaskStream, t: Training, p: Progress, folder: Path) -> Iterator[Stage]:
         return learn(b, s, training=t, progress=p, **options)
 

@@ -4,8 +4,9 @@ Kirkpatrick et al., arXiv 1612.00796; online: Schwarz et al., arXiv 1805.06370.
 
     L = CE + strength / 2 * sum_i F_i (theta_i - theta*_i)^2
 
-theta* is where the last task ended, F the sum of all tasks' mean Fishers, each taken where its task ended; divided by
-its mean, so that one strength travels between backbones. The tuned weights are held as what they are, (O, I), whatever
+theta* is where the last task ended, F the sum of all tasks' Fishers, each taken where its task ended and divided by its
+mean over the tuned weights, so that every task holds as much as the first and one strength travels between backbones
+(Schwarz et al. normalise them too). The tuned weights are held as what they are, (O, I), whatever
 adapter trains them.
 """
 
@@ -38,21 +39,20 @@ class Anchored(Keeper):
         self.head: dict[str, Tensor] = {}
 
     def numbers(self) -> int:
-        """Fisher and anchor, of weights and head."""
-        return numbers(self.fisher, self.head_fisher, self.vector, self.head)
+        """Fisher of weights and head; the anchor is where the network stands."""
+        return numbers(self.fisher, self.head_fisher)
 
     def loss(self, student: Student) -> Tensor | None:
         """The quadratic; of the head, rows that were there when the last task ended."""
         if not self.fisher:
             return None
-        unit = sum(f.sum() for f in self.fisher.values()) / sum(f.numel() for f in self.fisher.values())
         total = torch.zeros((), device=student.run.backbone.device)
         for name, layer in student.adapter.layers.items():
             total = total + (self.fisher[name] * (layer.delta() - self.vector[name]).square()).sum()
         for name, parameter in student.head.named_parameters():
             known = len(self.head[name])
             total = total + (self.head_fisher[name] * (parameter[:known] - self.head[name]).square()).sum()
-        return 0.5 * self.strength / unit * total
+        return 0.5 * self.strength * total
 
     def learned(self, task: Task, run: Run, model: ComposedModel, generator: torch.Generator) -> None:
         """Add the task's Fisher, taken here and now, and move the anchor here."""
@@ -68,8 +68,10 @@ class Anchored(Keeper):
         )
         features = torch.cat([here.features(x) for x in run.batches(task.name, "features", images)])
         weight, bias = head_fisher(features, model.head.weight, model.head.bias)
-        self.fisher = _added(self.fisher, fisher.mean(0.0))
-        self.head_fisher = _added(self.head_fisher, Head(weight, bias).tensors())
+        own = fisher.mean(0.0)
+        unit = float(sum(f.sum() for f in own.values())) / numbers(own)
+        self.fisher = _added(self.fisher, own, unit)
+        self.head_fisher = _added(self.head_fisher, Head(weight, bias).tensors(), unit)
         self.vector = {name: w - run.backbone.tuned[name] for name, w in here.tuned.items()}
         self.head = Head(model.head.weight, model.head.bias).tensors()
 
@@ -99,11 +101,11 @@ def learn(
     yield from train_in_turn(plain_run(backbone, stream, adapter or Full(), training, progress), Anchored(strength))
 
 
-def _added(sums: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Sum by name; rows that ``sums`` does not have yet count zero there."""
+def _added(sums: Mapping[str, Tensor], new: Mapping[str, Tensor], unit: float) -> dict[str, Tensor]:
+    """``sums`` and ``new`` / ``unit``, by name; rows that ``sums`` does not have yet count zero there."""
     found: dict[str, Tensor] = {}
     for name, value in new.items():
-        found[name] = value.clone()
+        found[name] = value / unit
         if name in sums:
             found[name][: len(sums[name])] += sums[name]
     return found

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from intarsia.adapters import Adapter, LoRA
 from intarsia.backbone import Backbone
+from intarsia.baselines.modular import set_up_seconds
 from intarsia.baselines.setting import plain_run
 from intarsia.baselines.stage import Stage, classifier, numbers
 from intarsia.composition import merge
@@ -44,4 +45,4 @@ def learn(
     model = classifier(backbone, network, head, {t.name: t.classes for t in stream})
     images = sum(len(t.train) for t in stream)
     kept = numbers(module.vector, head.tensors())
-    yield Stage(model, log["set_up_seconds"], log["training_seconds"], kept, images)
+    yield Stage(model, set_up_seconds(log, fisher=False), log["training_seconds"], kept, images)

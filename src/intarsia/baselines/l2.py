@@ -58,5 +58,6 @@ def learn(
         yield from stages(
             learn_pool(
                 backbone, stream, out=out, adapter=adapter, regularizer=penalty, training=training, progress=progress
-            )
+            ),
+            fisher=False,
         )

@@ -1,6 +1,8 @@
 """SEED: a few experts, each new task trains only one of them, all answer together (Rypesc et al., arXiv 2401.10191).
 
-Every expert keeps a Gaussian of each class it knows, in its own features. The first tasks train an expert each, from
+Every expert ends in a linear layer to a few features (64, as the authors' networks do: a Gaussian with a covariance of
+its own in all 192 would be mostly noise of 80 images), which begins as the principal axes of the features of the first
+task it trains on. It keeps a Gaussian of each class it knows there. The first tasks train an expert each, from
 theta0; a later one trains the expert in whose features its classes overlap least (largest mean symmetric
 Kullback-Leibler divergence between them), held to what its features were by distillation:
 
@@ -10,6 +12,7 @@ An image's class is the largest mean, over the experts that know it, of softmax(
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 
 import torch
@@ -20,7 +23,7 @@ from torch.nn import functional as F
 from intarsia.adapters import Adapter, Full
 from intarsia.backbone import Backbone
 from intarsia.baselines.fitting import fit
-from intarsia.baselines.sequential import GrowingHead, random_head
+from intarsia.baselines.sequential import GrowingHead, new_head
 from intarsia.baselines.setting import plain_run
 from intarsia.baselines.stage import Stage, numbers
 from intarsia.composed_model import answers
@@ -61,15 +64,32 @@ class ClassGaussian:
 
 @dataclass
 class Expert:
-    """A network of its own, and the Gaussians of the classes it knows."""
+    """A network of its own, and the Gaussians of the classes it knows.
+
+    Args:
+        state: of its adapter; empty before any training.
+        network: images -> features at its place.
+        narrow: features (N, D) -> its own (N, d).
+        known: class -> its Gaussian in them.
+    """
 
     state: dict[str, Tensor]
     network: nn.Module
+    narrow: nn.Linear
     known: dict[str, ClassGaussian] = field(default_factory=dict)
 
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features (N, d) of normalised images."""
+        return self.narrow(self.network(images))
+
     def features(self, images: Tensor, preprocessing: Preprocessing) -> Tensor:
-        """(N, D), on the CPU, of uint8 images."""
-        return answers(self.network, images, preprocessing, next(self.network.parameters()).device)
+        """(N, d), on the CPU, of uint8 images."""
+        return answers(self, images, preprocessing, self.narrow.weight.device)
+
+    def numbers(self) -> int:
+        """Of weights and Gaussians; a triangle is what is not zero of it."""
+        triangles = sum(len(g.mean) * (len(g.mean) + 3) // 2 for g in self.known.values())
+        return numbers(self.state, self.narrow.state_dict()) + triangles
 
 
 @dataclass(frozen=True)
@@ -111,6 +131,7 @@ def learn(
     experts: int = 5,
     distillation: float = 0.99,
     temperature: float = 3.0,
+    width: int = 64,
 ) -> Iterator[Stage]:
     """Train an ensemble of experts, one of them a task.
 
@@ -123,6 +144,7 @@ def learn(
         experts: at most so many.
         distillation: a, the share of the old features in the loss of an expert that is trained again.
         temperature: of the softmax over log densities.
+        width: d, features of an expert; no more than a task has images, nor than the backbone's features.
 
     Yields:
         The ensemble after each task.
@@ -133,16 +155,16 @@ def learn(
     for number, task in enumerate(run.stream, start=1):
         laps, classes = Laps(), {**classes, task.name: task.classes}
         place = len(made) if len(made) < experts else least_overlap([_gaussians(e, task, run) for e in made])
-        before = made[place] if place < len(made) else None
+        before = made[place] if place < len(made) else _untrained(run, task, width)
         laps.lap("set-up")
-        trained = _train(run, task, number, before, distillation)
+        trained = _train(run, task, number, before, distillation if before.state else 0.0)
         made[place : place + 1] = [trained]
         laps.lap("training")
         for expert in made:
             expert.known |= dict(zip(task.classes, _gaussians(expert, task, run), strict=True))
         laps.lap("set-up")
         model = Ensemble(tuple(made), classes, backbone.preprocessing, temperature)
-        kept = sum(numbers(e.state, *(vars(g) for g in e.known.values())) for e in made)
+        kept = sum(expert.numbers() for expert in made)
         yield Stage(model, laps.seconds["set-up"], laps.seconds["training"], kept)
 
 
@@ -163,26 +185,37 @@ def _gaussians(expert: Expert, task: Task, run: Run) -> list[ClassGaussian]:
     return [ClassGaussian.of(features[task.train.labels == c]) for c in range(len(task.classes))]
 
 
-def _train(run: Run, task: Task, number: int, before: Expert | None, distillation: float) -> Expert:
+def _untrained(run: Run, task: Task, width: int) -> Expert:
+    """Theta0, narrowed to the principal axes of the task's features."""
+    features = run.features(task.name, task.train.tensor(run.backbone.preprocessing))
+    mean = features.mean(0)
+    axes = torch.linalg.svd(features - mean, full_matrices=False).Vh[:width]
+    narrow = nn.Linear(axes.shape[1], axes.shape[0])
+    with torch.no_grad():
+        narrow.weight.copy_(axes)
+        narrow.bias.copy_(-axes @ mean)
+    return Expert({}, run.backbone.model, narrow.to(run.backbone.device))
+
+
+def _train(run: Run, task: Task, number: int, before: Expert, distillation: float) -> Expert:
     backbone, generator = run.backbone, run.generator(number, "training")
     images, labels = task.train.tensor(backbone.preprocessing), task.train.labels
-    head = GrowingHead(random_head(run, task, number))
+    head = GrowingHead(new_head(run, before.features(images, backbone.preprocessing), task, number))
+    narrow = deepcopy(before.narrow)
     with backbone.attach(run.adapter, run.generator(number, "adapter")) as adapter:
-        if before is not None:
-            adapter.load(before.state)
+        adapter.load(before.state or adapter.state())
         network = run.trained_network()
 
         def loss(batch: Batch) -> Tensor:
             x = run.varied(images[batch.index], generator)
-            features = network(x)
+            features = narrow(network(x))
             found = F.cross_entropy(head(features), labels[batch.index].to(features.device))
-            if before is None:
+            if not distillation:
                 return found
             with torch.no_grad():
-                then = before.network(x)
+                then = before(x)
             return (1 - distillation) * found + distillation * F.mse_loss(features, then)
 
-        fit(run, task, [*adapter.parameters(), *head.parameters()], generator, loss)
+        fit(run, task, [*adapter.parameters(), *narrow.parameters(), *head.parameters()], generator, loss)
         state, vector = adapter.state(), adapter.vector()
-    known = {} if before is None else dict(before.known)
-    return Expert(state, moved(backbone, lambda name, _: vector[name]), known)
+    return Expert(state, moved(backbone, lambda name, _: vector[name]), narrow, dict(before.known))

@@ -1,7 +1,8 @@
 """One network that goes from task to task: what fine-tuning, EWC and DER++ share.
 
-The head grows with the classes, the loss is the cross-entropy over all classes seen. What a method does so as not to
-forget is its *keeper*: a term in the loss, and something it remembers.
+The head grows with the classes, its new rows pre-tuned on the features of their task, as those of ITA are; the loss is
+the cross-entropy over all classes seen. What a method does so as not to forget is its *keeper*: a term in the loss, and
+something it remembers.
 """
 
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from intarsia.baselines.stage import Stage, classifier, numbers
 from intarsia.composed_model import ComposedModel
 from intarsia.composition import moved
 from intarsia.heads import Head
+from intarsia.preparation import fresh_head
 from intarsia.run import Laps, Run
 from intarsia.schedule import Batch
 from intarsia.stream import Task
@@ -99,10 +101,12 @@ def train_in_turn(run: Run, keeper: Keeper) -> Iterator[Stage]:
     classes: dict[str, tuple[str, ...]] = {}
     for number, task in enumerate(run.stream, start=1):
         laps, classes = Laps(), {**classes, task.name: task.classes}
-        fresh = random_head(run, task, number)
-        head = fresh if head is None else Head.join([head, fresh])
         with run.backbone.attach(run.adapter, run.generator(1, "adapter")) as adapter:
             adapter.load(state or adapter.state())
+            features = run.features(task.name, task.train.tensor(run.backbone.preprocessing))
+            fresh = new_head(run, features, task, number)
+            head = fresh if head is None else Head.join([head, fresh])
+            laps.lap("set-up")
             student = Student(run, run.trained_network(), adapter, GrowingHead(head), run.generator(number, "training"))
             _train(student, task, keeper)
             head, state, vector = student.head.trained(), adapter.state(), adapter.vector()
@@ -110,15 +114,15 @@ def train_in_turn(run: Run, keeper: Keeper) -> Iterator[Stage]:
         network = moved(run.backbone, lambda name, _, taus=vector: taus[name])
         model = classifier(run.backbone, network, head, classes)
         keeper.learned(task, run, model, run.generator(number, "keeper"))
-        laps.lap("keeper")
+        laps.lap("set-up")
         kept = numbers(state, head.tensors()) + keeper.numbers()
-        yield Stage(model, laps.seconds["keeper"], laps.seconds["training"], kept, keeper.images)
+        yield Stage(model, laps.seconds["set-up"], laps.seconds["training"], kept, keeper.images)
 
 
-def random_head(run: Run, task: Task, number: int) -> Head:
-    """A head for the task's classes before any training, on the backbone's device."""
-    width = run.features(task.name, task.train.tensor(run.backbone.preprocessing)[:1]).shape[1]
-    return Head.random(len(task.classes), width, run.generator(number, "heads")).to(run.backbone.device)
+def new_head(run: Run, features: Tensor, task: Task, number: int) -> Head:
+    """A head for the task's classes, pre-tuned on the features (N, D) of its images, on the backbone's device."""
+    made = fresh_head(run, features, task.train.labels, len(task.classes), run.generator(number, "heads"))
+    return made.to(run.backbone.device)
 
 
 def _train(student: Student, task: Task, keeper: Keeper) -> None:

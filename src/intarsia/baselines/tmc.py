@@ -4,8 +4,14 @@ Each task trains, alone, the network linearised at theta0,
 
     f(x) = W0 (phi(x) + J(x) tau) + dW phi(x) + b,        J(x) = d phi / d theta at theta0,
 
-phi the features, W0 a head pre-tuned on the task. The answer of the mean of several task vectors is then exactly the
-mean of their answers; the heads of all tasks stand beside each other.
+phi the features, W0 a head fitted to the task's features, under the authors' rescaled square loss
+
+    L = 1/C sum_c (f_c(x) - 15 [c = y])^2,
+
+which says how large an answer is, so that tasks trained apart are comparable; W0 is fitted in closed form, by ridge
+regression. The answer of the mean of several task vectors is then exactly the mean of their answers; the heads of all
+tasks stand beside each other (averaged, as the authors do, rows that a task does not have and that begin at zero stay
+there, and the mean is the same answer, a T-th as large).
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,12 +32,16 @@ from intarsia.config import Training
 from intarsia.editing import NEGATED, Editable
 from intarsia.heads import Head
 from intarsia.images import Preprocessing
-from intarsia.preparation import fresh_head
 from intarsia.run import Laps, Progress, Run, silent
 from intarsia.schedule import Batch
 from intarsia.stream import Task, TaskStream
 from intarsia.tangent import Tangent
 from intarsia.task_vector import TaskVector
+
+TARGET = 15.0
+"""What the loss asks of the answer for an image's own class; zero of the others."""
+RIDGE = 1.0
+"""Of the regression W0 comes from, on summed squares."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +128,9 @@ def learn(
     classes: dict[str, tuple[str, ...]] = {}
     for number, task in enumerate(run.stream, start=1):
         laps, classes = Laps(), {**classes, task.name: task.classes}
-        start = _pretuned(run, task, number)
+        start = least_squares(run.features(task.name, task.train.tensor(backbone.preprocessing)), task.train.labels)
         laps.lap("set-up")
-        vectors[task.name], heads[task.name] = _train(run, task, start, number)
+        vectors[task.name], heads[task.name] = _train(run, task, start.to(backbone.device), number)
         laps.lap("training")
         model = TangentClassifier(Tangent(backbone), dict(vectors), dict(heads), classes, backbone.preprocessing)
         kept = numbers(*vectors.values(), *(vars(head) for head in heads.values()))
@@ -129,22 +139,29 @@ def learn(
         yield Stage(model, laps.seconds["set-up"], laps.seconds["training"], kept, modules=modules if last else None)
 
 
-def _pretuned(run: Run, task: Task, number: int) -> Head:
-    features = run.features(task.name, task.train.tensor(run.backbone.preprocessing))
-    made = fresh_head(run, features, task.train.labels, len(task.classes), run.generator(number, "heads"))
-    return made.to(run.backbone.device)
+def targets(labels: Tensor, classes: int) -> Tensor:
+    """(N, C) of labels (N,)."""
+    return TARGET * F.one_hot(labels, classes).float()
+
+
+def least_squares(features: Tensor, labels: Tensor) -> Head:
+    """The head with the least square loss on features (N, D) with labels (N,), plus ``RIDGE`` |W|^2."""
+    from sklearn.linear_model import Ridge  # noqa: PLC0415  slow to import
+
+    found = Ridge(RIDGE).fit(features.double(), targets(labels, int(labels.max()) + 1))
+    return Head(torch.from_numpy(found.coef_).float(), torch.from_numpy(found.intercept_).float())
 
 
 def _train(run: Run, task: Task, start: Head, number: int) -> tuple[TaskVector, TangentHead]:
     tangent, generator = Tangent(run.backbone), run.generator(number, "training")
-    images, labels = task.train.tensor(run.backbone.preprocessing), task.train.labels
+    images, wanted = task.train.tensor(run.backbone.preprocessing), targets(task.train.labels, len(task.classes))
     tau = {name: nn.Parameter(torch.zeros_like(w)) for name, w in run.backbone.tuned.items()}
     change, bias = nn.Parameter(torch.zeros_like(start.weight)), nn.Parameter(start.bias.clone())
 
     def loss(batch: Batch) -> Tensor:
         features = tangent(run.varied(images[batch.index], generator), tau)
         logits = TangentHead(start.weight, change, bias)(*features)
-        return F.cross_entropy(logits, labels[batch.index].to(logits.device))
+        return F.mse_loss(logits, wanted[batch.index].to(logits.device))
 
     fit(run, task, [*tau.values(), change, bias], generator, loss)
     vector = TaskVector({name: p.detach().clone() for name, p in tau.items()})
