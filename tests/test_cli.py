@@ -166,6 +166,8 @@ def test_diagnose_draws_pools_side_by_side(world: Path, pool: Path, capsys: pyte
     assert printed.stdout.count("true gap") == 2
     assert str(world / "loose") in printed.stdout
     assert "each pool once" in refused(capsys, "diagnose", pool, "--beside", pool)
+    assert "--per-task): expected 1 or more" in refused(capsys, "diagnose", pool, "--per-task", 0)
+    assert "go with --data" in refused(capsys, "diagnose", pool, "--only", "cold")
     result(*learning(world, "one", "--only", "cold"))
     assert "has tasks cold" in refused(capsys, "diagnose", pool, "--beside", world / "one")
 

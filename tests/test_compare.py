@@ -62,6 +62,18 @@ def test_a_run_that_is_there_is_not_made_again_and_one_with_other_settings_is(co
     assert json.loads((out / "frozen-0.json").read_text())["settings"]["options"] == {}
 
 
+def test_what_a_method_is_set_to_by_default_is_part_of_its_record() -> None:
+    assert METHODS["derpp"].options == {"buffer": 500, "a": 0.5, "b": 0.5}
+    assert METHODS["l2"].options == {"strength": 0.1}
+
+
+def test_a_comparison_does_not_go_into_a_pool(compared: tuple[Path, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    out, _ = compared
+    before = sorted((out / "ita-0").iterdir())
+    assert "holds a pool" in refused(capsys, "compare", "--out", out / "ita-0")
+    assert sorted((out / "ita-0").iterdir()) == before
+
+
 def test_the_pool_of_a_method_is_kept_and_gives_the_row(compared: tuple[Path, Any]) -> None:
     out, found = compared
     pool = Pool.open(out / "ita-0")
@@ -85,9 +97,12 @@ def test_modules_are_edited_with_the_first_seed_and_networks_are_not(compared: t
 
 def test_bad_input_is_refused_before_anything_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "none"
-    for methods, words in (("ita,fine", "'fine'"), ("ita,ita", "'ita'"), (",", "0 methods")):
+    for methods, words in (("ita,fine", "'fine'"), ("ita,ita", "'ita'"), (",", "no method")):
         assert words in refused(capsys, "compare", "--methods", methods, "--out", out)
-    assert "0 seeds" in refused(capsys, "compare", "--seeds", 0, "--out", out)
+    for option in ("--seeds", "--jobs", "--threads", "--epochs", "--batch-size"):
+        assert f"{option} 0" in refused(capsys, "compare", option, 0, "--out", out)
+    assert "tpu" in refused(capsys, "compare", "--device", "tpu", "--out", out)
+    assert "Fraction 1.5" in refused(capsys, "compare", "--validation", 1.5, "--out", out)
     assert "nowhere" in refused(capsys, "compare", "--data", "folder:nowhere", "--out", out)
     assert not out.exists()
 
@@ -119,7 +134,7 @@ def test_a_comparison_that_is_ended_ends_its_runs(tmp_path: Path) -> None:
         finally:
             process.kill()
     assert said == {"finetune, seed 0", "ewc, seed 0"}
-    assert more == "intarsia: stopped\n"
+    assert more.startswith("intarsia: stopped: runs that ended are in ")
     assert process.returncode == 128 + signal.SIGTERM
     assert not list((tmp_path / "out").glob("*.json"))
 

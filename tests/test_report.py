@@ -58,6 +58,8 @@ def test_a_pools_page_holds_its_figures_its_tasks_and_what_was_measured(pool: Po
         f"{diagnosis.gradient_norm_before:.4f}",
         pool.backbone.hash[:16],
         *pool.tasks,
+        *(f"{found.when_learned[j]:.1f}\n{a:.1f}\n" for j, a in enumerate(found.per_task.values())),
+        "measured on",
         *(f"{seen.size:,}\n{seen.sha256}" for seen in pool.index.files.values()),
     ):
         assert words in parts.text
@@ -125,7 +127,9 @@ def test_a_comparisons_page_holds_its_table(reported: Path) -> None:
 
 def test_a_page_that_is_there_is_not_written_over(reported: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "exists" in refused(capsys, "report", reported / "runs")
-    assert "is not a pool" in refused(capsys, "report", reported / "nothing")
+    assert "holds neither a pool" in refused(capsys, "report", reported / "nothing")
+    blocked = reported / "runs" / "comparison.json" / "page.html"
+    assert "page.html" in refused(capsys, "report", reported / "runs", "--out", blocked)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")

@@ -25,6 +25,7 @@ from intarsia.console import LearningBars, bars
 from intarsia.editing import edit_each
 from intarsia.errors import InputError
 from intarsia.evaluation import Scores
+from intarsia.index import INDEX
 from intarsia.methods import METHODS, STANDARD, Method
 from intarsia.options import Source, on_device
 from intarsia.run import peak_memory
@@ -74,6 +75,10 @@ class Bench:
         known = Source(**{**source, "only": tuple(source["only"])}, split=None if split is None else Path(split))
         return cls(**{**record, "source": known, "targets": tuple(record["targets"])})
 
+    def theta0(self) -> Backbone:
+        """The backbone, on its device."""
+        return Backbone.load(self.backbone, targets=self.targets).to(on_device(self.device))
+
     def stream(self, seed: int) -> TaskStream:
         """The stream of a seed."""
         stream = self.source.load("sketches", seed)
@@ -103,23 +108,34 @@ def compare(
         A row a method, in the order asked for: means over seeds, and the standard deviations under ``spread``.
 
     Raises:
-        InputError: an unknown method, one named twice, no seed, or what the methods raise.
+        InputError: an unknown method, one named twice, a count below one, a pool in the folder, or what the
+            methods raise.
     """
     for place, name in enumerate(methods):
         if name not in METHODS or name in methods[:place]:
             raise InputError(f"method {name!r}: expected some of {', '.join(METHODS)}, each once")
-    if min(seeds, jobs, len(methods)) < 1:
-        raise InputError(f"{seeds} seeds of {len(methods)} methods, {jobs} at once: expected one and more of each")
-    bench.stream(0)  # what is wrong with it is said before anything runs
+    if not methods:
+        raise InputError(f"no method is named: expected some of {', '.join(METHODS)} (--methods)")
+    threads = 1 if bench.threads is None else bench.threads
+    counts = {"seeds": seeds, "jobs": jobs, "threads": threads, "epochs": bench.epochs, "batch-size": bench.batch_size}
+    for option, count in counts.items():
+        if count < 1:
+            raise InputError(f"--{option} {count}: expected 1 or more")
     folder = Path(out)
+    if (folder / INDEX).exists():
+        raise InputError(f"{folder} holds a pool: name another folder for the comparison with --out")
+    bench.stream(0)  # what is wrong with it, or with the backbone, is said before anything runs
+    bench.theta0()
     started = _Runs(bench, folder, say, bars=jobs == 1)
     with ThreadPoolExecutor(jobs) as workers:
         try:
             waiting = [workers.submit(started.once, number, name) for number in range(seeds) for name in methods]
             runs = [future.result() for future in waiting]
-        except BaseException:
+        except BaseException as stop:
             workers.shutdown(wait=False, cancel_futures=True)
             started.stop()
+            if isinstance(stop, KeyboardInterrupt):
+                stop.args = (f"runs that ended are in {folder}; the same command goes on from there",)
             raise
     rows = [summary(name, runs[place :: len(methods)]) for place, name in enumerate(methods)]
     write_json({"bench": bench.record(), "rows": rows}, folder / "comparison.json")
@@ -233,7 +249,7 @@ def measure(bench: Bench, name: str, seed: int, folder: Path) -> dict[str, Any]:
     if bench.threads is not None:
         torch.set_num_threads(bench.threads)
     method, stream = METHODS[name], bench.stream(seed)
-    theta0 = Backbone.load(bench.backbone, targets=bench.targets).to(on_device(bench.device))
+    theta0 = bench.theta0()
     scores, set_up, training, stage = Scores(stream), 0.0, 0.0, None
     edited: list[dict[str, Any]] = []
     with bars() as shown:

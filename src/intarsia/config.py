@@ -25,7 +25,7 @@ RECOMMENDED: dict[tuple[str, str], tuple[float, float, int]] = {
 
 @dataclass(frozen=True)
 class Training:
-    """How one module is learned; the numbers of METHOD.md section 3."""
+    """How one module is learned; the numbers of the paper, or our own where it has none."""
 
     epochs: int = 3
     """Passes over a task's images."""

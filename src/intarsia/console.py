@@ -89,4 +89,6 @@ def facts(values: Mapping[str, object]) -> None:
 def _cell(value: object) -> str:
     if value is None:
         return "-"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {part}" for name, part in value.items())
     return f"{value:.1f}" if isinstance(value, float) else str(value)

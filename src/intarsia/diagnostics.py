@@ -1,4 +1,4 @@
-"""The theory on a real pool (METHOD.md section 2): Jensen's gap of a composed model, measured and predicted.
+"""The theory on a real pool: Jensen's gap of a composed model, measured and predicted.
 
 Theorem 1 and Eq. 5, 13, 14: for sum w = 1 the second-order proxy at theta0 obeys
 
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from intarsia import composition
 from intarsia.composition import merge
+from intarsia.errors import InputError
 from intarsia.evaluation import matching_tasks
 from intarsia.heads import Head
 from intarsia.module import Module
@@ -113,8 +114,10 @@ class Sample:
         """So many training images of each of some tasks of a pool that has modules.
 
         Raises:
-            InputError: the stream does not fit the pool.
+            InputError: fewer than one image, or the stream does not fit the pool.
         """
+        if per_task < 1:
+            raise InputError(f"{per_task} images of each task (--per-task): expected 1 or more")
         reference, running, known = pool.reference(), pool.fisher(), pool.classes
         assert reference is not None and running is not None
         generator = torch.Generator().manual_seed(seed)
@@ -185,7 +188,7 @@ def diagnose(
         progress: called with (networks measured, networks in all).
 
     Raises:
-        InputError: the pool is empty, or the stream does not fit it.
+        InputError: the pool is empty, no image is asked for, or the stream does not fit it.
     """
     tasks = pool.learned()
     recipe = composition.mean(tasks) if weights is None else composition.weighted(tasks, weights)

@@ -48,6 +48,12 @@ class Evaluation:
         """Task -> its accuracy in the final model."""
         return dict(zip(self.tasks, self.accuracy_matrix[-1], strict=True))
 
+    @property
+    def when_learned(self) -> tuple[float | None, ...]:
+        """Accuracy on each task right after it was learned; None where that was not measured."""
+        whole = len(self.accuracy_matrix) == len(self.tasks)
+        return tuple(self.accuracy_matrix[j][j] if whole else None for j in range(len(self.tasks)))
+
     def record(self) -> dict[str, Any]:
         """As JSON."""
         return asdict(self)

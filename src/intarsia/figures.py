@@ -45,15 +45,13 @@ def accuracy_matrix(found: Evaluation) -> Figure:
 
 
 def accuracy_by_task(curves: Mapping[str, Sequence[float]]) -> Figure:
-    """Accuracy on the classes seen, after each task, method by method; a method measured once is a level line."""
+    """Accuracy on the classes seen, after each task, method by method; one measured once is a point at the end."""
     figure, axes = _figure(height=HEIGHT + 0.6)
     longest = max(map(len, curves.values()))
     styles = zip(cycle(COLOURS), cycle(MARKERS), strict=False)
     for (name, curve), (colour, marker) in zip(curves.items(), styles, strict=False):
-        if len(curve) == 1:
-            axes.axhline(curve[0], color=colour, linestyle=":", label=name)
-        else:
-            axes.plot(range(1, len(curve) + 1), curve, color=colour, marker=marker, markersize=4, label=name)
+        places = range(1, len(curve) + 1) if len(curve) > 1 else [longest]
+        axes.plot(places, curve, color=colour, marker=marker, markersize=4, label=name)
     axes.set_xticks(range(1, longest + 1))
     axes.set_xlabel("tasks learned")
     axes.set_ylabel("accuracy on classes seen, %")
@@ -71,7 +69,7 @@ def alignment(found: Mapping[str, Diagnosis]) -> Figure:
         for i, row in enumerate(grid):
             for j, value in enumerate(row):
                 axes.text(
-                    j, i, f"{value:.1f}", ha="center", va="center", size=6, color="w" if abs(value) > 0.7 else "k"
+                    j, i, f"{value:.2f}", ha="center", va="center", size=5.5, color="w" if abs(value) > 0.7 else "k"
                 )
         _name(axes, diagnosis.tasks)
         axes.set_yticks(range(len(grid)), [*map(_short, diagnosis.tasks), "composed"])
@@ -155,6 +153,8 @@ def strengths(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
 
 def editing(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """Specialization and unlearning: accuracy on the target against that on the others, one point a task.
+
+    Classes that a composition does not answer with count as 0.
 
     Args:
         rows: method -> rows with ``how``, ``target_accuracy`` and ``control_accuracy``.

@@ -54,6 +54,11 @@ class Source:
     def of(self, pool: Pool) -> TaskStream:
         """The stream named here, or the one the pool was learned from."""
         if self.data is None:
+            if self != Source():
+                raise InputError(
+                    "options that choose classes and images (--tasks, --split, --order, --test-fraction, "
+                    "--max-per-class, --only) go with --data: without it, what the pool was learned from is used"
+                )
             return recorded_stream(pool)
         return self.load(self.data, int(pool.index.settings.get("seed", 0)))
 

@@ -24,12 +24,13 @@ from intarsia.evaluation import Evaluation, evaluate, matching_tasks
 from intarsia.images import Preprocessing, unit
 from intarsia.landscape import loss_paths
 from intarsia.pool import Pool
-from intarsia.storage import read_json, reading, write, writing
+from intarsia.storage import read_json, reading
 from intarsia.stream import Task, TaskStream
 from intarsia.tables import COLUMNS, LEGEND, cells, theorem
 
 SAMPLES = 6
 CONFUSED = 3
+GONE = "classes that are gone count as 0"
 Progress = Callable[[int, int], None]
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; }
@@ -37,7 +38,9 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; p
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child, .words td, .words th { text-align: left; }
+.words td { white-space: normal; }
+@media (max-width: 40rem) { table { font-size: .75rem; } th, td { padding: .2rem .3rem; } }
 figure { margin: 1rem 0; } figure img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 figcaption { font-size: .85rem; opacity: .8; } .cards { display: grid; gap: 1rem; }
 @media (min-width: 44rem) { .cards { grid-template-columns: 1fr 1fr; } }
@@ -83,7 +86,7 @@ def report_pool(
     drawn = {
         "Accuracy on every task after every task.": figures.accuracy_matrix(found),
         "Accuracy on the classes seen so far.": figures.accuracy_by_task(
-            {"mean of the modules": found.incremental_accuracy, "frozen backbone": [frozen.final_accuracy]}
+            {"mean of the modules": found.incremental_accuracy, "frozen backbone, at the end": [frozen.final_accuracy]}
         ),
         "Cosines between the task vectors, and with the composed one.": figures.alignment({"": diagnosis}),
         **{
@@ -97,14 +100,14 @@ def report_pool(
     sections = []
     if edited:
         rows = edit_each(Editable.of_pool(pool, model), stream, pool.tasks)
-        drawn["Every task specialized to and unlearned, one point a task."] = figures.editing({"": rows})
+        drawn[f"Every task specialized to and unlearned, one point a task; {GONE}."] = figures.editing({"": rows})
         sections = [("Specialization and unlearning", _edits(rows))]
     progress(3, 4)
     tasks = matching_tasks(model.classes, stream)
     confusions = confused(model, tasks)
     progress(4, 4)
     sections = [
-        ("Run", _facts(_about(pool))),
+        ("Run", _facts(_about(pool, stream))),
         ("Accuracy", _accuracy(found, frozen)),
         ("Theorem", _facts(theorem(diagnosis))),
         *sections,
@@ -132,7 +135,7 @@ def report_comparison(folder: Path) -> str:
         costs = {name: [seconds_a_task(row, tasks)] for name, row in zip(names, rows, strict=True)}
         stream = {key: value for key, value in bench["source"].items() if value}
         table = _table(("method", *COLUMNS), [cells(row) for row in rows])
-        abouts = _table(("method", "what it is"), [(row["method"], row["about"]) for row in rows])
+        abouts = _table(("method", "what it is"), [(row["method"], row["about"]) for row in rows], kind="words")
         versions = next(iter(runs.values()))["versions"]
     drawn = {
         "Accuracy on the classes seen so far, seed 0.": figures.accuracy_by_task(curves),
@@ -140,7 +143,8 @@ def report_comparison(folder: Path) -> str:
     }
     edited = {name: run["edits"] for name, run in runs.items() if run.get("edits")}
     if edited:
-        drawn["Every task specialized to and unlearned, one point a task, seed 0."] = figures.editing(edited)
+        what = f"Every task of {', '.join(edited)} specialized to and unlearned, one point a task, seed 0; {GONE}."
+        drawn[what] = figures.editing(edited)
     told = {"stream": stream or "sketches", "backbone": bench["backbone"], "epochs": bench["epochs"]}
     told |= {"batch": bench["batch_size"], "seeds": rows[0]["seeds"], "versions": versions}
     sections = [
@@ -186,18 +190,26 @@ def page(title: str, sections: Sequence[tuple[str, str]]) -> str:
     )
 
 
-def _about(pool: Pool) -> dict[str, Any]:
+def _about(pool: Pool, stream: TaskStream) -> dict[str, Any]:
     first = pool.card(pool.tasks[0])
     told: dict[str, Any] = {
         "backbone": f"{pool.index.backbone['name']}, {pool.index.backbone['hash'][:16]}",
         "adapter": str(pool.adapter),
-        "stream": first.stream.get("name", "-"),
+        "learned from": _origin(first.stream),
+        "measured on": _origin(stream.source()),
         "tasks": len(pool.tasks),
         "classes": sum(map(len, pool.classes.values())),
         "versions": first.versions,
         "machine": ", ".join({line["machine"]: None for line in pool.logged().values()}),
     }
     return told | {"settings": pool.index.settings}
+
+
+def _origin(stream: Mapping[str, Any]) -> str:
+    """A stream's name, and what it was loaded with and changed by."""
+    asked = {key: value for key, value in (stream.get("load") or {}).items() if value not in (None, "natural")}
+    made = [f"{key} {value}" for key, value in asked.items() if key not in ("spec", "seed")]
+    return ", ".join([stream.get("name", "-"), *made, *map(str, stream.get("changes", []))])
 
 
 def _accuracy(found: Evaluation, frozen: Evaluation) -> str:
@@ -208,8 +220,11 @@ def _accuracy(found: Evaluation, frozen: Evaluation) -> str:
         "frozen backbone, best heads": f"{frozen.final_accuracy:.1f} %",
         "test images": found.images,
     }
-    rows = [(task, f"{a:.1f}", f"{frozen.per_task[task]:.1f}") for task, a in found.per_task.items()]
-    return _facts(told) + _table(("task", "now %", "frozen %"), rows)
+    rows = [
+        (task, "-" if learned is None else f"{learned:.1f}", f"{now:.1f}", f"{frozen.per_task[task]:.1f}")
+        for (task, now), learned in zip(found.per_task.items(), found.when_learned, strict=True)
+    ]
+    return _facts(told) + _table(("task", "when learned %", "now %", "frozen %"), rows)
 
 
 def _edits(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -277,14 +292,7 @@ def _facts(values: Mapping[str, Any]) -> str:
     return f"<dl>{lines}</dl>"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def _table(head: Sequence[str], rows: Sequence[Sequence[object]], kind: str = "numbers") -> str:
     top = "".join(f"<th>{escape(h)}</th>" for h in head)
     lines = "".join("<tr>" + "".join(f"<td>{escape(str(v))}</td>" for v in row) + "</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>'
-
-
-def write_report(path: Path, html: str) -> None:
-    """Write a page into a file, its folder made if there is none."""
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write(html.encode(), path)
+    return f'<div class="wide"><table class="{kind}"><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>'

@@ -12,6 +12,7 @@ from intarsia.console import ERR, bar, facts
 from intarsia.diagnostics import Diagnosis, diagnose
 from intarsia.errors import InputError
 from intarsia.evaluation import evaluate
+from intarsia.index import INDEX
 from intarsia.landscape import DRAWN, GapPath, LossPath, gap_path, loss_paths
 from intarsia.methods import STANDARD
 from intarsia.options import Json, Source, open_pool, parse_weights
@@ -20,10 +21,12 @@ from intarsia.presets import PRESETS, preset_of, verify
 from intarsia.storage import write, writing
 from intarsia.stream import TaskStream
 
+FIGURES = ("gap.png", "cosines.png", "losses.png")
+
 
 @dataclass(frozen=True)
 class Diagnose:
-    """Measure the theorem on a pool: Jensen's gap of the composed model, true and predicted by the Fisher."""
+    """Measure the theorem on a pool: Jensen's gap of the composed model, true and predicted by the diagonal Fisher."""
 
     pool: Positional[Path]
     """Folder of the pool."""
@@ -56,10 +59,15 @@ class Diagnose:
         for pool, stream in zip(pools, streams, strict=True):
             with bar(f"networks of {pool.path.name}") as progress:
                 found.append(diagnose(pool, stream, weights=weights, per_task=self.per_task, progress=progress))
+        if self.figures is not None:  # found before anything is drawn
+            with writing(self.figures):
+                self.figures.mkdir(parents=True, exist_ok=True)
         around = {} if self.figures is None else self._draw(pools, streams, found, self.figures)
         if not self.json:
             for path, diagnosis in zip(paths, found, strict=True):
                 tables.diagnosis(diagnosis, str(path) if self.beside else "")
+            if self.figures is not None:
+                facts({"written": ", ".join(str(self.figures / name) for name in FIGURES)})
         beside = {str(path): d.record() for path, d in zip(self.beside, found[1:], strict=True)}
         return found[0].record() | ({"beside": beside} if beside else {}) | around
 
@@ -79,14 +87,8 @@ class Diagnose:
                 lines[name] = loss_paths(pool, stream, per_task=few, progress=progress)
             with bar(f"scales of {name}") as progress:
                 gaps[name] = gap_path(pool, stream, per_task=few, progress=progress)
-        drawn = {
-            "gap.png": figures.gaps(gaps),
-            "cosines.png": figures.alignment(dict(zip(names, found, strict=True))),
-            "losses.png": figures.losses(lines),
-        }
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        for name, figure in drawn.items():
+        cosines = figures.alignment(dict(zip(names, found, strict=True)))
+        for name, figure in zip(FIGURES, (figures.gaps(gaps), cosines, figures.losses(lines)), strict=True):
             write(figures.png(figure), folder / name)
         return {
             "lines": {name: [asdict(path) for path in paths] for name, paths in lines.items()},
@@ -176,6 +178,12 @@ class Report:
         out = self.out or self.what.with_name(f"{self.what.resolve().name}-report.html")
         if out.exists():
             raise InputError(f"{out} exists: name another file with --out, nothing was written")
+        if not (self.what / "comparison.json").exists() and not (self.what / INDEX).exists():
+            raise InputError(f"{self.what} holds neither a pool (intarsia learn) nor a comparison (intarsia compare)")
+        with writing(out):  # found before anything is measured
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.touch()
+            out.unlink()
         from intarsia import report  # noqa: PLC0415  its figures' library takes as long to load as all verbs together
 
         if (self.what / "comparison.json").exists():
@@ -184,7 +192,7 @@ class Report:
             pool = open_pool(self.what, self.device)
             with bar("measuring") as progress:
                 html = report.report_pool(pool, self.source.of(pool), edited=self.edits, progress=progress)
-        report.write_report(out, html)
+        write(html.encode(), out)
         if not self.json:
             facts({"written": out})
         return {"out": str(out)}

@@ -32,8 +32,7 @@ def evaluation(title: str, found: Evaluation, frozen: Evaluation) -> None:
     """Each task when it was learned, now, and with the backbone untouched; and the figures over all of them."""
     rows: list[tuple[object, ...]] = []
     for j, (task, accuracy) in enumerate(found.per_task.items()):
-        learned = found.accuracy_matrix[j][j] if len(found.accuracy_matrix) == len(found.tasks) else None
-        rows.append((task, learned, accuracy, frozen.per_task[task]))
+        rows.append((task, found.when_learned[j], accuracy, frozen.per_task[task]))
     rows.append(("all test images", None, found.final_accuracy, frozen.final_accuracy))
     note = "Accuracy in percent, all classes of these tasks competing; frozen: the backbone untouched, best heads."
     table(title, ("task", "when learned", "now", "frozen"), rows, note)
@@ -56,7 +55,12 @@ def diagnosis(found: Diagnosis, of: str = "") -> None:
             found.tasks, found.module_losses, found.vector_norms, found.cosine_to_composed, strict=True
         )
     ]
-    table(f"Modules alone {of}".rstrip(), ("task", "loss", "|tau|", "cosine to the composed vector"), rows)
+    note = (
+        "Losses: nats an image, under the aligned heads of all classes. |tau|: length of the task vector; |g|: of the "
+        "loss's gradient. The diagonal Fisher, which the regularizers use, leaves out what weights do together: "
+        "--figures draws the whole one beside it."
+    )
+    table(f"Modules alone {of}".rstrip(), ("task", "loss", "|tau|", "cosine to the composed vector"), rows, note)
     facts(theorem(found))
 
 
@@ -67,7 +71,7 @@ def theorem(found: Diagnosis) -> dict[str, object]:
         "loss of the composed model": f"{found.composed_loss:.4f}",
         "mean loss of the modules": f"{found.mean_module_loss:.4f}",
         "true gap": f"{found.true_gap:.4f}",
-        "gap predicted by the Fisher": f"{found.predicted_gap:.4f}",
+        "gap predicted by the diagonal Fisher": f"{found.predicted_gap:.4f}",
         "remainder": f"{found.remainder:.4f}",
         "|g| at theta0, random heads": f"{found.gradient_norm_before:.4f}",
         "|g| at theta0, aligned heads": f"{found.gradient_norm:.4f}",
@@ -88,15 +92,19 @@ def presets(cells: Sequence[Preset]) -> None:
         )
         for p in cells
     ]
-    note = f"FA: the paper's, mean of three runs; `presets verify` allows {TOLERANCE:g} point around it."
-    table("", ("preset", "tasks, classes", "strength", "epochs", "FA %", "hyper-parameters"), rows, note)
+    note = (
+        f"FA: the paper's, mean of three runs; `presets verify` allows {TOLERANCE:g} point around it. Settings: from "
+        "the paper, or ours where it gives none."
+    )
+    table("", ("preset", "tasks, classes", "strength", "epochs", "FA %", "settings"), rows, note)
 
 
 ACCURACIES = ("final_accuracy", "final_forgetting", "task_il_accuracy", "average_incremental_accuracy")
 COLUMNS = ("FA %", "FF", "Task-IL %", "average %", "minutes", "MiB", "kept", "images")
 LEGEND = (
-    "FF: forgetting; average: over the models after each task; minutes: set-up + training; MiB: peak memory; "
-    "kept: numbers a task, beside theta0; images: old ones kept. Mean and standard deviation over seeds."
+    "FA: final accuracy over all classes; FF: forgetting; average: over the models after each task; minutes: set-up + "
+    "training; MiB: peak memory; kept: numbers a task, beside theta0; images: old ones kept. Mean and standard "
+    "deviation over seeds."
 )
 
 

@@ -42,7 +42,8 @@ class Learn:
     targets: tuple[str, ...] = TARGETS
     """Patterns of the linear layers whose weights are tuned."""
     preset: str | None = None
-    """A cell of the paper's table, by name (see ``intarsia presets``): sets everything but --data and --out."""
+    """A cell of the paper's table, by name (see ``intarsia presets``): sets everything but --data and --out; flags
+    still win, and with them it is another run than the paper's."""
     paper: bool = False
     """Start from the paper's settings instead of the tool's own; flags still win."""
     method: Method = "ita"
