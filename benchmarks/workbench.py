@@ -1,4 +1,4 @@
-"""One stream and seed with steps 1 to 4 of METHOD.md done once: every configuration is learned from there.
+"""One stream and seed with steps 1 to 4 of docs/method.md done once: every configuration is learned from there.
 
 Features, class statistics, reference heads and Fisher depend on neither adapter, method nor strength. What is measured
 is what ``intarsia learn`` and ``evaluate`` compute: the same ``prepare``, ``fine_tune``, ``merge`` and ``evaluate``.

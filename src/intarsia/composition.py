@@ -1,4 +1,4 @@
-"""Composition: theta_P = theta0 + sum_t w_t tau_t (METHOD.md section 6), merged once into an ordinary network.
+"""Composition: theta_P = theta0 + sum_t w_t tau_t (docs/method.md section 6), merged once into an ordinary network.
 
 A composed model costs at inference what theta0 costs; its heads are carried along once. Terms are always
 added in the pool's order, so that a composition does not depend on the order in which it was asked for.

@@ -1,4 +1,4 @@
-"""Measures of a composed model on a stream (METHOD.md section 7); all accuracies in percent.
+"""Measures of a composed model on a stream (docs/method.md section 7); all accuracies in percent.
 
 a[i][j] is the accuracy on task j after learning task i, classes of all tasks up to i competing.
 """

@@ -1,6 +1,6 @@
 """Diagonal Fisher information of a classifier at theta0.
 
-For a tuned weight W (O, I), summed over images x and classes c seen so far (METHOD.md sections 3 and 5):
+For a tuned weight W (O, I), summed over images x and classes c seen so far (docs/method.md sections 3 and 5):
 
     F = sum_x sum_c p_c(x) (d log p_c(x) / dW)^2
 

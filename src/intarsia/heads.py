@@ -1,4 +1,4 @@
-"""Linear heads: one a task, their pre-tuning and their alignment (METHOD.md section 3, step 3).
+"""Linear heads: one a task, their pre-tuning and their alignment (docs/method.md section 3, step 3).
 
 Pre-tuning gives the new classes a head at theta0; alignment then calibrates all heads seen so far to each other, on
 features drawn from the class statistics. The aligned copies are the *reference heads*: with them theta0 has a
@@ -152,7 +152,8 @@ def align(
 ) -> Head:
     """Calibrate the heads of all classes seen to each other, on features drawn from their statistics.
 
-    Cross-entropy over all classes, logits divided by 0.1 |logits|, SGD with momentum and cosine (METHOD.md section 3).
+    Cross-entropy over all classes, logits divided by 0.1 |logits|, SGD with momentum and
+    cosine (docs/method.md section 3).
 
     Args:
         head: all classes seen (C, D), the new ones pre-tuned.

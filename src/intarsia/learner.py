@@ -1,4 +1,4 @@
-"""Learning a stream: each task in the six steps of METHOD.md section 3.
+"""Learning a stream: each task in the six steps of docs/method.md section 3.
 
 1 features at theta0 · 2 class statistics · 3 reference heads · 4 Fisher at theta0 · 5 fine-tuning · 6 store.
 Steps 1 to 4 are ``prepare``, step 5 is ``fine_tune``, step 6 is ``Pool.add``. What is carried from task to task does

@@ -1,4 +1,4 @@
-"""Steps 1 to 4 of a task: features at theta0, class statistics, reference heads, Fisher (METHOD.md section 3).
+"""Steps 1 to 4 of a task: features at theta0, class statistics, reference heads, Fisher (docs/method.md section 3).
 
 They depend on neither method, adapter nor strength.
 """

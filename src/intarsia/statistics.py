@@ -1,9 +1,9 @@
 """Class statistics: for every class a mixture of Gaussians on its features at theta0, for every task their scatter.
 
 They stand in for the images of a class once those are gone: heads are aligned, and their Fisher taken, on them
-(METHOD.md section 3). The Gaussians are diagonal in the task's *basis*: coordinates in which the features of a class,
-all classes of the task together, vary alike and independently. Axis by axis in plain features they would draw images
-that there are none of: a head aligned on those is 10 points worse on `chalk`, 5 on `sketches`.
+(docs/method.md section 3). The Gaussians are diagonal in the task's *basis*: coordinates in which the features of a
+class, all classes of the task together, vary alike and independently. Axis by axis in plain features they would draw
+images that there are none of: a head aligned on those is 10 points worse on `chalk`, 5 on `sketches`.
 Convention: C classes, K components, D feature width.
 """
 

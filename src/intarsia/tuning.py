@@ -1,4 +1,4 @@
-"""Step 5 of a task: fine-tuning, and what the task vector does to the features (METHOD.md sections 3 to 5)."""
+"""Step 5 of a task: fine-tuning, and what the task vector does to the features (docs/method.md sections 3 to 5)."""
 
 import math
 from dataclasses import dataclass

@@ -6,7 +6,7 @@ update tau (O, I) of one weight by a few tensors, its *parts*. The layer compute
     y = (W0 + (S + tau) * scale) x + b
 
 with S = 0, scale = 1 for a module trained alone (ITA), and S the sum of the earlier task vectors, scale = 1/T for a
-module trained through the composed model (IEL, METHOD.md section 3).
+module trained through the composed model (IEL, docs/method.md section 3).
 """
 
 from collections.abc import Mapping, Sequence

@@ -24,7 +24,7 @@ def learn(
     training: Training | None = None,
     progress: Progress = silent,
 ) -> Iterator[Stage]:
-    """Learn the whole stream as one task, in the six steps of METHOD.md, free of any pull.
+    """Learn the whole stream as one task, in the six steps of docs/method.md, free of any pull.
 
     Args:
         backbone: theta0.
