@@ -2,7 +2,7 @@
 
     TIES         keep the largest entries, elect their signs, average those that agree (Yadav et al., arXiv 2306.01708)
     DARE         drop entries at random, rescale the rest, average (Yu et al., arXiv 2311.03099)
-    Fisher mean  average weighted by each task's own Fisher (Matena and Raffel, arXiv 2111.09832)
+    Fisher mean  average weighted by each task's Fisher, here at theta0 (Matena and Raffel, arXiv 2111.09832: at theirs)
 
 All work on dense task vectors, by weight name; ``Pool.with_vector`` makes a model of the result.
 """

@@ -1,4 +1,4 @@
-"""Joint training: all images at once, the same adapter, no regularizer: what nothing incremental should reach."""
+"""Joint training: all images at once, the same adapter, no regularizer; nothing incremental sees them so."""
 
 from collections.abc import Iterator
 from dataclasses import replace
