@@ -211,19 +211,20 @@ def test_mean_of_tangent_models_answers_with_the_mean_of_their_answers() -> None
         for task, s in (("a", 0), ("b", 50), ("c", 99))
     }
     heads = {
-        t: TangentHead(randn(2, 16, seed=s).float(), randn(2, 16, seed=s + 3).float(), randn(2, seed=s).float())
+        t: TangentHead(*(randn(*shape, seed=9 * s + i).float() for i, shape in enumerate(((2, 16), (2,)) * 2)))
         for s, t in enumerate("abc")
     }
     images, classes = stream(1)[0].test.tensor(GREY), {t: (f"{t}0", f"{t}1") for t in "abc"}
     mean = TangentClassifier(Tangent(theta0), vectors, heads, classes, GREY)
     a, b, c = (mean.specialize(task).logits(images) for task in "abc")
-    still = replace(mean, vectors={"none": vectors["a"] * 0.0}).logits(images)
+    thirds = dict.fromkeys("abc", 1 / 3)
+    b_only, still = (replace(mean, weights={"b": w}, parts=thirds).logits(images) for w in (1.0, 0.0))
 
     def close(model: TangentClassifier, expected: Tensor) -> None:
         torch.testing.assert_close(model.logits(images), expected, rtol=1e-3, atol=1e-3)
 
     close(mean, (a + b + c) / 3)
-    close(mean.negate("b", 0.5), (a + b + c) / 3 - (b - still) / 2)
+    close(mean.negate("b", 0.5), (a + b + c) / 3 - (b_only - still) / 2)
     dropped = mean.unlearn("b")
     assert list(dropped.classes) == ["a", "c"]
     close(dropped, ((a + c) / 2)[:, [0, 1, 4, 5]])

@@ -9,9 +9,8 @@ phi the features, W0 a head fitted to the task's features, under the authors' re
     L = 1/C sum_c (f_c(x) - 15 [c = y])^2,
 
 which says how large an answer is, so that tasks trained apart are comparable; W0 is fitted in closed form, by ridge
-regression. The answer of the mean of several task vectors is then exactly the mean of their answers; the heads of all
-tasks stand beside each other (averaged, as the authors do, rows that a task does not have and that begin at zero stay
-there, and the mean is the same answer, a T-th as large).
+regression. Vectors and what training added to the heads are averaged; rows that a task does not train stay at their W0.
+The answer of the mean is then exactly the mean of the answers.
 """
 
 from collections.abc import Iterator, Mapping
@@ -40,33 +39,37 @@ from intarsia.task_vector import TaskVector
 
 TARGET = 15.0
 """What the loss asks of the answer for an image's own class; zero of the others."""
-RIDGE = 1.0
+RIDGE = 0.1
 """Of the regression W0 comes from, on summed squares."""
 
 
 @dataclass(frozen=True)
 class TangentHead:
-    """The linearised last layer of one task: W0 (C, D), its change and its bias."""
+    """The linearised last layer of one task: W0 (C, D) and its bias (C,), and what training added to them."""
 
     start: Tensor
-    change: Tensor
     bias: Tensor
+    change: Tensor
+    bias_change: Tensor
 
-    def __call__(self, features: Tensor, derivative: Tensor) -> Tensor:
-        """Logits (B, C)."""
-        return F.linear(features + derivative, self.start, self.bias) + features @ self.change.T
+    def __call__(self, features: Tensor, derivative: Tensor, part: float) -> Tensor:
+        """Logits (B, C), with that part of the changes."""
+        bias = self.bias + part * self.bias_change
+        return F.linear(features + derivative, self.start, bias) + part * (features @ self.change.T)
 
 
 @dataclass(frozen=True)
 class TangentClassifier:
-    """A linearised network and the heads of its tasks.
+    """A linearised network and the heads of its tasks; the mean of the tasks' models unless weights are given.
 
     Args:
         tangent: of the backbone.
-        vectors: task -> its vector; their mean answers.
+        vectors: task -> its vector.
         heads: task -> its head.
         classes: task -> class names; the tasks that it answers with, in the order of the logits.
         preprocessing: how images are prepared.
+        weights: task -> how much of its vector; a T-th of each if None.
+        parts: task -> how much of its head's changes; a T-th of each if None.
     """
 
     tangent: Tangent
@@ -74,16 +77,22 @@ class TangentClassifier:
     heads: Mapping[str, TangentHead]
     classes: Mapping[str, tuple[str, ...]]
     preprocessing: Preprocessing
+    weights: Mapping[str, float] | None = None
+    parts: Mapping[str, float] | None = None
+
+    @property
+    def _mean(self) -> dict[str, float]:
+        return dict.fromkeys(self.vectors, 1 / len(self.vectors))
 
     @cached_property
     def vector(self) -> TaskVector:
-        """Mean of the task vectors."""
-        first, *others = self.vectors.values()
-        return sum(others, start=first) * (1 / len(self.vectors))
+        """The weighted sum of the task vectors."""
+        first, *others = (self.vectors[task] * w for task, w in (self.weights or self._mean).items())
+        return sum(others, start=first)
 
     def specialize(self, task: str) -> "TangentClassifier":
-        """The task's vector alone, the heads of all."""
-        return replace(self, vectors={task: self.vectors[task]})
+        """The task's model alone, the heads of all."""
+        return replace(self, weights={task: 1.0}, parts={task: 1.0})
 
     def unlearn(self, task: str) -> "TangentClassifier":
         """The mean of the others, the task's classes gone."""
@@ -92,14 +101,15 @@ class TangentClassifier:
 
     def negate(self, task: str, scale: float) -> "TangentClassifier":
         """The mean minus ``scale`` times the task's vector, all heads kept."""
-        return replace(self, vectors={"negated": self.vector + self.vectors[task] * -scale})
+        return replace(self, weights={**self._mean, task: self._mean[task] - scale})
 
     def logits(self, images: Tensor) -> Tensor:
         """(N, C), on the CPU, of uint8 images (N, channels, R, R)."""
 
         def joined(x: Tensor) -> Tensor:
             features, derivative = self.tangent(x, self.vector)
-            return torch.cat([self.heads[task](features, derivative) for task in self.classes], 1)
+            parts = self._mean if self.parts is None else self.parts
+            return torch.cat([self.heads[t](features, derivative, parts.get(t, 0.0)) for t in self.classes], 1)
 
         return answers(joined, images, self.preprocessing, self.tangent.backbone.device)
 
@@ -156,13 +166,13 @@ def _train(run: Run, task: Task, start: Head, number: int) -> tuple[TaskVector, 
     tangent, generator = Tangent(run.backbone), run.generator(number, "training")
     images, wanted = task.train.tensor(run.backbone.preprocessing), targets(task.train.labels, len(task.classes))
     tau = {name: nn.Parameter(torch.zeros_like(w)) for name, w in run.backbone.tuned.items()}
-    change, bias = nn.Parameter(torch.zeros_like(start.weight)), nn.Parameter(start.bias.clone())
+    change, more = nn.Parameter(torch.zeros_like(start.weight)), nn.Parameter(torch.zeros_like(start.bias))
 
     def loss(batch: Batch) -> Tensor:
         features = tangent(run.varied(images[batch.index], generator), tau)
-        logits = TangentHead(start.weight, change, bias)(*features)
+        logits = TangentHead(start.weight, start.bias, change, more)(*features, part=1.0)
         return F.mse_loss(logits, wanted[batch.index].to(logits.device))
 
-    fit(run, task, [*tau.values(), change, bias], generator, loss)
+    fit(run, task, [*tau.values(), change, more], generator, loss)
     vector = TaskVector({name: p.detach().clone() for name, p in tau.items()})
-    return vector, TangentHead(start.weight, change.detach().clone(), bias.detach().clone())
+    return vector, TangentHead(start.weight, start.bias, change.detach().clone(), more.detach().clone())
