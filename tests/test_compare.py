@@ -81,6 +81,12 @@ def test_the_pool_of_a_method_is_kept_and_gives_the_row(compared: tuple[Path, An
     assert [len(stage.model.classes) for stage in made] == [1, 2]
     assert made[-1].numbers / 2 == found["rows"][0]["numbers_per_task"]
     assert 0 < made[0].numbers < made[1].numbers
+    running = pool.fisher()
+    assert running is not None
+    for task, stage, free in zip(pool.tasks, made, stages(pool, fisher=False), strict=True):
+        assert stage.numbers - free.numbers == sum(f.numel() for f in running.sums.values())
+        seconds = pool.logged()[task]["seconds"]["fisher"]
+        assert stage.set_up_seconds - free.set_up_seconds == pytest.approx(seconds)
 
 
 def test_modules_are_edited_with_the_first_seed_and_networks_are_not(compared: tuple[Path, Any]) -> None:
