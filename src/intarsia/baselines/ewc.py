@@ -83,7 +83,7 @@ def learn(
     adapter: Adapter | None = None,
     training: Training | None = None,
     progress: Progress = silent,
-    strength: float = 1.0,
+    strength: float = 10.0,
 ) -> Iterator[Stage]:
     """Train one network on task after task, held by the Fisher of those before.
 
