@@ -64,7 +64,9 @@ def test_a_pools_page_holds_its_figures_its_tasks_and_what_was_measured(pool: Po
     ):
         assert words in parts.text
     assert sum(address.startswith("data:image/png") for address in parts.addresses) == 6 + 2 * len(pool.tasks)
-    assert told == [(i, 4) for i in (1, 2, 3, 4)]
+    assert told == sorted(told)
+    assert {100, 200, 300} < {done for done, _ in told}
+    assert told[-1] == (400, 400)
 
 
 def test_a_pools_page_says_what_editing_does(pool: Pool) -> None:

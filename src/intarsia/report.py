@@ -7,6 +7,7 @@ import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from intarsia.tables import COLUMNS, LEGEND, cells, theorem
 
 SAMPLES = 6
 CONFUSED = 3
+PARTS, STEPS = 4, 100
+"""Of a pool's report: what takes long, and how finely its progress is told."""
 GONE = "classes that are gone count as 0"
 Progress = Callable[[int, int], None]
 STYLE = """
@@ -71,17 +74,16 @@ def report_pool(
         pool: with at least one module.
         stream: holds the pool's tasks.
         edited: also specialize to each task, unlearn each, and measure.
-        progress: called with (parts measured, parts in all).
+        progress: called with (steps done, steps in all).
 
     Raises:
         InputError: the pool is empty, or the stream does not fit it.
     """
+    part = partial(_part, progress)
     model = pool.mean()
-    found, frozen = evaluate(model, stream), evaluate(pool.frozen(), stream)
-    progress(1, 4)
-    diagnosis = diagnose(pool, stream)
-    progress(2, 4)
-    paths = loss_paths(pool, stream)
+    found, frozen = evaluate(model, stream, progress=part(0)), evaluate(pool.frozen(), stream)
+    diagnosis = diagnose(pool, stream, progress=part(1))
+    paths = loss_paths(pool, stream, progress=part(2))
     costs = [(line["set_up_seconds"], line["training_seconds"]) for line in pool.logged().values()]
     drawn = {
         "Accuracy on every task after every task.": figures.accuracy_matrix(found),
@@ -99,13 +101,12 @@ def report_pool(
     }
     sections = []
     if edited:
-        rows = edit_each(Editable.of_pool(pool, model), stream, pool.tasks)
+        rows = edit_each(Editable.of_pool(pool, model), stream, pool.tasks, progress=part(3))
         drawn[f"Every task specialized to and unlearned, one point a task; {GONE}."] = figures.editing({"": rows})
         sections = [("Specialization and unlearning", _edits(rows))]
-    progress(3, 4)
     tasks = matching_tasks(model.classes, stream)
     confusions = confused(model, tasks)
-    progress(4, 4)
+    progress(PARTS * STEPS, PARTS * STEPS)
     sections = [
         ("Run", _facts(_about(pool, stream))),
         ("Accuracy", _accuracy(found, frozen)),
@@ -116,6 +117,11 @@ def report_pool(
         ("Files", _files(pool)),
     ]
     return page(f"Pool {pool.path.name}", sections)
+
+
+def _part(progress: Progress, which: int) -> Progress:
+    """The progress of one of the parts that take long, as steps of the whole."""
+    return lambda done, total: progress(STEPS * which + STEPS * done // total, PARTS * STEPS)
 
 
 def report_comparison(folder: Path) -> str:
