@@ -70,12 +70,12 @@ def test_accuracy_matrix_writes_every_accuracy_in_its_place() -> None:
     picture(figure)
 
 
-def test_curves_of_accuracy_are_those_of_the_methods_and_a_single_measure_is_level() -> None:
+def test_curves_of_accuracy_are_those_of_the_methods_and_a_single_measure_is_a_point_at_the_end() -> None:
     curves = {f"m{i}": [90.0 - i, 80.0 - i] for i in range(11)} | {"joint": [70.0]}
     figure = figures.accuracy_by_task(curves)
     drawn = lines(figure.axes[0])
     assert drawn["m3"] == ([1.0, 2.0], [87.0, 77.0])
-    assert drawn["joint"][1] == [70.0, 70.0]
+    assert drawn["joint"] == ([2.0], [70.0])
     looks = {(line.get_color(), line.get_marker()) for line in figure.axes[0].lines[:10]}
     assert len(looks) == 10
     picture(figure)
@@ -83,7 +83,7 @@ def test_curves_of_accuracy_are_those_of_the_methods_and_a_single_measure_is_lev
 
 def test_alignment_has_the_cosines_and_below_them_those_with_the_composed_vector() -> None:
     figure = figures.alignment({"ITA": DIAGNOSIS, "IEL": DIAGNOSIS})
-    assert texts(figure.axes[0]) == ["1.0", "0.2", "0.2", "1.0", "0.8", "0.8"]
+    assert texts(figure.axes[0]) == ["1.00", "0.20", "0.20", "1.00", "0.77", "0.78"]
     assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["ITA", "IEL"]
     picture(figure)
 
