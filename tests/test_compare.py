@@ -63,7 +63,7 @@ def test_a_run_that_is_there_is_not_made_again_and_one_with_other_settings_is(co
 
 
 def test_what_a_method_is_set_to_by_default_is_part_of_its_record() -> None:
-    assert METHODS["derpp"].options == {"buffer": 500, "a": 0.5, "b": 0.5}
+    assert METHODS["derpp"].options == {"buffer": 500, "a": 0.5, "b": 2.0}
     assert METHODS["l2"].options == {"strength": 0.1}
 
 

@@ -64,7 +64,7 @@ METHODS: Mapping[str, Method] = {
     "joint": _baseline("LoRA, all images at once", joint.learn, 3e-3),
     "finetune": _baseline("all tuned weights, task after task", finetune.learn, 3e-5),
     "ewc": _baseline("all tuned weights, held by the Fisher of earlier tasks", ewc.learn, 1e-4, strength=10.0),
-    "derpp": _baseline("all tuned weights, with 500 old images", derpp.learn, 1e-3),
+    "derpp": _baseline("all tuned weights, with 500 old images", derpp.learn, 1e-3, b=2.0),
     "seed": _baseline("five experts of 64 features, Gaussians of the classes", seed.learn, 1e-3),
     "tmc": _baseline("tangent models, their mean", tmc.learn, 1e-4),
     "l2": _baseline("ITA with LoRA and a plain L2", l2.learn, 3e-3),
