@@ -51,7 +51,7 @@ SEARCHED: dict[str, list[tuple[float, int, float]]] = {
 PEERS: list[tuple[str, float, dict[str, float]]] = [
     *(("finetune", lr, {}) for lr in (3e-6, 1e-5, 3e-5, 1e-4, 3e-4)),
     *(("ewc", lr, {"strength": s}) for lr in (3e-5, 1e-4) for s in (1.0, 10.0, 100.0)),
-    ("ewc", 3e-4, {"strength": 100.0}),
+    *(("ewc", 3e-4, {"strength": s}) for s in (100.0, 1000.0)),
     *(("derpp", lr, {"a": 0.5, "b": 0.5}) for lr in (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)),
     *(("derpp", 1e-3, {"a": a, "b": b}) for a, b in ((0.1, 0.5), (0.1, 1.0), (0.5, 1.0), (0.5, 2.0), (0.5, 4.0))),
     *(("seed", lr, {"temperature": 3.0}) for lr in (3e-4, 1e-3, 3e-3)),
