@@ -35,7 +35,7 @@ def values(layer: AdaptedLinear) -> dict[str, Tensor]:
 
 
 def dense(parts: Mapping[str, Tensor], theta0: Tensor) -> Tensor:
-    """Tau by the definition of each adapter (METHOD.md section 4)."""
+    """Tau by the definition of each adapter (docs/method.md section 4)."""
     if "tau" in parts:
         return parts["tau"]
     return parts["B"] @ parts["A"] if "A" in parts else theta0 * (parts["l"][:, None] - 1)

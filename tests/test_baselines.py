@@ -61,6 +61,15 @@ def test_a_method_answers_with_all_classes_seen_and_leaves_theta0_as_it_was(name
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_task_may_have_one_class(name: str) -> None:
+    learn = importlib.import_module(f"intarsia.baselines.{name}").learn
+    *_, last = learn(backbone(), stream(2, classes=1), training=QUICK)
+    logits = last.model.logits(stream(1)[0].test.tensor(GREY))
+    assert logits.shape[1] == 2
+    assert bool(logits.isfinite().all())
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_method_is_a_function_of_the_seed(name: str) -> None:
     images = stream(2)[0].test.tensor(GREY)
     first, again = (learned(name, 2)[-1].model.logits(images) for _ in range(2))

@@ -169,7 +169,7 @@ def test_pushed_vectors_have_the_fishers_second_moment() -> None:
 
 
 def test_exact_survives_a_class_of_no_probability() -> None:
-    """softmax underflows to 0: log p would be -inf, the Fisher is finite (METHOD.md section 8)."""
+    """softmax underflows to 0: log p would be -inf, the Fisher is finite."""
     theta0, classifier = problem("split")
     sure = Head(classifier.weight * 1e4, classifier.bias)
     for estimator in ("exact", "rademacher", "mc"):

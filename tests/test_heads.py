@@ -66,7 +66,7 @@ def test_pre_tuning_uses_every_image_each_epoch_the_last_smaller_batch_too() -> 
 
 
 def test_slopes_are_the_gradients_of_their_losses() -> None:
-    """Of the mean cross-entropy, and of that of z / (0.1 |z|) (METHOD.md section 3, step 3)."""
+    """Of the mean cross-entropy, and of that of z / (0.1 |z|) (docs/method.md section 3, step 3)."""
     labels = torch.tensor([0, 2, 1, 2])
     logits = randn(4, 3, seed=5).requires_grad_()
     plain = F.cross_entropy(logits, labels)

@@ -45,7 +45,7 @@ def regularizers(theta0: Mapping[str, Tensor], strength: float) -> tuple[ITA | I
     return ITA(strength).on(fisher, total, 4), IEL(strength).on(fisher, total, 4)
 
 
-# The rows of METHOD.md section 4
+# The rows of docs/method.md section 4
 
 
 @given(seed=seeds, tasks=st.integers(2, 7), beta=st.floats(0.01, 100))

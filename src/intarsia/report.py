@@ -139,7 +139,7 @@ def report_comparison(folder: Path) -> str:
         curves = {name: run["incremental_accuracy"] for name, run in runs.items()}
         tasks = len(next(iter(runs.values()))["tasks"])
         costs = {name: [seconds_a_task(row, tasks)] for name, row in zip(names, rows, strict=True)}
-        stream = {key: value for key, value in bench["source"].items() if value}
+        stream = {key: value for key, value in bench["source"].items() if value and value != "natural"}
         table = _table(("method", *COLUMNS), [cells(row) for row in rows])
         abouts = _table(("method", "what it is"), [(row["method"], row["about"]) for row in rows], kind="words")
         versions = next(iter(runs.values()))["versions"]
@@ -153,6 +153,8 @@ def report_comparison(folder: Path) -> str:
         drawn[what] = figures.editing(edited)
     told = {"stream": stream or "sketches", "backbone": bench["backbone"], "epochs": bench["epochs"]}
     told |= {"batch": bench["batch_size"], "seeds": rows[0]["seeds"], "versions": versions}
+    if bench["validation"]:
+        told["measured on"] = f"{bench['validation']:g} of the training images, held out"
     sections = [
         ("Run", _facts(told)),
         ("Table", f"{table}<p>{escape(LEGEND)}</p>"),
@@ -198,11 +200,12 @@ def page(title: str, sections: Sequence[tuple[str, str]]) -> str:
 
 def _about(pool: Pool, stream: TaskStream) -> dict[str, Any]:
     first = pool.card(pool.tasks[0])
+    origins = dict.fromkeys(_origin(pool.card(task).stream) for task in pool.tasks)
     told: dict[str, Any] = {
         "backbone": f"{pool.index.backbone['name']}, {pool.index.backbone['hash'][:16]}",
         "adapter": str(pool.adapter),
-        "learned from": _origin(first.stream),
-        "measured on": _origin(stream.source()),
+        "learned from": "; ".join(origins),
+        "measured on": _origin(stream.source()) if stream.origin else "the same",
         "tasks": len(pool.tasks),
         "classes": sum(map(len, pool.classes.values())),
         "versions": first.versions,

@@ -175,7 +175,8 @@ class Report:
 
     def run(self) -> dict[str, Any]:
         """Measure, draw and write."""
-        out = self.out or self.what.with_name(f"{self.what.resolve().name}-report.html")
+        what = self.what.resolve()
+        out = self.out or what.with_name(f"{what.name}-report.html")
         if out.exists():
             raise InputError(f"{out} exists: name another file with --out, nothing was written")
         if not (self.what / "comparison.json").exists() and not (self.what / INDEX).exists():
@@ -187,6 +188,11 @@ class Report:
         from intarsia import report  # noqa: PLC0415  its figures' library takes as long to load as all verbs together
 
         if (self.what / "comparison.json").exists():
+            if self.edits or self.source != Source():
+                raise InputError(
+                    f"{self.what} holds a comparison, all of it measured: --edits and the options that choose images "
+                    "are for a pool"
+                )
             html = report.report_comparison(self.what)
         else:
             pool = open_pool(self.what, self.device)

@@ -27,6 +27,9 @@ from intarsia.heads import Head
 from intarsia.run import Progress, Run, silent
 from intarsia.stream import Task, TaskStream
 
+SMALLEST = 1e-30
+"""A mean Fisher of one class is zero."""
+
 
 class Anchored(Keeper):
     """The Fisher of all tasks and where the last one ended."""
@@ -69,7 +72,7 @@ class Anchored(Keeper):
         features = torch.cat([here.features(x) for x in run.batches(task.name, "features", images)])
         weight, bias = head_fisher(features, model.head.weight, model.head.bias)
         own = fisher.mean(0.0)
-        unit = float(sum(f.sum() for f in own.values())) / numbers(own)
+        unit = max(float(sum(f.sum() for f in own.values())) / numbers(own), SMALLEST)
         self.fisher = _added(self.fisher, own, unit)
         self.head_fisher = _added(self.head_fisher, Head(weight, bias).tensors(), unit)
         self.vector = {name: w - run.backbone.tuned[name] for name, w in here.tuned.items()}

@@ -24,7 +24,7 @@ def learn(
     training: Training | None = None,
     progress: Progress = silent,
 ) -> Iterator[Stage]:
-    """Learn the whole stream as one task, in the six steps of docs/method.md, free of any pull.
+    """Learn the whole stream as one task, in the six steps of docs/method.md, free of the Fisher's and the head's pull.
 
     Args:
         backbone: theta0.

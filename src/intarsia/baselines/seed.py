@@ -6,7 +6,7 @@ task it trains on. It keeps a Gaussian of each class it knows there. The first t
 theta0; a later one trains the expert in whose features its classes overlap least (largest mean symmetric
 Kullback-Leibler divergence between them), held to what its features were by distillation:
 
-    L = (1 - a) CE + a |phi(x) - phi_before(x)|^2
+    L = (1 - a) CE + a / d |phi(x) - phi_before(x)|^2
 
 An image's class is the largest mean, over the experts that know it, of softmax(log p(phi_k(x) | c) / temperature).
 """

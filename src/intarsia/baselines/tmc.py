@@ -159,7 +159,8 @@ def least_squares(features: Tensor, labels: Tensor) -> Head:
     from sklearn.linear_model import Ridge  # noqa: PLC0415  slow to import
 
     found = Ridge(RIDGE).fit(features.double(), targets(labels, int(labels.max()) + 1))
-    return Head(torch.from_numpy(found.coef_).float(), torch.from_numpy(found.intercept_).float())
+    weight, bias = (torch.from_numpy(part).float() for part in (found.coef_, found.intercept_))
+    return Head(weight.reshape(-1, features.shape[1]), bias.reshape(-1))
 
 
 def _train(run: Run, task: Task, start: Head, number: int) -> tuple[TaskVector, TangentHead]:
