@@ -66,11 +66,13 @@ class Fisher:
         """
         if self.count < 1:
             raise ValueError("a Fisher of no images has no mean")
-        divisor = float(self.count)
-        if unit:
-            numbers = sum(f.numel() for f in self.sums.values())
-            divisor = max(float(sum(wide(f).sum() for f in self.sums.values())) / numbers, 1e-30)
+        divisor = self.scale() if unit else float(self.count)
         return {name: f / divisor + floor for name, f in self.sums.items()}
+
+    def scale(self) -> float:
+        """Mean of the sums over all tuned weights; above zero, though one class leaves all of them zero."""
+        numbers = sum(f.numel() for f in self.sums.values())
+        return max(float(sum(wide(f).sum() for f in self.sums.values())) / numbers, 1e-30)
 
 
 def diagonal_fisher(

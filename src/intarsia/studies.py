@@ -59,9 +59,6 @@ class Diagnose:
         for pool, stream in zip(pools, streams, strict=True):
             with bar(f"networks of {pool.path.name}") as progress:
                 found.append(diagnose(pool, stream, weights=weights, per_task=self.per_task, progress=progress))
-        if self.figures is not None:  # found before anything is drawn
-            with writing(self.figures):
-                self.figures.mkdir(parents=True, exist_ok=True)
         around = {} if self.figures is None else self._draw(pools, streams, found, self.figures)
         if not self.json:
             for path, diagnosis in zip(paths, found, strict=True):
@@ -77,6 +74,8 @@ class Diagnose:
         """The three figures, written; what was measured for them, by pool."""
         from intarsia import figures  # noqa: PLC0415  matplotlib takes as long to load as all verbs together
 
+        with writing(folder):  # found before anything is drawn
+            folder.mkdir(parents=True, exist_ok=True)
         short = [pool.path.resolve().name for pool in pools]
         names = short if len(set(short)) == len(short) else [str(pool.path) for pool in pools]
         lines: dict[str, tuple[LossPath, ...]] = {}
@@ -179,20 +178,21 @@ class Report:
         out = self.out or what.with_name(f"{what.name}-report.html")
         if out.exists():
             raise InputError(f"{out} exists: name another file with --out, nothing was written")
-        if not (self.what / "comparison.json").exists() and not (self.what / INDEX).exists():
+        compared = (self.what / "comparison.json").exists()
+        if not compared and not (self.what / INDEX).exists():
             raise InputError(f"{self.what} holds neither a pool (intarsia learn) nor a comparison (intarsia compare)")
+        if compared and (self.edits or self.source != Source()):
+            raise InputError(
+                f"{self.what} holds a comparison, all of it measured: --edits and the options that choose images are "
+                "for a pool"
+            )
         with writing(out):  # found before anything is measured
             out.parent.mkdir(parents=True, exist_ok=True)
             out.touch()
             out.unlink()
         from intarsia import report  # noqa: PLC0415  its figures' library takes as long to load as all verbs together
 
-        if (self.what / "comparison.json").exists():
-            if self.edits or self.source != Source():
-                raise InputError(
-                    f"{self.what} holds a comparison, all of it measured: --edits and the options that choose images "
-                    "are for a pool"
-                )
+        if compared:
             html = report.report_comparison(self.what)
         else:
             pool = open_pool(self.what, self.device)

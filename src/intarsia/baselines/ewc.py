@@ -6,8 +6,7 @@ Kirkpatrick et al., arXiv 1612.00796; online: Schwarz et al., arXiv 1805.06370.
 
 theta* is where the last task ended, F the sum of all tasks' Fishers, each taken where its task ended and divided by its
 mean over the tuned weights, so that every task holds as much as the first and one strength travels between backbones
-(Schwarz et al. normalise them too). The tuned weights are held as what they are, (O, I), whatever
-adapter trains them.
+(Schwarz et al. normalise them too). The tuned weights are held as what they are, (O, I), whatever adapter trains them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,9 +25,6 @@ from intarsia.fisher import Fisher, diagonal_fisher, head_fisher
 from intarsia.heads import Head
 from intarsia.run import Progress, Run, silent
 from intarsia.stream import Task, TaskStream
-
-SMALLEST = 1e-30
-"""A mean Fisher of one class is zero."""
 
 
 class Anchored(Keeper):
@@ -71,10 +67,9 @@ class Anchored(Keeper):
         )
         features = torch.cat([here.features(x) for x in run.batches(task.name, "features", images)])
         weight, bias = head_fisher(features, model.head.weight, model.head.bias)
-        own = fisher.mean(0.0)
-        unit = max(float(sum(f.sum() for f in own.values())) / numbers(own), SMALLEST)
-        self.fisher = _added(self.fisher, own, unit)
-        self.head_fisher = _added(self.head_fisher, Head(weight, bias).tensors(), unit)
+        unit = fisher.scale() / fisher.count
+        self.fisher = _added(self.fisher, fisher.mean(0.0, unit=True))
+        self.head_fisher = _added(self.head_fisher, Head(weight / unit, bias / unit).tensors())
         self.vector = {name: w - run.backbone.tuned[name] for name, w in here.tuned.items()}
         self.head = Head(model.head.weight, model.head.bias).tensors()
 
@@ -104,11 +99,11 @@ def learn(
     yield from train_in_turn(plain_run(backbone, stream, adapter or Full(), training, progress), Anchored(strength))
 
 
-def _added(sums: Mapping[str, Tensor], new: Mapping[str, Tensor], unit: float) -> dict[str, Tensor]:
-    """``sums`` and ``new`` / ``unit``, by name; rows that ``sums`` does not have yet count zero there."""
+def _added(sums: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Sum by name; rows that ``sums`` does not have yet count zero there."""
     found: dict[str, Tensor] = {}
     for name, value in new.items():
-        found[name] = value / unit
+        found[name] = value.clone()
         if name in sums:
             found[name][: len(sums[name])] += sums[name]
     return found

@@ -105,10 +105,10 @@ class TangentClassifier:
 
     def logits(self, images: Tensor) -> Tensor:
         """(N, C), on the CPU, of uint8 images (N, channels, R, R)."""
+        parts = self.parts or self._mean
 
         def joined(x: Tensor) -> Tensor:
             features, derivative = self.tangent(x, self.vector)
-            parts = self._mean if self.parts is None else self.parts
             return torch.cat([self.heads[t](features, derivative, parts.get(t, 0.0)) for t in self.classes], 1)
 
         return answers(joined, images, self.preprocessing, self.tangent.backbone.device)
