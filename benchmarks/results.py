@@ -25,6 +25,8 @@ from intarsia.config import Training, recommended
 from intarsia.editing import Editable, edit_each
 from intarsia.errors import InputError
 from intarsia.evaluation import Scores, evaluate
+from intarsia.options import on_device
+from intarsia.run import machine
 from intarsia.stream import TaskStream
 from workbench import Setting, Workbench
 
@@ -83,13 +85,20 @@ class Results:
     """Where a line a run goes."""
     threads: int = 2
     """Threads of torch."""
+    device: str = "cpu"
+    """cpu, cuda, mps, or auto for the best there is."""
 
 
 class Ledger:
-    """Lines of finished runs, found again by what they ran."""
+    """Lines of finished runs, found again by what they ran.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    Args:
+        path: of the file.
+        made_on: the machine, noted in each line.
+    """
+
+    def __init__(self, path: Path, made_on: str) -> None:
+        self._path, self._made_on = path, made_on
         lines = path.read_text().splitlines() if path.exists() else []
         self._done = {json.dumps(json.loads(line)["run"], sort_keys=True) for line in lines}
 
@@ -103,7 +112,8 @@ class Ledger:
             result = measure()
         except InputError as error:  # a run that diverges is a result too
             result = {"error": str(error)}
-        line = {"run": run, "result": result, "wall_seconds": round(time.perf_counter() - started, 1)}
+        seconds = round(time.perf_counter() - started, 1)
+        line = {"run": run, "result": result, "wall_seconds": seconds, "machine": self._made_on}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -284,14 +294,15 @@ PLANS = {
 def run(chosen: Results) -> None:
     """Make the runs that are missing."""
     torch.set_num_threads(chosen.threads)
-    ledger = Ledger(chosen.out)
+    device = on_device(chosen.device)
+    ledger = Ledger(chosen.out, machine(device))
     for stream in chosen.streams:
         for seed in chosen.seeds:
             loaded = TaskStream.load(stream, tasks=1) if chosen.plan == "joint" else TaskStream.load(stream)
             loaded = loaded.validation(0.2, 0) if chosen.plan in ("search", "peers") else loaded
             loaded = loaded.subset(range(chosen.tasks)) if chosen.tasks else loaded
             part = {"tasks": chosen.tasks} if chosen.tasks else {}
-            bench = Workbench(loaded, seed)
+            bench = Workbench(loaded, seed, device=device)
             for what, measure in PLANS[chosen.plan](bench, chosen.cells):
                 ledger.once({"stream": stream, "seed": seed, **part, **what}, measure)
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from intarsia.backbone import Backbone
@@ -73,10 +74,13 @@ class Workbench:
         stream: the tasks.
         seed: of everything random.
         training: settings of steps 1 to 4; the tool's own if None.
+        device: of the backbone.
     """
 
-    def __init__(self, stream: TaskStream, seed: int, training: Training | None = None) -> None:
-        self.backbone = Backbone.load()
+    def __init__(
+        self, stream: TaskStream, seed: int, training: Training | None = None, device: str | torch.device = "cpu"
+    ) -> None:
+        self.backbone = Backbone.load().to(device)
         self.stream = stream
         self.base = replace(training or recommended("ita", "lora")[1], seed=seed)
 
@@ -152,7 +156,7 @@ class Workbench:
         before: Callable[[int], ComposedModel] | None,
     ) -> ComposedModel:
         classes = {t.name: t.classes for t in self.stream if t.name in tasks}
-        return ComposedModel(network, head, classes, self.backbone.preprocessing, {}, before)
+        return ComposedModel(network, head, classes, self.backbone.preprocessing, {}, before).to(self.backbone.device)
 
     def measure(self, setting: Setting, *, history: bool) -> dict[str, Any]:
         """Learn, compose the mean, evaluate."""

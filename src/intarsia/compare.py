@@ -28,7 +28,7 @@ from intarsia.evaluation import Scores
 from intarsia.index import INDEX
 from intarsia.methods import METHODS, STANDARD, Method
 from intarsia.options import Source, on_device
-from intarsia.run import peak_memory
+from intarsia.run import machine, peak_memory
 from intarsia.storage import read_json, reading, write, write_json
 from intarsia.stream import TaskStream
 from intarsia.tables import ACCURACIES, markdown
@@ -272,7 +272,7 @@ def measure(bench: Bench, name: str, seed: int, folder: Path) -> dict[str, Any]:
         "edits": edited,
         "backbone": theta0.hash,
         "versions": {package: version(package) for package in ("intarsia", "torch", "timm")},
-        "threads": torch.get_num_threads(),
+        "machine": machine(theta0.device),
     }
 
 

@@ -23,6 +23,7 @@ from intarsia.evaluation import matching_tasks
 from intarsia.heads import Head
 from intarsia.module import Module
 from intarsia.pool import Pool
+from intarsia.precision import wide
 from intarsia.stream import TaskStream
 from intarsia.task_vector import TaskVector
 
@@ -81,11 +82,11 @@ def gap(vectors: Sequence[Mapping[str, Tensor]], weights: Sequence[float], metri
         raise ValueError(f"weights sum to {sum(weights):g}: Theorem 1 needs 1")
     spread = 0.0
     for name, diagonal in metric.items():
-        taus = torch.stack([v[name].double() for v in vectors])
-        w = torch.tensor(list(weights), dtype=torch.float64).view(-1, *[1] * (taus.ndim - 1))
+        taus = torch.stack([wide(v[name]) for v in vectors])
+        w = taus.new_tensor(list(weights)).view(-1, *[1] * (taus.ndim - 1))
         mean = (w * taus).sum(0)
         # sum w |tau - mean|^2 is the same number, and does not cancel
-        spread += float((w * (taus - mean).square() * diagonal.double()).sum())
+        spread += float((w * (taus - mean).square() * wide(diagonal)).sum())
     return 0.5 * spread
 
 

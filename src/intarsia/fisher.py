@@ -58,6 +58,10 @@ class Fisher:
         sums = {n: (f - other.sums[n]).clamp_min(0) for n, f in self.sums.items()}
         return Fisher(sums, self.count - other.count)
 
+    def to(self, device: torch.device) -> "Fisher":
+        """The same on another device."""
+        return Fisher({n: f.to(device) for n, f in self.sums.items()}, self.count, self.error)
+
     def mean(self, floor: float = 1e-5, *, unit: bool = False) -> dict[str, Tensor]:
         """F by weight name: sums / N + floor; with ``unit``, scaled to mean 1 over all tuned weights before the floor.
 

@@ -5,15 +5,12 @@ Steps 1 to 4 are ``prepare``, step 5 is ``fine_tune``, step 6 is ``Pool.add``. W
 not grow with their number, but for the heads and class statistics, which grow with the classes.
 """
 
-import platform
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from intarsia.adapters import Adapter, LoRA
 from intarsia.backbone import Backbone
@@ -28,7 +25,7 @@ from intarsia.module import Card, Influence, Module
 from intarsia.pool import Pool
 from intarsia.preparation import Memory, Prepared, prepare
 from intarsia.regularizers import IEL, ITA
-from intarsia.run import Progress, Run, give_back_memory, peak_memory, silent
+from intarsia.run import Progress, Run, give_back_memory, machine, peak_memory, silent
 from intarsia.stream import TaskStream
 from intarsia.tuning import fine_tune
 
@@ -164,9 +161,9 @@ def _memory(pool: Pool, checkpoint: Checkpoint, training: Training) -> Memory:
     """What the learner knows as it goes on; where every Fisher is taken first, as it began."""
     if training.fisher_over != "others":
         return Memory.of(pool)
-    before = checkpoint.asked()["before"]
+    before, fisher = checkpoint.asked()["before"], checkpoint.fisher()
     return Memory(
-        checkpoint.fisher(),
+        None if fisher is None else fisher.to(pool.backbone.device),
         pool.total(),
         pool.reference(len(before)) if before else None,
         pool.statistics()[: len(before)],
@@ -229,7 +226,7 @@ def _finish(run: Run, prepared: Prepared, memory: Memory, others: Fisher | None)
         "training_seconds": round(sum(tuned.seconds.values()), 3),
         "seconds": {phase: round(s, 3) for phase, s in seconds.items()},
         "peak_memory_mib": peak_memory(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {run.backbone.device.type}",
+        "machine": machine(run.backbone.device),
     }
     module = tuned.module(card, reference, prepared.statistics)
     return Learned(module, prepared.fisher, memory.reference[: prepared.rows.stop], log)

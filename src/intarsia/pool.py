@@ -15,6 +15,7 @@ from intarsia.composed_model import ComposedModel
 from intarsia.composition import Heads, Recipe, anchored_in, compose_heads, merge, moved
 from intarsia.config import build_adapter
 from intarsia.errors import InputError
+from intarsia.fisher import Fisher
 from intarsia.heads import Head
 from intarsia.index import INDEX, Index
 from intarsia.lock import RUN
@@ -82,6 +83,11 @@ class Pool(Store):
             self._backbone = Backbone.load(about["name"], targets=about["targets"])
             self.index.check(self.path, self._backbone)
         return self._backbone
+
+    def fisher(self, task: str | None = None) -> Fisher | None:
+        """The running Fisher of all tasks, or that of one where it was kept (else None), on the backbone's device."""
+        found = super().fisher(task)
+        return None if found is None else found.to(self.backbone.device)
 
     def vector(self, task: str) -> TaskVector:
         """Tau of a task, dense."""

@@ -2,6 +2,7 @@
 
 import ctypes
 import hashlib
+import platform
 import re
 import resource
 import shutil
@@ -118,6 +119,12 @@ class Run:
     def generator(self, number: int, purpose: str) -> torch.Generator:
         """A generator with that seed, on the CPU."""
         return torch.Generator().manual_seed(self.seed(number, purpose))
+
+
+def machine(device: torch.device) -> str:
+    """What a run is made on: the kind of processor, torch's threads, and the card if there is one."""
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"{platform.machine()}, {torch.get_num_threads()} threads, {card}"
 
 
 def peak_memory() -> int:

@@ -29,6 +29,7 @@ from intarsia.baselines.stage import Stage, numbers
 from intarsia.composed_model import answers
 from intarsia.composition import moved
 from intarsia.config import Training
+from intarsia.heads import Head
 from intarsia.images import Preprocessing
 from intarsia.run import Laps, Progress, Run, silent
 from intarsia.schedule import Batch
@@ -154,14 +155,22 @@ def learn(
     classes: dict[str, tuple[str, ...]] = {}
     for number, task in enumerate(run.stream, start=1):
         laps, classes = Laps(), {**classes, task.name: task.classes}
-        place = len(made) if len(made) < experts else least_overlap([_gaussians(e, task, run) for e in made])
-        before = made[place] if place < len(made) else _untrained(run, task, width)
+        images = task.train.tensor(backbone.preprocessing)
+        if len(made) < experts:
+            place = len(made)
+            before, features = _untrained(run, run.features(task.name, images), width)
+        else:
+            seen = [expert.features(images, backbone.preprocessing) for expert in made]
+            place = least_overlap([_gaussians(task, own) for own in seen])
+            before, features = made[place], seen[place]
+        head = new_head(run, features, task, number)
         laps.lap("set-up")
-        trained = _train(run, task, number, before, distillation if before.state else 0.0)
+        trained = _train(run, task, number, before, head, distillation if before.state else 0.0)
         made[place : place + 1] = [trained]
         laps.lap("training")
         for expert in made:
-            expert.known |= dict(zip(task.classes, _gaussians(expert, task, run), strict=True))
+            own = _gaussians(task, expert.features(images, backbone.preprocessing))
+            expert.known |= dict(zip(task.classes, own, strict=True))
         laps.lap("set-up")
         model = Ensemble(tuple(made), classes, backbone.preprocessing, temperature)
         kept = sum(expert.numbers() for expert in made)
@@ -179,29 +188,26 @@ def least_overlap(candidates: Sequence[Sequence[ClassGaussian]]) -> int:
     return scores.index(max(scores))
 
 
-def _gaussians(expert: Expert, task: Task, run: Run) -> list[ClassGaussian]:
-    """Of the task's classes in the expert's features."""
-    features = expert.features(task.train.tensor(run.backbone.preprocessing), run.backbone.preprocessing)
+def _gaussians(task: Task, features: Tensor) -> list[ClassGaussian]:
+    """Of the task's classes, from an expert's features (N, d) of its images."""
     return [ClassGaussian.of(features[task.train.labels == c]) for c in range(len(task.classes))]
 
 
-def _untrained(run: Run, task: Task, width: int) -> Expert:
-    """Theta0, narrowed to the principal axes of the task's features."""
-    features = run.features(task.name, task.train.tensor(run.backbone.preprocessing))
+def _untrained(run: Run, features: Tensor, width: int) -> tuple[Expert, Tensor]:
+    """Theta0, narrowed to the principal axes of a task's features (N, D) there, and the narrowed features."""
     mean = features.mean(0)
     axes = torch.linalg.svd(features - mean, full_matrices=False).Vh[:width]
-    narrow = nn.Linear(axes.shape[1], axes.shape[0])
-    with torch.no_grad():
-        narrow.weight.copy_(axes)
-        narrow.bias.copy_(-axes @ mean)
-    return Expert({}, run.backbone.model, narrow.to(run.backbone.device))
+    narrow = nn.Linear(axes.shape[1], axes.shape[0]).requires_grad_(False)
+    narrow.weight.copy_(axes)
+    narrow.bias.copy_(-axes @ mean)
+    narrowed = narrow(features)
+    return Expert({}, run.backbone.model, narrow.to(run.backbone.device)), narrowed
 
 
-def _train(run: Run, task: Task, number: int, before: Expert, distillation: float) -> Expert:
+def _train(run: Run, task: Task, number: int, before: Expert, start: Head, distillation: float) -> Expert:
     backbone, generator = run.backbone, run.generator(number, "training")
     images, labels = task.train.tensor(backbone.preprocessing), task.train.labels
-    head = GrowingHead(new_head(run, before.features(images, backbone.preprocessing), task, number))
-    narrow = deepcopy(before.narrow)
+    head, narrow = GrowingHead(start), deepcopy(before.narrow).requires_grad_()
     with backbone.attach(run.adapter, run.generator(number, "adapter")) as adapter:
         adapter.load(before.state or adapter.state())
         network = run.trained_network()
