@@ -145,7 +145,7 @@ def learn(
         experts: at most so many.
         distillation: a, the share of the old features in the loss of an expert that is trained again.
         temperature: of the softmax over log densities.
-        width: d, features of an expert; no more than a task has images, nor than the backbone's features.
+        width: d, features of an expert; fewer than a task has images, and no more than the backbone has.
 
     Yields:
         The ensemble after each task.
@@ -196,7 +196,8 @@ def _gaussians(task: Task, features: Tensor) -> list[ClassGaussian]:
 def _untrained(run: Run, features: Tensor, width: int) -> tuple[Expert, Tensor]:
     """Theta0, narrowed to the principal axes of a task's features (N, D) there, and the narrowed features."""
     mean = features.mean(0)
-    axes = torch.linalg.svd(features - mean, full_matrices=False).Vh[:width]
+    most = max(1, min(width, len(features) - 1))  # N images vary along N - 1 axes
+    axes = torch.linalg.svd(features - mean, full_matrices=False).Vh[:most]
     narrow = nn.Linear(axes.shape[1], axes.shape[0]).requires_grad_(False)
     narrow.weight.copy_(axes)
     narrow.bias.copy_(-axes @ mean)
