@@ -23,6 +23,9 @@ from intarsia.module import Module
 from intarsia.statistics import Gaussians
 
 Heads = Literal["anchored", "carried", "aligned", "own"]
+ROUNDING = 1e-9
+"""Of sums of coefficients: half of the tasks is as near to the mean as to theta0, and which it is must not depend on
+the last bit."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,9 @@ class Recipe:
     def first(self, tasks: Sequence[str]) -> "Recipe":
         """The same rule when only ``tasks`` had been learned: coefficients rescaled to their old sum."""
         kept = {t: w for t, w in self.weights.items() if t in tasks}
-        before, now = sum(self.weights.values()), sum(kept.values())
-        factor = before / now if now else 0.0
-        return Recipe({t: w * factor for t, w in kept.items()}, tuple(t for t in self.tasks if t in tasks), self.name)
+        before, now = math.fsum(self.weights.values()), math.fsum(kept.values())
+        rescaled = {t: w / now * before if now else 0.0 for t, w in kept.items()}
+        return Recipe(rescaled, tuple(t for t in self.tasks if t in tasks), self.name)
 
 
 def mean(tasks: Sequence[str]) -> Recipe:
@@ -169,7 +172,8 @@ def anchored_in(recipe: Recipe, known: Sequence[str], heads: Heads) -> tuple[str
     """
     weights = _carrying(recipe)
     to_mean = sum(abs(weights.get(task, 0.0) - 1 / len(known)) for task in known)
-    return tuple(known) if heads == "anchored" and to_mean <= sum(map(abs, weights.values())) else ()
+    to_theta0 = sum(map(abs, weights.values())) + ROUNDING
+    return tuple(known) if heads == "anchored" and to_mean <= to_theta0 else ()
 
 
 def compose_heads(
@@ -192,7 +196,7 @@ def compose_heads(
         anchored: what ``anchored_in`` says.
     """
     answering = [m for m in modules if m.card.task in recipe.tasks]
-    alone = len(answering) == 1 and recipe.weights == {answering[0].card.task: 1.0}
+    alone = len(answering) == 1 and _is_alone(recipe, answering[0].card.task)
     if heads == "own" or (heads != "aligned" and alone):
         return Head.join([m.own_head() for m in answering])
     if heads == "aligned":
@@ -206,6 +210,11 @@ def compose_heads(
         return rows
     moved = [(seen[m.card.task].centres - at_theta0[m.card.task].centres).mean(0).float() for m in answering]
     return Head.join([m.head_on(h, offset) for m, h, offset in zip(answering, heads_of, moved, strict=True)])
+
+
+def _is_alone(recipe: Recipe, task: str) -> bool:
+    """All of the task's vector and of no other's, however the coefficient was rounded: ten tenths need not be one."""
+    return recipe.weights.keys() == {task} and math.isclose(recipe.weights[task], 1, abs_tol=ROUNDING)
 
 
 def _carrying(recipe: Recipe) -> Mapping[str, float]:
