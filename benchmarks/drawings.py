@@ -1,6 +1,6 @@
 """The figures of docs/results.md, from the runs of a comparison and of ``results.py strengths``.
 
-    python benchmarks/drawings.py benchmarks/ledger/compare-chalk benchmarks/ledger/strengths-chalk.jsonl
+    cd benchmarks/ledger && python ../drawings.py compare-chalk compare-sketches-cpu strengths-chalk.jsonl
 
 gap.png, cosines.png and losses.png beside them are ``intarsia diagnose``'s.
 """
@@ -26,9 +26,11 @@ class Drawings:
 
     compared: tyro.conf.Positional[Path]
     """Folder with the runs of a comparison, <method>-<seed>.json."""
+    timed: tyro.conf.Positional[Path]
+    """The same, of runs with nothing beside them: what the times are drawn from."""
     strengths: tyro.conf.Positional[Path]
     """Lines of ``results.py strengths``."""
-    out: Path = Path("docs/figures")
+    out: Path = Path(__file__).parents[1] / "docs" / "figures"
     """Folder for the figures."""
 
 
@@ -42,14 +44,18 @@ def accuracy_against_strength(path: Path) -> dict[str, list[tuple[float, float]]
     return curves
 
 
+def _runs(folder: Path) -> dict[str, dict[str, Any]]:
+    return {method: json.loads((folder / f"{method}-0.json").read_text()) for method in STANDARD}
+
+
 def main(chosen: Drawings) -> None:
     """Draw and write."""
-    runs: dict[str, dict[str, Any]] = {m: json.loads((chosen.compared / f"{m}-0.json").read_text()) for m in STANDARD}
+    runs, timed = _runs(chosen.compared), _runs(chosen.timed)
     matrix = {field: runs["iel"][field] for field in Evaluation.__dataclass_fields__}
     drawn = {
         "matrix": figures.accuracy_matrix(Evaluation(**matrix)),
         "accuracy": figures.accuracy_by_task({m: run["incremental_accuracy"] for m, run in runs.items()}),
-        "times": figures.times({m: [seconds_a_task(run, len(run["tasks"]))] for m, run in runs.items()}),
+        "times": figures.times({m: [seconds_a_task(run, len(run["tasks"]))] for m, run in timed.items()}),
         "editing": figures.editing({m: runs[m]["edits"] for m in EDITED}),
         "strengths": figures.strengths(accuracy_against_strength(chosen.strengths)),
     }

@@ -21,7 +21,7 @@ import tyro
 
 from intarsia.composed_model import ComposedModel
 from intarsia.composition import specialize, unlearn
-from intarsia.config import Training, recommended
+from intarsia.config import Training, build_adapter, recommended
 from intarsia.editing import Editable, edit_each
 from intarsia.errors import InputError
 from intarsia.evaluation import Scores, evaluate
@@ -50,7 +50,7 @@ SEARCHED: dict[str, list[tuple[float, int, float]]] = {
     "iel-ia3": [(2e-2, 4, 1.0), (1e-2, 4, 1.0), (5e-2, 5, 1.0), (2e-2, 5, 1.0)],
 }
 """Learning rate, epochs, strength on the Fisher of unit mean."""
-PEERS: list[tuple[str, float, dict[str, float]]] = [
+PEERS: list[tuple[str, float, dict[str, Any]]] = [
     *(("finetune", lr, {}) for lr in (3e-6, 1e-5, 3e-5, 1e-4, 3e-4)),
     *(("ewc", lr, {"strength": s}) for lr in (3e-5, 1e-4) for s in (1.0, 10.0, 100.0)),
     *(("ewc", 3e-4, {"strength": s}) for s in (100.0, 1000.0)),
@@ -58,10 +58,13 @@ PEERS: list[tuple[str, float, dict[str, float]]] = [
     *(("derpp", 1e-3, {"a": a, "b": b}) for a, b in ((0.1, 0.5), (0.1, 1.0), (0.5, 1.0), (0.5, 2.0), (0.5, 4.0))),
     *(("seed", lr, {"temperature": 3.0}) for lr in (3e-4, 1e-3, 3e-3)),
     *(("seed", 1e-3, {"temperature": t}) for t in (1.0, 10.0)),
+    *(("seed", lr, {"adapter": "lora"}) for lr in (1e-3, 3e-3, 1e-2)),
     *(("tmc", lr, {}) for lr in (1e-5, 1e-4, 3e-4)),
     *(("l2", 3e-3, {"strength": s}) for s in (0.01, 0.1, 1.0)),
 ]
 """Method, learning rate, its own options."""
+SEED_LORA = 3e-3
+"""Learning rate of SEED with LoRA, from ``peers``."""
 DECADES = (0.01, 0.1, 1.0, 10.0, 100.0)
 
 
@@ -70,7 +73,19 @@ class Results:
     """Which runs to make."""
 
     plan: tyro.conf.Positional[
-        Literal["search", "main", "bfloat16", "joint", "steps", "strengths", "ablations", "choices", "editing", "peers"]
+        Literal[
+            "search",
+            "main",
+            "bfloat16",
+            "joint",
+            "steps",
+            "strengths",
+            "ablations",
+            "choices",
+            "editing",
+            "peers",
+            "experts",
+        ]
     ]
     """The table to fill."""
     streams: tuple[str, ...] = ("chalk", "sketches")
@@ -156,8 +171,8 @@ def bfloat16(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
 
 def joint(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
     """The same adapter on all images at once, no regularizer: ``bench`` holds the stream as one task."""
-    for adapter in ("lora", "full", "ia3"):
-        base = setting_of(("ita", adapter))
+    for method, adapter in cells(chosen or ("ita-lora", "ita-full", "ita-ia3")):
+        base = setting_of((method, adapter))
         setting = replace(base, strength=0.0, training=replace(base.training, lambda_h=0.0, lambda_0=0.0))
         yield (
             {"name": f"joint-{adapter}", "setting": setting.record()},
@@ -249,11 +264,21 @@ def peers(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
             )
 
 
-def _peer(bench: Workbench, name: str, training: Training, options: dict[str, float]) -> dict[str, Any]:
-    scores = Scores(bench.stream)
-    for stage in import_module(f"intarsia.baselines.{name}").learn(
-        bench.backbone, bench.stream, training=training, **options
-    ):
+def experts(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
+    """SEED with experts of LoRA, what ITA and IEL are compared with: all else as in ``compare``."""
+    training = Training(lr=SEED_LORA, epochs=4, batch_size=32, unit_fisher=True, seed=bench.base.seed)
+    yield (
+        {"name": "seed-lora", "lr": training.lr},
+        lambda: _peer(bench, "seed", training, {"adapter": "lora"}),
+    )
+
+
+def _peer(bench: Workbench, name: str, training: Training, options: dict[str, Any]) -> dict[str, Any]:
+    scores, given = Scores(bench.stream), dict(options)
+    if "adapter" in given:
+        given["adapter"] = build_adapter(given["adapter"])
+    learn = import_module(f"intarsia.baselines.{name}").learn
+    for stage in learn(bench.backbone, bench.stream, training=training, **given):
         scores.add(stage.model)
     return scores.evaluation().record()
 
@@ -288,6 +313,7 @@ PLANS = {
     "choices": choices,
     "editing": editing,
     "peers": peers,
+    "experts": experts,
 }
 
 
