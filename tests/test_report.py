@@ -124,6 +124,8 @@ def test_a_comparisons_page_holds_its_table(reported: Path) -> None:
     for row in rows:
         assert row["method"] in parts.text
         assert f"{row['final_accuracy']:.1f}" in parts.text
+        made_on = json.loads((reported / "runs" / f"{row['method']}-0.json").read_text())["machine"]
+        assert made_on in parts.text
     assert report_comparison(reported / "runs") == (reported / "runs-report.html").read_text()
 
 

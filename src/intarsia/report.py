@@ -143,6 +143,7 @@ def report_comparison(folder: Path) -> str:
         table = _table(("method", *COLUMNS), [cells(row) for row in rows])
         abouts = _table(("method", "what it is"), [(row["method"], row["about"]) for row in rows], kind="words")
         versions = next(iter(runs.values()))["versions"]
+        machines = dict.fromkeys(run.get("machine", "not noted") for run in runs.values())
     drawn = {
         "Accuracy on the classes seen so far, seed 0.": figures.accuracy_by_task(curves),
         "Seconds a task, in set-up and in training.": figures.times(costs),
@@ -153,6 +154,7 @@ def report_comparison(folder: Path) -> str:
         drawn[what] = figures.editing(edited)
     told = {"stream": stream or "sketches", "backbone": bench["backbone"], "epochs": bench["epochs"]}
     told |= {"batch": bench["batch_size"], "seeds": rows[0]["seeds"], "versions": versions}
+    told["machine"] = "; ".join(machines)
     if bench["validation"]:
         told["measured on"] = f"{bench['validation']:g} of the training images, held out"
     sections = [
