@@ -365,6 +365,9 @@ def test_a_seed_expert_starts_as_principal_axes_and_distillation_holds_it_to_wha
     axes = PCA(3, svd_solver="full").fit_transform(features)
     got = one.experts[0].features(images, GREY)
     torch.testing.assert_close(got.abs(), torch.from_numpy(axes).abs(), rtol=1e-3, atol=1e-4)
+    most = learned("seed", 1, training=training, width=16)[-1].model
+    assert isinstance(most, Ensemble)
+    assert most.experts[0].features(images, GREY).shape == (12, 11)  # twelve images vary along eleven axes
 
     def moved_by(distillation: float) -> float:
         stages = learned("seed", 2, experts=1, distillation=distillation)

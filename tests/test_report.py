@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from test_cli import refused, result
 
-from cases import GREY, stream
+from cases import GREY, edit, stream
 from intarsia import Pool, diagnose, evaluate
 from intarsia.evaluation import target_and_control
 from intarsia.report import confused, page, report_comparison, report_pool
@@ -124,9 +124,18 @@ def test_a_comparisons_page_holds_its_table(reported: Path) -> None:
     for row in rows:
         assert row["method"] in parts.text
         assert f"{row['final_accuracy']:.1f}" in parts.text
-        made_on = json.loads((reported / "runs" / f"{row['method']}-0.json").read_text())["machine"]
-        assert made_on in parts.text
     assert report_comparison(reported / "runs") == (reported / "runs-report.html").read_text()
+
+
+def test_a_comparisons_page_names_all_machines_its_runs_were_made_on(reported: Path, tmp_path: Path) -> None:
+    shutil.copytree(reported / "runs", tmp_path / "runs")
+    made_on = json.loads((tmp_path / "runs" / "comparison.json").read_text())["machines"]
+    assert len(made_on) == 1
+    assert made_on[0].endswith("cpu")
+    edit(tmp_path / "runs" / "comparison.json", lambda record: record["machines"].append("an abacus"))
+    assert f"{made_on[0]}; an abacus" in read(report_comparison(tmp_path / "runs")).text
+    edit(tmp_path / "runs" / "comparison.json", lambda record: record.pop("machines"))  # written before it was noted
+    assert "not noted" in read(report_comparison(tmp_path / "runs")).text
 
 
 def test_a_page_that_is_there_is_not_written_over(reported: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -138,7 +138,8 @@ def compare(
                 stop.args = (f"runs that ended are in {folder}; the same command goes on from there",)
             raise
     rows = [summary(name, runs[place :: len(methods)]) for place, name in enumerate(methods)]
-    write_json({"bench": bench.record(), "rows": rows}, folder / "comparison.json")
+    machines = list(dict.fromkeys(run.get("machine", "not noted") for run in runs))
+    write_json({"bench": bench.record(), "machines": machines, "rows": rows}, folder / "comparison.json")
     write(markdown(rows).encode(), folder / "comparison.md")
     return rows
 

@@ -85,9 +85,12 @@ class Pool(Store):
         return self._backbone
 
     def fisher(self, task: str | None = None) -> Fisher | None:
-        """The running Fisher of all tasks, or that of one where it was kept (else None), on the backbone's device."""
+        """The running Fisher of all tasks, or that of one where it was kept (else None).
+
+        On the backbone's device; on the CPU where the pool has not needed its backbone yet.
+        """
         found = super().fisher(task)
-        return None if found is None else found.to(self.backbone.device)
+        return found if found is None or self._backbone is None else found.to(self._backbone.device)
 
     def vector(self, task: str) -> TaskVector:
         """Tau of a task, dense."""

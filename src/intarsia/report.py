@@ -143,7 +143,7 @@ def report_comparison(folder: Path) -> str:
         table = _table(("method", *COLUMNS), [cells(row) for row in rows])
         abouts = _table(("method", "what it is"), [(row["method"], row["about"]) for row in rows], kind="words")
         versions = next(iter(runs.values()))["versions"]
-        machines = dict.fromkeys(run.get("machine", "not noted") for run in runs.values())
+        machines = record.get("machines", ["not noted"])
     drawn = {
         "Accuracy on the classes seen so far, seed 0.": figures.accuracy_by_task(curves),
         "Seconds a task, in set-up and in training.": figures.times(costs),
