@@ -30,7 +30,7 @@ class Drawings:
     """The same, of runs with nothing beside them: what the times are drawn from."""
     strengths: tyro.conf.Positional[Path]
     """Lines of ``results.py strengths``."""
-    out: Path = Path(__file__).parents[1] / "docs" / "figures"
+    out: Path = Path(__file__).resolve().parents[1] / "docs" / "figures"
     """Folder for the figures."""
 
 
