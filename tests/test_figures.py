@@ -76,8 +76,9 @@ def test_curves_of_accuracy_are_those_of_the_methods_and_a_single_measure_is_a_p
     drawn = lines(figure.axes[0])
     assert drawn["m3"] == ([1.0, 2.0], [87.0, 77.0])
     assert drawn["joint"] == ([2.0], [70.0])
-    looks = {(line.get_color(), line.get_marker()) for line in figure.axes[0].lines[:10]}
-    assert len(looks) == 10
+    looks = {(i.get_color(), i.get_marker(), i.get_linestyle(), i.get_markerfacecolor()) for i in figure.axes[0].lines}
+    assert len(looks) == 12
+    assert len({line.get_marker() for line in figure.axes[0].lines}) == 10
     picture(figure)
 
 

@@ -48,10 +48,13 @@ def accuracy_by_task(curves: Mapping[str, Sequence[float]]) -> Figure:
     """Accuracy on the classes seen, after each task, method by method; one measured once is a point at the end."""
     figure, axes = _figure(height=HEIGHT + 0.6)
     longest = max(map(len, curves.values()))
-    styles = zip(cycle(COLOURS), cycle(MARKERS), strict=False)
-    for (name, curve), (colour, marker) in zip(curves.items(), styles, strict=False):
+    styles = list(zip(COLOURS, MARKERS, strict=True))
+    for place, (name, curve) in enumerate(curves.items()):
+        (colour, marker), again = styles[place % len(styles)], place >= len(styles)
         places = range(1, len(curve) + 1) if len(curve) > 1 else [longest]
-        axes.plot(places, curve, color=colour, marker=marker, markersize=4, label=name)
+        (line,) = axes.plot(places, curve, color=colour, marker=marker, markersize=4, label=name)
+        if again:  # colours and shapes come a second time, hollow and dashed
+            line.set(linestyle="--", markerfacecolor="w")
     axes.set_xticks(range(1, longest + 1))
     axes.set_xlabel("tasks learned")
     axes.set_ylabel("accuracy on classes seen, %")
