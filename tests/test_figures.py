@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -104,7 +105,12 @@ def test_losses_are_drawn_beside_their_prediction() -> None:
     assert drawn["ITA measured"] == ([0.0, 1.0], [1.0, 0.7])
     assert drawn["alpha = 0 diagonal"] == ([0.0, 1.0], [1.0, 0.6])
     assert drawn["ITA whole Fisher"] == ([0.0, 1.0], [1.0, 0.65])
+    low, high = figure.axes[0].get_ylim()
+    assert low < 0.6  # the diagonal's end is in the picture
+    assert high > 1.0
     picture(figure)
+    far = replace(path, diagonal=(1.0, -50.0))
+    assert figures.losses({"": [far]}).axes[0].get_ylim()[0] == pytest.approx(0.7 - 0.3 - 0.03)  # what was measured is
 
 
 def test_gaps_strengths_and_editing_are_points_at_what_was_measured() -> None:

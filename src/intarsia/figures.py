@@ -109,14 +109,22 @@ def losses(paths: Mapping[str, Sequence[LossPath]]) -> Figure:
             axes.plot(line.at, line.loss, color=colour, marker=marker, markersize=4, label=label)
             axes.plot(line.at, line.whole, color=colour, linestyle="--", label=f"{pool} whole Fisher".strip())
             axes.plot(line.at, line.diagonal, color=colour, linestyle=":", label=f"{pool} diagonal".strip())
-        highest = max(max(lines[place].loss) for lines in paths.values())
-        lowest = min(min(lines[place].loss) for lines in paths.values())
-        axes.set_ylim(lowest - 0.3 * (highest - lowest), highest + 0.1 * (highest - lowest))
+        axes.set_ylim(*_limits([lines[place] for lines in paths.values()]))
         axes.set_xlabel(name)
         axes.set_ylabel("loss, nats")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(paths), fontsize=7, frameon=False)
     return figure
+
+
+def _limits(paths: Sequence[LossPath]) -> tuple[float, float]:
+    """Of the losses measured, and of what is predicted as far as these reach again: it may go anywhere."""
+    measured = [loss for path in paths for loss in path.loss]
+    predicted = [loss for path in paths for loss in (*path.diagonal, *path.whole)]
+    lowest, highest = min(measured), max(measured)
+    reach = highest - lowest
+    below, above = max(min(predicted), lowest - reach), min(max(predicted), highest + reach)
+    return min(lowest, below) - 0.1 * reach, max(highest, above) + 0.1 * reach
 
 
 def gaps(found: Mapping[str, GapPath]) -> Figure:

@@ -49,7 +49,7 @@ figcaption { font-size: .85rem; opacity: .8; } .cards { display: grid; gap: 1rem
 @media (min-width: 44rem) { .cards { grid-template-columns: 1fr 1fr; } }
 .card { border: 1px solid var(--line); border-radius: 6px; padding: .8rem; min-width: 0; overflow-wrap: anywhere; }
 .card h3 { margin: 0 0 .4rem; } .card p { margin: .3rem 0; font-size: .9rem; }
-.samples img { width: 15%; image-rendering: pixelated; border-radius: 3px; }
+.samples { display: flex; gap: 3px; } .samples img { width: 15%; image-rendering: pixelated; border-radius: 3px; }
 dl { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; gap: .2rem 1rem; font-size: .9rem; }
 dt { opacity: .75; } dd { margin: 0; overflow-wrap: anywhere; min-width: 0; }
 """
