@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
@@ -41,6 +41,8 @@ MEASURES = (
     "numbers_per_task",
     "images_kept",
 )
+WAKES = 0.5
+"""Seconds between two looks for a signal."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def compare(
     with ThreadPoolExecutor(jobs) as workers:
         try:
             waiting = [workers.submit(started.once, number, name) for number in range(seeds) for name in methods]
-            runs = [future.result() for future in waiting]
+            runs = [_result(future) for future in waiting]
         except BaseException as stop:
             workers.shutdown(wait=False, cancel_futures=True)
             started.stop()
@@ -154,6 +156,13 @@ def summary(method: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         means[name] = mean(values) if known else None
         spread[name] = stdev(values) if known and len(values) > 1 else None
     return {"method": method, "about": METHODS[method].about, "seeds": len(runs), **means, "spread": spread}
+
+
+def _result(future: Future[dict[str, Any]]) -> dict[str, Any]:
+    """Of a run, in short waits: a signal that comes just before one, or to another thread, does not end it."""
+    while not future.done():
+        wait([future], WAKES)
+    return future.result()
 
 
 @dataclass(frozen=True)
