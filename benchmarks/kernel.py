@@ -7,6 +7,7 @@ import json
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ import tyro
 from torch import Tensor
 
 from intarsia import kernels
+from intarsia.fisher import add_squares_by_products
 from intarsia.run import machine
 
 SHAPES = ((64, 65, 192, 576), (64, 65, 192, 768), (64, 197, 768, 2304), (64, 197, 768, 3072), (64, 197, 3072, 768))
@@ -29,13 +31,6 @@ class Kernel:
 
     json: bool = False
     """Print JSON instead of a table."""
-
-
-def by_torch(into: Tensor, a: Tensor, g: Tensor) -> None:
-    """Into (O, I) += sum over images of (g^T a)^2, written out."""
-    step = max(1, CHUNK // into.numel())
-    for some, slopes in zip(a.split(step), g.split(step), strict=True):
-        into.add_(torch.bmm(slopes.transpose(1, 2), some).square_().sum(0))
 
 
 def measured(add: Callable[[Tensor, Tensor, Tensor], None], *tensors: Tensor) -> tuple[float, float]:
@@ -64,7 +59,7 @@ def rows() -> list[dict[str, Any]]:
         a, g = (torch.randn(images, tokens, n, device="cuda") for n in (width, outputs))
         into = torch.zeros(outputs, width, device="cuda")
         row: dict[str, Any] = {"shape": shape}
-        for name, add in (("kernel", kernels.add_squares), ("torch", by_torch)):
+        for name, add in (("kernel", kernels.add_squares), ("torch", partial(add_squares_by_products, chunk=CHUNK))):
             row[f"{name}_ms"], row[f"{name}_mib"] = measured(add, into, a, g)
         found.append(row)
     return found

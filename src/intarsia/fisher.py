@@ -221,8 +221,13 @@ def add_squares(into: Tensor, a: Tensor, g: Tensor, weight: float = 1.0) -> None
     """
     if into.is_cuda and (kernel := _kernel()) is not None:
         kernel(into, a, g, weight)
-        return
-    step = max(1, _CHUNK // into.numel())
+    else:
+        add_squares_by_products(into, a, g, weight)
+
+
+def add_squares_by_products(into: Tensor, a: Tensor, g: Tensor, weight: float = 1.0, chunk: int = _CHUNK) -> None:
+    """The same on any device, ``chunk`` numbers of per-image gradient at a time."""
+    step = max(1, chunk // into.numel())
     for start in range(0, len(a), step):
         per_image = torch.bmm(g[start : start + step].transpose(1, 2), a[start : start + step])  # (b, O, I)
         into.add_(per_image.square_().sum(0), alpha=weight)
