@@ -21,10 +21,13 @@ from torch import Tensor
 from watch import normalised
 
 from intarsia import ITA, Backbone, LoRA, TaskStream, Training
-from intarsia.heads import ALIGNMENT_CLASSES, Alignment, Head, discriminant
-from intarsia.preparation import aligned, fresh_head
-from intarsia.run import Run
-from intarsia.statistics import ClassStatistics, Gaussians, fit_statistics
+from intarsia.class_stats.gaussians import Gaussians
+from intarsia.class_stats.mixtures import ClassStatistics, fit_statistics
+from intarsia.heads.alignment import ALIGNMENT_CLASSES, Alignment
+from intarsia.heads.discriminant import discriminant
+from intarsia.heads.head import Head
+from intarsia.training.preparation import aligned, fresh_head
+from intarsia.training.run import Run
 
 NEWEST = 5
 Labelled = tuple[Tensor, Tensor]

@@ -20,7 +20,8 @@ from picture import picture
 from scene import tasks
 
 from intarsia import Backbone, LoRA, learn
-from intarsia.config import build_regularizer, recommended
+from intarsia.regularizers.records import build_regularizer
+from intarsia.training.recommended import recommended
 
 ENDS = 3
 """Tasks whose median stands for the first (from the second on) and for the last."""

@@ -12,10 +12,10 @@ from typing import Any
 
 import tyro
 
-from intarsia import figures
-from intarsia.evaluation import Evaluation
-from intarsia.methods import STANDARD
-from intarsia.report import seconds_a_task
+from intarsia.evaluation.metrics import Evaluation
+from intarsia.report import figures
+from intarsia.report.page import seconds_a_task
+from intarsia.study.methods import STANDARD
 
 EDITED = ("ita", "iel", "tmc")
 

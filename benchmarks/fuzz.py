@@ -20,12 +20,12 @@ atheris: Any = import_module("atheris")
 with atheris.instrument_imports(include=["intarsia", "json"]):
     from safetensors import SafetensorError
 
+    from intarsia.cli.options import parse_weights
+    from intarsia.data.splits import check_tasks, grouped, read_split
     from intarsia.errors import InputError
-    from intarsia.index import Index
-    from intarsia.module import Card
-    from intarsia.options import parse_weights
-    from intarsia.splits import check_tasks, grouped, read_split
-    from intarsia.storage import parse_json, parse_metadata, parse_tensors
+    from intarsia.store.card import Card
+    from intarsia.store.files import parse_json, parse_metadata, parse_tensors
+    from intarsia.store.index import Index
 
 POOL = Path(__file__).parents[1] / "tests" / "pools" / "format-4"
 DAMAGED = (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError)

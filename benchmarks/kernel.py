@@ -14,9 +14,9 @@ import torch
 import tyro
 from torch import Tensor
 
-from intarsia import kernels
-from intarsia.fisher import add_squares_by_products
-from intarsia.run import machine
+from intarsia.curvature import triton_squares as kernels
+from intarsia.curvature.squares import add_squares_by_products
+from intarsia.machine import machine
 
 SHAPES = ((64, 65, 192, 576), (64, 65, 192, 768), (64, 197, 768, 2304), (64, 197, 768, 3072), (64, 197, 3072, 768))
 """Images, tokens, in, out: layers of the built-in backbone and of ViT-B/16."""

@@ -35,11 +35,13 @@ from watch import Batches, Stopwatch, forward, normalised, wait
 
 from intarsia import IA3, IEL, ITA, Backbone, Full, LoRA, Training, evaluate, learn
 from intarsia.adapters import Adapter
-from intarsia.fisher import Estimator, Fisher, diagonal_fisher
+from intarsia.curvature.estimators import Estimator
+from intarsia.curvature.fisher import Fisher, diagonal_fisher
+from intarsia.machine import peak_memory
 from intarsia.pool import Pool
-from intarsia.preparation import Memory, prepare
-from intarsia.run import Run, peak_memory
-from intarsia.tuning import fine_tune
+from intarsia.training.preparation import Memory, prepare
+from intarsia.training.run import Run
+from intarsia.training.tuning import fine_tune
 
 STEPS: dict[str, tuple[Adapter, ITA | IEL]] = {
     "ita_lora": (LoRA(16), ITA(0.1)),

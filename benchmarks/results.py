@@ -19,15 +19,16 @@ from typing import Any, Literal
 import torch
 import tyro
 
-from intarsia.composed_model import ComposedModel
-from intarsia.composition import specialize, unlearn
-from intarsia.config import Training, build_adapter, recommended
-from intarsia.editing import Editable, edit_each
+from intarsia.adapters.records import build_adapter
+from intarsia.data.stream import TaskStream
 from intarsia.errors import InputError
-from intarsia.evaluation import Scores, evaluate
-from intarsia.options import on_device
-from intarsia.run import machine
-from intarsia.stream import TaskStream
+from intarsia.evaluation.editing import Editable, edit_each
+from intarsia.evaluation.metrics import Scores, evaluate
+from intarsia.machine import machine, on_device
+from intarsia.merging.model import ComposedModel
+from intarsia.merging.recipe import specialize, unlearn
+from intarsia.training.recommended import recommended
+from intarsia.training.settings import Training
 from workbench import Setting, Workbench
 
 Cell = tuple[Literal["ita", "iel"], Literal["lora", "full", "ia3"]]

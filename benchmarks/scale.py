@@ -24,9 +24,9 @@ from scene import Scene, network
 from watch import Stopwatch, forward, normalised
 
 from intarsia import IEL, ITA, Backbone, LoRA, Training, evaluate
-from intarsia.preparation import prepare
-from intarsia.run import Run
-from intarsia.tuning import fine_tune
+from intarsia.training.preparation import prepare
+from intarsia.training.run import Run
+from intarsia.training.tuning import fine_tune
 
 PHASES = ("features", "statistics", "heads", "fisher", "ITA step", "IEL step", "drift", "composition", "evaluation")
 COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#999999", "#000000", "#F0E442")

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from intarsia import Backbone, LoRA, Pool, Training, learn
-from intarsia.builtin import load_builtin
-from intarsia.images import Preprocessing
-from intarsia.preparation import Memory
-from intarsia.regularizers import ITA
-from intarsia.stream import TaskStream
+from intarsia.backbones.preprocessing import Preprocessing
+from intarsia.data.sources.builtin import load_builtin
+from intarsia.data.stream import TaskStream
+from intarsia.regularizers.ita import ITA
+from intarsia.training.preparation import Memory
 
 Network = Literal["vit_sketch", "vit_tiny"]
 PER_CLASS = 100

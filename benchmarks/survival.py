@@ -30,13 +30,14 @@ from typing import Any
 import tyro
 from rich.progress import track
 
-from intarsia import ITA, Backbone, InputError, LoRA, Pool, TaskStream, cli, learn
-from intarsia.checkpoint import Checkpoint, Trained
-from intarsia.config import recommended
-from intarsia.fisher import Fisher
-from intarsia.lock import one_writer
-from intarsia.store import LOG
-from intarsia.verification import verify
+from intarsia import ITA, Backbone, InputError, LoRA, Pool, TaskStream, learn
+from intarsia.cli.main import main as command_line
+from intarsia.curvature.fisher import Fisher
+from intarsia.store.lock import one_writer
+from intarsia.store.store import LOG
+from intarsia.store.verify import verify
+from intarsia.training.checkpoint import Checkpoint, Trained
+from intarsia.training.recommended import recommended
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 cases: Any = importlib.import_module("cases")  # the tests' small network
@@ -81,7 +82,7 @@ def learn_killed_at(step: int) -> None:
             return plain(*args, **kwargs)
 
         setattr(os, name, counted)
-    cli.main(sys.argv[3:])
+    command_line(sys.argv[3:])
 
 
 def hashes(pool: Path) -> dict[str, str]:

@@ -14,19 +14,26 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from intarsia.backbone import Backbone
-from intarsia.composed_model import ComposedModel
-from intarsia.composition import Heads, Recipe, anchored_in, compose_heads, mean, merge, specialize
-from intarsia.config import Training, build_adapter, build_regularizer, recommended
-from intarsia.evaluation import evaluate
-from intarsia.fisher import Fisher
-from intarsia.heads import Head, discriminant
-from intarsia.module import Card, Module
-from intarsia.preparation import Memory, Prepared, prepare
-from intarsia.run import Run
-from intarsia.statistics import Gaussians
-from intarsia.stream import TaskStream
-from intarsia.tuning import fine_tune
+from intarsia.adapters.records import build_adapter
+from intarsia.backbones.backbone import Backbone
+from intarsia.class_stats.gaussians import Gaussians
+from intarsia.curvature.fisher import Fisher
+from intarsia.data.stream import TaskStream
+from intarsia.evaluation.metrics import evaluate
+from intarsia.heads.discriminant import discriminant
+from intarsia.heads.head import Head
+from intarsia.merging.heads import Heads, anchored_in, compose_heads
+from intarsia.merging.merge import merge
+from intarsia.merging.model import ComposedModel
+from intarsia.merging.recipe import Recipe, mean, specialize
+from intarsia.regularizers.records import build_regularizer
+from intarsia.store.card import Card
+from intarsia.store.module import Module
+from intarsia.training.preparation import Memory, Prepared, prepare
+from intarsia.training.recommended import recommended
+from intarsia.training.run import Run
+from intarsia.training.settings import Training
+from intarsia.training.tuning import fine_tune
 
 OTHER_HEADS: tuple[Heads, ...] = ("carried", "aligned", "own")
 """Than the anchored ones."""

@@ -17,7 +17,7 @@ Tensors are ``[batch, 1, 28, 28]`` (images), ``[batch, 49, channels]`` (tokens),
     python pretraining/pretrain.py --data <folder of sketches.npz and themes.json> --out <folder>
 """
 
-import intarsia._torchvision  # noqa: F401  before timm
+import intarsia.backbones.torchvision_guard  # noqa: F401  before timm
 
 # isort: split
 import dataclasses

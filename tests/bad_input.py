@@ -25,8 +25,8 @@ from safetensors.torch import load_file, save_file
 
 from cases import contents, edit, permissions_hold, photographs
 from hostile import FORGED, HARM, LIES, cut, flip, rehashed
-from intarsia.cli import main
-from intarsia.lock import one_writer
+from intarsia.cli.main import main
+from intarsia.store.lock import one_writer
 
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 TITLE = "## Every bad input, and what is said"

@@ -16,12 +16,15 @@ from torch.nn import functional as F
 
 from intarsia import IA3, Backbone, Full, LoRA, TaskStream, TaskVector, Training
 from intarsia.adapters import Adapter, Attachment
-from intarsia.anchor import Anchor
-from intarsia.drift import FeatureDrift
-from intarsia.heads import Head
-from intarsia.images import Preprocessing
-from intarsia.module import Card, Module
-from intarsia.statistics import ClassStatistics, Gaussians, basis_of
+from intarsia.backbones.preprocessing import Preprocessing
+from intarsia.class_stats.drift import FeatureDrift
+from intarsia.class_stats.gaussians import Gaussians
+from intarsia.class_stats.mixtures import ClassStatistics
+from intarsia.class_stats.prototypes import Anchor
+from intarsia.class_stats.shrinkage import basis_of
+from intarsia.heads.head import Head
+from intarsia.store.card import Card
+from intarsia.store.module import Module
 
 COLOURS = {
     "blue": (40, 40, 220),

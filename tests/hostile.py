@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from cases import edit
-from intarsia import storage
+from intarsia.store import files as storage
 
 
 def flip(path: Path) -> None:

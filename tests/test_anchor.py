@@ -10,10 +10,10 @@ from torch import Tensor
 from cases import ADAPTERS, GREY, KINDS, QUICK, backbone, randn, same, stream
 from intarsia import IEL, ITA, Pool, learn
 from intarsia.adapters import Adapter
-from intarsia.anchor import Anchor, in_mean
-from intarsia.composition import merge
-from intarsia.drift import fit_drift
-from intarsia.statistics import Gaussians
+from intarsia.class_stats.drift import fit_drift
+from intarsia.class_stats.gaussians import Gaussians
+from intarsia.class_stats.prototypes import Anchor, in_mean
+from intarsia.merging.merge import merge
 
 
 def features_in_mean(pool: Pool, task: int, count: int) -> Tensor:

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from intarsia.augmentation import Augmentation, augment
+from intarsia.backbones.preprocessing import Preprocessing
+from intarsia.data.augmentation import Augmentation, augment
 from intarsia.errors import InputError
-from intarsia.images import Preprocessing
 
 RAW = Preprocessing(size=64, resize=64, channels=3, mean=(0.0,) * 3, std=(1.0,) * 3)
 

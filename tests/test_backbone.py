@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cases import GREY, WIDTH, backbone, inputs, redraw, same, seeded, split_backbone, tiny_vit
 from intarsia import Backbone, InputError, LoRA, diagonal_fisher
-from intarsia.backbone import canonical
+from intarsia.backbones.names import canonical
 
 
 def test_tuned_weights_have_timms_names() -> None:

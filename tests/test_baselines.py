@@ -16,23 +16,25 @@ from torch.nn import functional as F
 
 from cases import GREY, QUICK, backbone, inputs, randn, same, seeded, stream, tiny_vit
 from intarsia import Backbone, Full, LoRA, TaskVector
-from intarsia.baselines import Stage
 from intarsia.baselines.derpp import Reservoir
 from intarsia.baselines.ewc import Anchored
-from intarsia.baselines.l2 import L2
 from intarsia.baselines.seed import ClassGaussian, Ensemble, Expert, least_overlap
 from intarsia.baselines.sequential import GrowingHead, Student
-from intarsia.baselines.stage import classifier
-from intarsia.baselines.tmc import RIDGE, Tangent, TangentClassifier, TangentHead, least_squares, targets
-from intarsia.composition import moved
-from intarsia.evaluation import Scores
-from intarsia.fisher import diagonal_fisher, head_fisher
-from intarsia.heads import Head, discriminant
-from intarsia.preparation import fresh_head
-from intarsia.regularizers import ITA
-from intarsia.run import Run
-from intarsia.statistics import Gaussians
-from intarsia.tuning import DivergenceError
+from intarsia.baselines.stage import Stage, classifier
+from intarsia.baselines.tmc import RIDGE, TangentClassifier, TangentHead, least_squares, targets
+from intarsia.class_stats.gaussians import Gaussians
+from intarsia.curvature.fisher import diagonal_fisher
+from intarsia.curvature.head_fisher import head_fisher
+from intarsia.curvature.linearized import Tangent
+from intarsia.errors import DivergenceError
+from intarsia.evaluation.metrics import Scores
+from intarsia.heads.discriminant import discriminant
+from intarsia.heads.head import Head
+from intarsia.merging.merge import moved
+from intarsia.regularizers.ita import ITA
+from intarsia.regularizers.l2 import L2
+from intarsia.training.preparation import fresh_head
+from intarsia.training.run import Run
 
 NAMES = ("frozen", "joint", "finetune", "ewc", "derpp", "l2", "tmc", "seed")
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from intarsia.builtin import CHALK, ChalkStyle, Drawings, chalk, describe, load_builtin, names
+from intarsia.data.sources.builtin import Drawings, describe, load_builtin, names
+from intarsia.data.sources.chalk import CHALK, ChalkStyle, chalk
 from intarsia.errors import InputError
 
 # Of the bytes of all 10,000 chalk images. A new CHALK changes it, knowingly; nothing else may.

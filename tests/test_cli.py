@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import intarsia.cli.main as cli
 from cases import contents, photographs
-from intarsia import cli
-from intarsia.cli import VERBS, main
-from intarsia.config import recommended
+from intarsia.cli.main import VERBS, main
+from intarsia.cli.options import parse_weights
 from intarsia.errors import InputError
-from intarsia.options import parse_weights
+from intarsia.training.recommended import recommended
 
 RULES = ["ties", "dare"]
 TASKS = {"cold": ["blue", "cyan"], "earth": ["gold", "green"], "other": ["grey", "red"]}

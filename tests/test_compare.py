@@ -15,14 +15,14 @@ import pytest
 from test_cli import refused, result
 
 from intarsia.baselines.modular import stages
-from intarsia.compare import Bench, compare, summary
-from intarsia.config import Training
 from intarsia.errors import InputError
-from intarsia.evaluation import target_and_control
-from intarsia.methods import METHODS, STANDARD
-from intarsia.options import Source
+from intarsia.evaluation.metrics import target_and_control
 from intarsia.pool import Pool
-from intarsia.tables import cells, markdown
+from intarsia.study.choice import Source
+from intarsia.study.compare import Bench, compare, summary
+from intarsia.study.methods import METHODS, STANDARD
+from intarsia.study.summary import cells, markdown
+from intarsia.training.settings import Training
 
 SMALL = ("--only", "animals", "vehicles", "--max-per-class", 4, "--epochs", 1, "--threads", 1)
 

@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from cases import ADAPTERS, GREY, KINDS, backbone, contents, inputs, module, same, seeded, shake, stream
 from intarsia import Backbone, ComposedModel, InputError, LoRA, Pool, TaskVector
 from intarsia.adapters import Adapter
-from intarsia.composition import Recipe, anchored_in, compose_heads, mean, merge, specialize, unlearn, weighted
-from intarsia.drift import FeatureDrift
-from intarsia.heads import Head, discriminant
-from intarsia.module import Module
-from intarsia.statistics import Gaussians
+from intarsia.class_stats.drift import FeatureDrift
+from intarsia.class_stats.gaussians import Gaussians
+from intarsia.heads.discriminant import discriminant
+from intarsia.heads.head import Head
+from intarsia.merging.heads import anchored_in, compose_heads
+from intarsia.merging.merge import merge
+from intarsia.merging.recipe import Recipe, mean, specialize, unlearn, weighted
+from intarsia.store.module import Module
 
 DOUBLE = torch.float64
 NAMES = ("birds", "cars", "dogs", "eels")
@@ -412,7 +415,7 @@ def test_logits_are_of_normalised_images_in_any_batches(pool: Pool, monkeypatch:
     whole = model.logits(images)
     x = (images.float() / 255 - 0.5) / 0.25
     torch.testing.assert_close(whole, model.head(model.network(x)))
-    monkeypatch.setattr("intarsia.composed_model.PREDICT_BATCH", 3)
+    monkeypatch.setattr("intarsia.merging.model.PREDICT_BATCH", 3)
     torch.testing.assert_close(model.logits(images), whole)
 
 

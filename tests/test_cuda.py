@@ -11,13 +11,13 @@ from torch import Tensor
 from cases import ADAPTERS, GREY, KINDS, QUICK, backbone, randn, stream
 from intarsia import IEL, ITA, LoRA, Pool, learn
 from intarsia.adapters import Adapter
-from intarsia.diagnostics import diagnose
-from intarsia.fisher import _kernel, add_squares
-from intarsia.landscape import gap_path, loss_paths
-from intarsia.merging import merged
-from intarsia.methods import METHODS
-from intarsia.regularizers import Step
-from intarsia.run import silent
+from intarsia.curvature.squares import _kernel, add_squares
+from intarsia.evaluation.landscape import gap_path, loss_paths
+from intarsia.evaluation.theorem import diagnose
+from intarsia.pool import merged
+from intarsia.progress import silent
+from intarsia.regularizers.protocol import Step
+from intarsia.study.methods import METHODS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 NEAR: dict[str, Any] = {"rtol": 0.0, "atol": 0.02}

@@ -13,9 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cases import GREY, positive, randn, stream, vectors
 from intarsia import InputError, Pool, diagnose
-from intarsia.composition import merge
-from intarsia.diagnostics import gap
-from intarsia.landscape import gap_path, loss_paths
+from intarsia.curvature.jensen_gap import gap
+from intarsia.evaluation.landscape import gap_path, loss_paths
+from intarsia.merging.merge import merge
 from intarsia.task_vector import TaskVector
 
 
@@ -148,7 +148,7 @@ def test_gradient_norm_is_that_of_the_mean_loss_at_theta0(pool: Pool, monkeypatc
     gradients = torch.func.grad(mean_loss)({name: w.detach() for name, w in paths.items()})
     expected = float(torch.cat([g.flatten() for g in gradients.values()]).norm())
     assert expected > 1e-3
-    monkeypatch.setattr("intarsia.diagnostics.BATCH", 7)
+    monkeypatch.setattr("intarsia.evaluation.theorem.BATCH", 7)
     assert diagnose(pool, stream()).gradient_norm == pytest.approx(expected, rel=1e-4)
     assert not any(p.requires_grad or p.grad is not None for p in theta0.model.parameters())
 

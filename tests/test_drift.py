@@ -4,8 +4,8 @@ import torch
 
 from cases import GREY, backbone, randn, seeded, shake, stream
 from intarsia import LoRA
-from intarsia.drift import FeatureDrift, carry, fit_drift
-from intarsia.statistics import Gaussians
+from intarsia.class_stats.drift import FeatureDrift, carry, fit_drift
+from intarsia.class_stats.gaussians import Gaussians
 
 
 def test_an_affine_drift_is_found_but_for_the_ridge() -> None:

@@ -7,8 +7,8 @@ from test_evaluation import LAST, SECOND, answering, tasks
 
 from cases import stream
 from intarsia import ComposedModel, Pool
-from intarsia.editing import Editable, edit_each
-from intarsia.evaluation import target_and_control
+from intarsia.evaluation.editing import Editable, edit_each
+from intarsia.evaluation.metrics import target_and_control
 
 
 def test_edits_are_measured_on_their_target_and_the_others() -> None:

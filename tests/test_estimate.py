@@ -7,8 +7,8 @@ from PIL import Image
 
 from cases import GREY, QUICK, backbone, stream
 from intarsia import IEL, ITA, InputError, LoRA, TaskStream, learn
-from intarsia.estimate import estimate
-from intarsia.run import Run
+from intarsia.study.estimate import estimate
+from intarsia.training.run import Run
 
 
 @pytest.mark.parametrize("regularizer", [ITA(0.5), IEL(0.5)], ids=["ita", "iel"])

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from cases import GREY, stream
 from intarsia import ComposedModel, InputError, Pool, TaskStream, evaluate
-from intarsia.evaluation import forgetting, matching_tasks, recorded_stream, target_and_control
-from intarsia.heads import Head
+from intarsia.evaluation.metrics import forgetting, matching_tasks, recorded_stream, target_and_control
+from intarsia.heads.head import Head
 
 CLASSES = {"one": ("a", "b"), "two": ("c", "d"), "three": ("e",)}
 

@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from intarsia import figures
-from intarsia.diagnostics import Diagnosis
-from intarsia.evaluation import Evaluation
-from intarsia.landscape import GapPath, LossPath
+from intarsia.evaluation.landscape import GapPath, LossPath
+from intarsia.evaluation.metrics import Evaluation
+from intarsia.evaluation.theorem import Diagnosis
+from intarsia.report import figures
 
 FOUND = Evaluation(
     tasks=("animals", "a name of many letters"),

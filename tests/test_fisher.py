@@ -11,8 +11,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cases import backbone, head, inputs, randn, same, seeded, split_backbone
 from intarsia import Backbone, diagonal_fisher
-from intarsia.fisher import Estimator, Fisher, add_squares, head_fisher, logit_vectors
-from intarsia.heads import Head
+from intarsia.curvature.estimators import Estimator, logit_vectors
+from intarsia.curvature.fisher import Fisher
+from intarsia.curvature.head_fisher import head_fisher
+from intarsia.curvature.squares import add_squares
+from intarsia.heads.head import Head
 
 DOUBLE = torch.float64
 NETWORKS: dict[str, Callable[[], Backbone]] = {"vit": lambda: backbone(dtype=DOUBLE), "split": split_backbone}
@@ -243,7 +246,7 @@ def test_add_squares_is_chunked_without_a_trace(monkeypatch: pytest.MonkeyPatch)
     a, g = randn(7, 3, 5, seed=1), randn(7, 3, 4, seed=2)
     expected = 0.5 * torch.einsum("bno,bni->boi", g, a).square().sum(0) + 1
     for chunk in (1, 45, 1 << 20):
-        monkeypatch.setattr("intarsia.fisher._CHUNK", chunk)
+        monkeypatch.setattr("intarsia.curvature.squares._CHUNK", chunk)
         into = torch.ones(4, 5, dtype=DOUBLE)
         add_squares(into, a, g, 0.5)
         torch.testing.assert_close(into, expected)

@@ -8,22 +8,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cases import head, plain_statistics, randn, same, seeded
-from intarsia.heads import (
+from intarsia.class_stats.gaussians import Gaussians
+from intarsia.class_stats.mixtures import ClassStatistics, fit_statistics, sample
+from intarsia.heads.alignment import (
     CLOSED_FORM_RIDGE,
-    MOMENTUM,
-    RIDGE,
     TEMPERATURE,
-    Head,
     _normalised_slope,
-    _slope,
     align,
     align_many,
     alignment_steps,
-    discriminant,
-    pretune,
     samples,
 )
-from intarsia.statistics import ClassStatistics, Gaussians, fit_statistics, sample
+from intarsia.heads.discriminant import discriminant
+from intarsia.heads.head import Head
+from intarsia.heads.pretraining import MOMENTUM, pretune
+from intarsia.heads.pretraining import cross_entropy_slope as _slope
+from intarsia.heads.whitening import RIDGE
 
 
 def points(count: int, classes: int = 3, width: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:

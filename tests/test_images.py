@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
+from intarsia.backbones.preprocessing import Preprocessing
+from intarsia.data.decoding import decode, decode_all, fit, is_image
 from intarsia.errors import InputError
-from intarsia.images import Preprocessing, decode, decode_all, fit, is_image
 
 COLOUR = Preprocessing(size=16, resize=16, channels=3, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 GREY = Preprocessing(size=16, resize=16, channels=1, mean=(0.5,), std=(0.25,))

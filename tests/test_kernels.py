@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from intarsia import fisher
+from intarsia.curvature import squares as fisher
 
 pytest.importorskip("triton")
 

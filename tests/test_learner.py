@@ -31,14 +31,16 @@ from intarsia import (
     learn,
 )
 from intarsia.adapters import Adapter
-from intarsia.fisher import diagonal_fisher
-from intarsia.heads import Head, align, align_many
-from intarsia.preparation import Memory, fresh_head, prepare
-from intarsia.regularizers import Step
-from intarsia.run import CXX, Run
-from intarsia.schedule import batches
-from intarsia.statistics import sample
-from intarsia.tuning import DivergenceError, _due, _head_fisher, fine_tune
+from intarsia.class_stats.mixtures import sample
+from intarsia.curvature.fisher import diagonal_fisher
+from intarsia.errors import DivergenceError
+from intarsia.heads.alignment import align, align_many
+from intarsia.heads.head import Head
+from intarsia.regularizers.protocol import Step
+from intarsia.training.preparation import Memory, fresh_head, prepare
+from intarsia.training.run import CXX, Run
+from intarsia.training.schedule import batches
+from intarsia.training.tuning import _due, _head_fisher, fine_tune
 
 each_adapter = pytest.mark.parametrize("adapter", ADAPTERS, ids=KINDS)
 METHODS = pytest.mark.parametrize("regularizer", [ITA(0.5), IEL(0.5)], ids=["ita", "iel"])
@@ -554,7 +556,7 @@ def test_settings_that_are_not_given_are_those_of_the_method_and_adapter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = {("ita", "lora"): (1e-3, 0.25, 1), ("iel", "ia3"): (1e-2, 4.0, 2)}
-    monkeypatch.setattr("intarsia.config.RECOMMENDED", chosen)
+    monkeypatch.setattr("intarsia.training.recommended.RECOMMENDED", chosen)
     first = learn(backbone(), stream(1), out=tmp_path / "a")
     settings = first.card(first.tasks[0]).settings
     assert (settings["method"], settings["strength"], settings["lr"]) == ("ita", 0.25, 1e-3)

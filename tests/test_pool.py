@@ -11,8 +11,8 @@ import torch
 
 from cases import GREY, QUICK, backbone, contents, edit, module, same, stream, tiny_vit
 from intarsia import IEL, ITA, Backbone, Full, InputError, LoRA, Pool, TaskStream, TaskVector, learn
-from intarsia.fisher import Fisher
-from intarsia.index import FORMAT, OLDEST
+from intarsia.curvature.fisher import Fisher
+from intarsia.store.index import FORMAT, OLDEST
 
 
 def unlike(name: str) -> TaskStream:

@@ -10,12 +10,13 @@ from test_cli import refused, result
 
 from cases import stream, timm_weights
 from intarsia import Backbone, InputError, Pool, TaskStream, evaluate
-from intarsia.cli import _parse
-from intarsia.config import build_adapter, build_regularizer, regularizer_record
-from intarsia.estimate import estimate
-from intarsia.index import Index
-from intarsia.presets import BACKBONE, DATA, PRESETS, preset, preset_of, verify
-from intarsia.run import Run
+from intarsia.adapters.records import build_adapter
+from intarsia.cli.main import _parse
+from intarsia.regularizers.records import build_regularizer, regularizer_record
+from intarsia.store.index import Index
+from intarsia.study.estimate import estimate
+from intarsia.study.paper import BACKBONE, DATA, PRESETS, preset, preset_of, verify
+from intarsia.training.run import Run
 
 ITA_LORA = {"imagenet-r": 77.79, "cifar100": 89.96, "cub200": 85.55, "caltech256": 92.65, "mit67": 86.60}
 SIZES = {"imagenet-r": [20] * 10, "cifar100": [10] * 10, "cub200": [20] * 10, "resisc45": [5] * 9}
@@ -98,7 +99,7 @@ def learned_with(pool: Pool, name: str) -> Pool:
 def test_a_run_is_recognised_by_what_it_was_made_with(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = {name: replace(data, tasks=4, classes=8) for name, data in DATA.items() if name == "cifar100"}
     small = {n: replace(p, data=shapes["cifar100"]) for n, p in PRESETS.items() if n.startswith("cifar100")}
-    monkeypatch.setattr("intarsia.presets.PRESETS", small)
+    monkeypatch.setattr("intarsia.study.paper.PRESETS", small)
     assert preset_of(learned_with(pool, "cifar100-iel-full")).name == "cifar100-iel-full"
     with pytest.raises(InputError, match=r"not learned with a preset: nearest is cifar100-\w+-\w+, with "):
         preset_of(pool)

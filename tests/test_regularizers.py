@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_leaves
 from cases import ADAPTERS, KINDS, backbone, inputs, newton, positive, randn, seeded, shake, split_backbone, vectors
 from intarsia import IA3, IEL, ITA, Full, InputError, LoRA, TaskVector
 from intarsia.adapters import Adapter, Attachment
-from intarsia.regularizers import Step, head_step
+from intarsia.regularizers.head import head_step
+from intarsia.regularizers.protocol import Step
 
 each_adapter = pytest.mark.parametrize("adapter", ADAPTERS, ids=KINDS)
 seeds = st.integers(0, 10_000)

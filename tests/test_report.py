@@ -12,8 +12,8 @@ from test_cli import refused, result
 
 from cases import GREY, edit, stream
 from intarsia import Pool, diagnose, evaluate
-from intarsia.evaluation import target_and_control
-from intarsia.report import confused, page, report_comparison, report_pool
+from intarsia.evaluation.metrics import target_and_control
+from intarsia.report.page import confused, page, report_comparison, report_pool
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cases import seeded
 from intarsia import Training
-from intarsia.schedule import batches
+from intarsia.training.schedule import batches
 
 
 @given(images=st.integers(1, 50), size=st.integers(2, 9), epochs=st.integers(1, 3))

@@ -9,7 +9,9 @@ from sklearn.covariance import oas
 from torch import Tensor
 
 from cases import plain_statistics, randn, same, seeded
-from intarsia.statistics import ClassStatistics, Gaussians, basis_of, fit_statistics, sample
+from intarsia.class_stats.gaussians import Gaussians
+from intarsia.class_stats.mixtures import ClassStatistics, fit_statistics, sample
+from intarsia.class_stats.shrinkage import basis_of
 
 
 def mixtures(classes: int = 2, components: int = 3, width: int = 4, seed: int = 0) -> ClassStatistics:

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cases import backbone
-from intarsia.builtin import load_builtin
+from intarsia.backbones.preprocessing import Preprocessing
+from intarsia.data.image_set import ImageSet
+from intarsia.data.sources.builtin import load_builtin
+from intarsia.data.splits import check_tasks, grouped, hold_out
+from intarsia.data.stream import Task, TaskStream
 from intarsia.errors import InputError
-from intarsia.images import Preprocessing
-from intarsia.learner import learn
-from intarsia.sources import ImageSet
-from intarsia.splits import check_tasks, grouped, hold_out
-from intarsia.stream import Task, TaskStream
+from intarsia.training.learner import learn
 
 SMALL = Preprocessing(size=8, resize=8, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
 SKETCH = Preprocessing(size=28, resize=28, channels=1, mean=(0.5,), std=(0.5,))

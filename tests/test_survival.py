@@ -23,17 +23,18 @@ from test_cli import run
 
 from cases import QUICK, backbone, contents, edit, module, permissions_hold, same, stream
 from hostile import FORGED, HARM, LIES, changed, flip, rehashed
-from intarsia import IEL, ITA, Full, InputError, LoRA, Pool, Training, learn, storage
-from intarsia.checkpoint import Checkpoint
-from intarsia.cli import main
-from intarsia.composition import mean
-from intarsia.fisher import Fisher
-from intarsia.index import Index
-from intarsia.lock import one_writer
-from intarsia.options import parse_weights
-from intarsia.splits import read_split
-from intarsia.verbs import Ls
-from intarsia.verification import repair, unnamed, verify
+from intarsia import IEL, ITA, Full, InputError, LoRA, Pool, Training, learn
+from intarsia.cli.main import main
+from intarsia.cli.options import parse_weights
+from intarsia.cli.pool import Ls
+from intarsia.curvature.fisher import Fisher
+from intarsia.data.splits import read_split
+from intarsia.merging.recipe import mean
+from intarsia.store import files as storage
+from intarsia.store.index import Index
+from intarsia.store.lock import one_writer
+from intarsia.store.verify import repair, unnamed, verify
+from intarsia.training.checkpoint import Checkpoint
 
 TASKS = 3
 OPTIONS: dict[str, Any] = {"adapter": LoRA(1), "regularizer": ITA(0.1), "training": QUICK}
@@ -530,7 +531,7 @@ def test_a_file_larger_than_the_system_allows_is_an_error_and_the_pool_is_as_it_
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000)); sys.argv[0] = 'intarsia';"
-        "from intarsia.cli import main; main()"
+        "from intarsia.cli.main import main; main()"
     )
     command = [sys.executable, "-c", code, "learn", *RUN, "--out", str(tmp_path / "p")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

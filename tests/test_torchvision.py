@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from intarsia import _torchvision
+from intarsia.backbones import torchvision_guard
 
 
 def python(code: str) -> str:
@@ -21,7 +21,7 @@ def python(code: str) -> str:
 
 
 def test_timm_imports_in_a_fresh_process() -> None:
-    code = "import intarsia._torchvision, timm, torchvision; print(timm.is_model('test_vit'), torchvision.__name__)"
+    code = "import intarsia.backbones, timm, torchvision; print(timm.is_model('test_vit'), torchvision.__name__)"
     assert python(code) == "True torchvision\n"
 
 
@@ -30,8 +30,8 @@ def test_a_torchvision_that_imports_is_left_alone() -> None:
     code = """
 import sys, types
 fine = sys.modules["torchvision"] = types.ModuleType("torchvision")
-from intarsia import _torchvision
-print(_torchvision._declared == [], sys.modules["torchvision"] is fine)
+from intarsia.backbones import torchvision_guard
+print(torchvision_guard._declared == [], sys.modules["torchvision"] is fine)
 """
     assert python(code) == "True True\n"
 
@@ -43,7 +43,7 @@ class Importing:
         self.errors, self.calls = list(errors), 0
         monkeypatch.setattr(importlib, "import_module", self)
         self.declared: list[str] = []
-        monkeypatch.setattr(_torchvision, "_declared", [])
+        monkeypatch.setattr(torchvision_guard, "_declared", [])
         monkeypatch.setattr(torch.library, "Library", self.library)
 
     def __call__(self, name: str) -> ModuleType:
@@ -79,7 +79,7 @@ def missing(operator: str) -> RuntimeError:
 def test_other_errors_are_passed_on_and_nothing_is_declared(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     importing = Importing(monkeypatch, error)
     with pytest.raises(type(error)) as caught:
-        _torchvision.import_torchvision()
+        torchvision_guard.import_torchvision()
     assert caught.value is error
     assert importing.calls == 1
     assert importing.declared == []
@@ -92,7 +92,7 @@ def test_only_what_is_missing_is_declared(operators: tuple[str, ...], monkeypatc
     monkeypatch.setitem(sys.modules, "torchvisionary", ModuleType("torchvisionary"))
     kept = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "torchvision"}
     try:
-        _torchvision.import_torchvision()
+        torchvision_guard.import_torchvision()
         assert importing.declared == list(operators)
         assert importing.calls == len(operators) + 1
         assert ("torchvision.half_imported" in sys.modules) == (operators == ())
@@ -106,7 +106,7 @@ def test_an_operator_missing_for_ever_ends_in_an_error(monkeypatch: pytest.Monke
     kept = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "torchvision"}
     try:
         with pytest.raises(RuntimeError, match="still misses operators that were declared"):
-            _torchvision.import_torchvision()
+            torchvision_guard.import_torchvision()
     finally:
         sys.modules.update(kept)
     assert importing.calls == 3

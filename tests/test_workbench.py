@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from intarsia import IEL, ITA, Backbone, LoRA, TaskStream, evaluate, learn
-from intarsia.config import recommended
+from intarsia.training.recommended import recommended
 from workbench import Setting, Workbench
 
 

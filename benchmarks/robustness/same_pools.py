@@ -1,4 +1,4 @@
-"""Hashes of what a checkout computes: of pools by ITA and IEL with each adapter, of a comparison, of a report's numbers.
+"""Hashes of what a checkout computes: pools by ITA and IEL with each adapter, a comparison, a report's numbers.
 
 Run it before and after a change that must change no number, with the same torch and as many threads, and compare what
 it prints:

@@ -1,5 +1,5 @@
 """``python -m intarsia``."""
 
-from intarsia.cli import main
+from intarsia.cli.main import main
 
 main()

@@ -9,7 +9,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 OUT = Console(highlight=False, soft_wrap=True)
+
+
 ERR = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
 SHORT = 24
 """Names of rows of at most so many letters stay in one line, whatever the width."""
 

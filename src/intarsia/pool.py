@@ -6,21 +6,28 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from intarsia import composition
-from intarsia.adapters import Adapter
-from intarsia.backbone import Backbone
-from intarsia.composed_model import ComposedModel
-from intarsia.composition import Heads, Recipe, anchored_in, compose_heads, merge, moved
-from intarsia.config import build_adapter
+from intarsia.adapters.protocol import Adapter
+from intarsia.adapters.records import build_adapter
+from intarsia.backbones.backbone import Backbone
+from intarsia.curvature.fisher import Fisher
 from intarsia.errors import InputError
-from intarsia.fisher import Fisher
-from intarsia.heads import Head
-from intarsia.index import INDEX, Index
-from intarsia.lock import RUN
-from intarsia.module import Module
-from intarsia.store import Store
+from intarsia.heads.head import Head
+from intarsia.merging import recipe as recipes
+from intarsia.merging.dare import dare
+from intarsia.merging.fisher_mean import fisher_mean
+from intarsia.merging.heads import Heads, anchored_in, compose_heads
+from intarsia.merging.merge import merge, moved
+from intarsia.merging.model import ComposedModel
+from intarsia.merging.recipe import Recipe
+from intarsia.merging.rules import Rule
+from intarsia.merging.ties import ties
+from intarsia.store.index import INDEX, Index
+from intarsia.store.lock import RUN
+from intarsia.store.module import Module
+from intarsia.store.store import Store
 from intarsia.task_vector import TaskVector
 
 
@@ -117,7 +124,7 @@ class Pool(Store):
         Args:
             recipe: what to compose.
             heads: ``anchored`` in the mean of the modules, ``carried`` from theta0, ``aligned`` there, or the modules'
-                ``own``; see ``composition.compose_heads``.
+                ``own``; see ``recipes.compose_heads``.
         """
         return self._composed(recipe, heads, len(self.tasks))
 
@@ -148,19 +155,19 @@ class Pool(Store):
 
     def mean(self) -> ComposedModel:
         """Uniform weights over all tasks."""
-        return self.compose(composition.mean(self.learned()))
+        return self.compose(recipes.mean(self.learned()))
 
     def weighted(self, weights: Mapping[str, float]) -> ComposedModel:
-        """Coefficients of the user's choice, which sum to 1; see ``composition.weighted``."""
-        return self.compose(composition.weighted(self.learned(), weights))
+        """Coefficients of the user's choice, which sum to 1; see ``recipes.weighted``."""
+        return self.compose(recipes.weighted(self.learned(), weights))
 
     def specialize(self, tasks: Sequence[str], *, all_classes: bool = False) -> ComposedModel:
-        """Uniform over some tasks, their classes only; see ``composition.specialize``."""
-        return self.compose(composition.specialize(self.learned(), tasks, all_classes=all_classes))
+        """Uniform over some tasks, their classes only; see ``recipes.specialize``."""
+        return self.compose(recipes.specialize(self.learned(), tasks, all_classes=all_classes))
 
     def unlearn(self, task: str, *, mode: str = "drop", scale: float | None = None) -> ComposedModel:
-        """All but one task; see ``composition.unlearn``. ``influenced_by(task)`` says what it still took part in."""
-        return self.compose(composition.unlearn(self.learned(), task, mode=mode, scale=scale))
+        """All but one task; see ``recipes.unlearn``. ``influenced_by(task)`` says what it still took part in."""
+        return self.compose(recipes.unlearn(self.learned(), task, mode=mode, scale=scale))
 
     def with_vector(self, vector: TaskVector, name: str) -> ComposedModel:
         """theta0 plus a vector of another merge rule (see ``merging``), with the heads of the mean of all modules.
@@ -175,7 +182,7 @@ class Pool(Store):
         tuned = self.backbone.tuned
         if {n: w.shape for n, w in tuned.items()} != {n: tau.shape for n, tau in vector.items()}:
             raise InputError(f"{name}: a vector over other weights than the pool's: make it of its task vectors")
-        recipe = composition.mean(self.learned())
+        recipe = recipes.mean(self.learned())
         _, heads = self._heads(recipe, "anchored", len(self.tasks))
         network = moved(self.backbone, lambda weight, theta0: vector[weight].to(theta0))
         return self._model(Recipe({}, recipe.tasks, name), network, heads)
@@ -224,3 +231,27 @@ class Pool(Store):
 def _is_ours(folder: Path) -> bool:
     """It is empty, or an unfinished run's that has no module yet."""
     return (folder / RUN).is_dir() or not any(folder.iterdir())
+
+
+def merged(pool: Pool, rule: Rule, *, seed: int = 0) -> ComposedModel:
+    """The model of all modules of a pool by a rule with its paper's settings, with the heads of their mean.
+
+    Args:
+        pool: with ``fisher``, one that keeps every task's own Fisher.
+        rule: which.
+        seed: of what ``dare`` drops.
+
+    Raises:
+        InputError: the pool is empty, or ``fisher`` is asked of one that did not keep them.
+    """
+    vectors = [pool.vector(task) for task in pool.learned()]
+    if rule == "ties":
+        return pool.with_vector(ties(vectors), rule)
+    if rule == "dare":
+        return pool.with_vector(dare(vectors, generator=torch.Generator().manual_seed(seed)), rule)
+    fishers: list[dict[str, Tensor]] = []
+    for task in pool.tasks:
+        if (fisher := pool.fisher(task)) is None:
+            raise InputError(f"{pool.path} has no Fisher of {task!r} of its own: learn it with --keep-fishers")
+        fishers.append(fisher.mean())
+    return pool.with_vector(fisher_mean(vectors, fishers), rule)

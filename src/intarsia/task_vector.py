@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from intarsia.precision import wide
+from intarsia.numerics import wide
 
 
 class TaskVector(Mapping[str, Tensor]):

@@ -6,7 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from intarsia.adapters.adapter import AdaptedLinear, Adapter
+from intarsia.adapters.protocol import AdaptedLinear, Adapter
 from intarsia.task_vector import TaskVector
 
 

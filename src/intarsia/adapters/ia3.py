@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from intarsia.adapters.adapter import AdaptedLinear, Parts
+from intarsia.adapters.protocol import AdaptedLinear, Parts
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from intarsia.adapters.adapter import AdaptedLinear, Parts
+from intarsia.adapters.protocol import AdaptedLinear, Parts
 from intarsia.errors import InputError
-from intarsia.precision import wide
+from intarsia.numerics import wide
 
 ROWS = 128
 """Rows of a weight solved for at a time: their systems stay in the processor's cache."""

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from intarsia.adapters import Adapter, Full
-from intarsia.backbone import Backbone
+from intarsia.adapters.full import Full
+from intarsia.adapters.protocol import Adapter
+from intarsia.backbones.backbone import Backbone
 from intarsia.baselines.sequential import Keeper, Student, train_in_turn
 from intarsia.baselines.setting import plain_run
 from intarsia.baselines.stage import Stage
-from intarsia.config import Training
-from intarsia.run import Progress, silent
-from intarsia.stream import TaskStream
+from intarsia.data.stream import TaskStream
+from intarsia.progress import Progress, silent
+from intarsia.training.settings import Training
 
 
 class Reservoir(Keeper):

@@ -14,17 +14,20 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from intarsia.adapters import Adapter, Full
-from intarsia.backbone import Backbone
+from intarsia.adapters.full import Full
+from intarsia.adapters.protocol import Adapter
+from intarsia.backbones.backbone import Backbone
 from intarsia.baselines.sequential import Keeper, Student, train_in_turn
 from intarsia.baselines.setting import plain_run
 from intarsia.baselines.stage import Stage, numbers
-from intarsia.composed_model import ComposedModel
-from intarsia.config import Training
-from intarsia.fisher import Fisher, diagonal_fisher, head_fisher
-from intarsia.heads import Head
-from intarsia.run import Progress, Run, silent
-from intarsia.stream import Task, TaskStream
+from intarsia.curvature.fisher import Fisher, diagonal_fisher
+from intarsia.curvature.head_fisher import head_fisher
+from intarsia.data.stream import Task, TaskStream
+from intarsia.heads.head import Head
+from intarsia.merging.model import ComposedModel
+from intarsia.progress import Progress, silent
+from intarsia.training.run import Run
+from intarsia.training.settings import Training
 
 
 class Anchored(Keeper):

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from intarsia.run import Run
-from intarsia.schedule import Batch, batches
-from intarsia.stream import Task
-from intarsia.tuning import finite
+from intarsia.data.stream import Task
+from intarsia.training.run import Run
+from intarsia.training.schedule import Batch, batches
+from intarsia.training.tuning import finite
 
 
 def fit(

@@ -2,15 +2,15 @@
 
 from collections.abc import Iterator
 
-from intarsia.adapters import Full
-from intarsia.backbone import Backbone
+from intarsia.adapters.full import Full
+from intarsia.backbones.backbone import Backbone
 from intarsia.baselines.setting import plain_run
 from intarsia.baselines.stage import Stage, classifier
-from intarsia.config import Training
-from intarsia.heads import discriminant
-from intarsia.run import Laps, Progress, silent
-from intarsia.statistics import Gaussians
-from intarsia.stream import TaskStream
+from intarsia.class_stats.gaussians import Gaussians
+from intarsia.data.stream import TaskStream
+from intarsia.heads.discriminant import discriminant
+from intarsia.progress import Laps, Progress, silent
+from intarsia.training.settings import Training
 
 
 def learn(

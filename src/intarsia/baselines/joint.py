@@ -3,17 +3,18 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from intarsia.adapters import Adapter, LoRA
-from intarsia.backbone import Backbone
+from intarsia.adapters.lora import LoRA
+from intarsia.adapters.protocol import Adapter
+from intarsia.backbones.backbone import Backbone
 from intarsia.baselines.modular import set_up_seconds
 from intarsia.baselines.setting import plain_run
 from intarsia.baselines.stage import Stage, classifier, numbers
-from intarsia.composition import merge
-from intarsia.config import Training
-from intarsia.learner import modules
-from intarsia.preparation import Memory
-from intarsia.run import Progress, silent
-from intarsia.stream import TaskStream
+from intarsia.data.stream import TaskStream
+from intarsia.merging.merge import merge
+from intarsia.progress import Progress, silent
+from intarsia.training.learner import modules
+from intarsia.training.preparation import Memory
+from intarsia.training.settings import Training
 
 
 def learn(

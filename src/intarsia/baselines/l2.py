@@ -1,34 +1,18 @@
 """Modules held near theta0 by a plain L2 in place of the Fisher: what the curvature is worth."""
 
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, Self
 
-from torch import Tensor
-
-from intarsia.adapters import Adapter
-from intarsia.backbone import Backbone
+from intarsia.adapters.protocol import Adapter
+from intarsia.backbones.backbone import Backbone
 from intarsia.baselines.modular import stages
 from intarsia.baselines.stage import Stage
-from intarsia.config import Training
-from intarsia.learner import learn as learn_pool
-from intarsia.regularizers import ITA
-from intarsia.run import Progress, silent
-from intarsia.stream import TaskStream
-
-
-@dataclass(frozen=True)
-class L2(ITA):
-    """alpha / 2 |tau|^2: ITA with ones for a Fisher, in the first task too."""
-
-    floor: float = 1.0
-    kind: ClassVar[str] = "l2"
-
-    def on(self, fisher: Mapping[str, Tensor] | None, total: Mapping[str, Tensor] | None, tasks: int) -> Self:
-        """The same: no Fisher is asked for."""
-        return replace(self, fisher=None)
+from intarsia.data.stream import TaskStream
+from intarsia.progress import Progress, silent
+from intarsia.regularizers.l2 import L2
+from intarsia.training.learner import learn as learn_pool
+from intarsia.training.settings import Training
 
 
 def learn(

@@ -7,7 +7,7 @@ from typing import Any
 from safetensors import safe_open
 
 from intarsia.baselines.stage import Stage
-from intarsia.editing import Editable
+from intarsia.evaluation.editing import Editable
 from intarsia.pool import Pool
 
 

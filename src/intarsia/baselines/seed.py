@@ -20,21 +20,23 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, kl_divergence
 from torch.nn import functional as F
 
-from intarsia.adapters import Adapter, Full
-from intarsia.backbone import Backbone
+from intarsia.adapters.full import Full
+from intarsia.adapters.protocol import Adapter
+from intarsia.backbones.backbone import Backbone
+from intarsia.backbones.preprocessing import Preprocessing
 from intarsia.baselines.fitting import fit
 from intarsia.baselines.sequential import GrowingHead, new_head
 from intarsia.baselines.setting import plain_run
 from intarsia.baselines.stage import Stage, numbers
-from intarsia.composed_model import answers
-from intarsia.composition import moved
-from intarsia.config import Training
-from intarsia.heads import Head
-from intarsia.images import Preprocessing
-from intarsia.run import Laps, Progress, Run, silent
-from intarsia.schedule import Batch
-from intarsia.statistics import basis_of
-from intarsia.stream import Task, TaskStream
+from intarsia.class_stats.shrinkage import basis_of
+from intarsia.data.stream import Task, TaskStream
+from intarsia.heads.head import Head
+from intarsia.merging.merge import moved
+from intarsia.merging.model import answers
+from intarsia.progress import Laps, Progress, silent
+from intarsia.training.run import Run
+from intarsia.training.schedule import Batch
+from intarsia.training.settings import Training
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from intarsia.adapters import Attachment
+from intarsia.adapters.attachment import Attachment
 from intarsia.baselines.fitting import fit
 from intarsia.baselines.stage import Stage, classifier, numbers
-from intarsia.composed_model import ComposedModel
-from intarsia.composition import moved
-from intarsia.heads import Head
-from intarsia.preparation import fresh_head
-from intarsia.run import Laps, Run
-from intarsia.schedule import Batch
-from intarsia.stream import Task
+from intarsia.data.stream import Task
+from intarsia.heads.head import Head
+from intarsia.merging.merge import moved
+from intarsia.merging.model import ComposedModel
+from intarsia.progress import Laps
+from intarsia.training.preparation import fresh_head
+from intarsia.training.run import Run
+from intarsia.training.schedule import Batch
 
 
 @dataclass(frozen=True)

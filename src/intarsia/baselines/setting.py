@@ -1,11 +1,12 @@
 """How a baseline's arguments become a run."""
 
-from intarsia.adapters import Adapter
-from intarsia.backbone import Backbone
-from intarsia.config import Training
-from intarsia.regularizers import ITA
-from intarsia.run import Progress, Run
-from intarsia.stream import TaskStream
+from intarsia.adapters.protocol import Adapter
+from intarsia.backbones.backbone import Backbone
+from intarsia.data.stream import TaskStream
+from intarsia.progress import Progress
+from intarsia.regularizers.ita import ITA
+from intarsia.training.run import Run
+from intarsia.training.settings import Training
 
 
 def plain_run(

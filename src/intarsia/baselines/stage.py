@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from intarsia.backbone import Backbone
-from intarsia.composed_model import ComposedModel
-from intarsia.editing import Editable
-from intarsia.evaluation import Classifier
-from intarsia.heads import Head
+from intarsia.backbones.backbone import Backbone
+from intarsia.evaluation.editing import Editable
+from intarsia.evaluation.metrics import Classifier
+from intarsia.heads.head import Head
+from intarsia.merging.model import ComposedModel
 
 
 @dataclass(frozen=True)

@@ -21,24 +21,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from intarsia.adapters import Full
-from intarsia.backbone import Backbone
+from intarsia.adapters.full import Full
+from intarsia.backbones.backbone import Backbone
+from intarsia.backbones.preprocessing import Preprocessing
 from intarsia.baselines.fitting import fit
 from intarsia.baselines.setting import plain_run
 from intarsia.baselines.stage import Stage, numbers
-from intarsia.composed_model import answers
-from intarsia.config import Training
-from intarsia.editing import NEGATED, Editable
-from intarsia.heads import Head
-from intarsia.images import Preprocessing
-from intarsia.run import Laps, Progress, Run, silent
-from intarsia.schedule import Batch
-from intarsia.stream import Task, TaskStream
-from intarsia.tangent import Tangent
+from intarsia.curvature.linearized import Tangent
+from intarsia.data.stream import Task, TaskStream
+from intarsia.evaluation.editing import NEGATED, Editable
+from intarsia.heads.head import Head
+from intarsia.merging.model import answers
+from intarsia.progress import Laps, Progress, silent
 from intarsia.task_vector import TaskVector
+from intarsia.training.run import Run
+from intarsia.training.schedule import Batch
+from intarsia.training.settings import Training
 
 TARGET = 15.0
 """What the loss asks of the answer for an image's own class; zero of the others."""
+
+
 RIDGE = 0.1
 """Of the regression W0 comes from, on summed squares."""
 

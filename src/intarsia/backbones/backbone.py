@@ -1,0 +1,112 @@
+"""theta0: a pre-trained network without its classifier, frozen; it names its tuned weights and gives features.
+
+Weights have canonical names, those of timm's vision transformers (``blocks.3.attn.qkv.weight``), whatever the library
+a network comes from calls them.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from intarsia.adapters.attachment import Attachment
+from intarsia.adapters.protocol import AdaptedLinear, Adapter
+from intarsia.backbones.builtin import BUILTIN, load_builtin_network
+from intarsia.backbones.names import TARGETS, match_targets
+from intarsia.backbones.preprocessing import Preprocessing
+from intarsia.backbones.timm import load_timm
+from intarsia.errors import InputError
+from intarsia.numerics import digest
+
+
+class Backbone:
+    """A frozen pre-trained network: images (B, C, H, W) -> features (B, D).
+
+    Args:
+        model: any module from normalised images to features, with named ``nn.Linear`` layers. Its parameters are
+            frozen and it is put in evaluation mode; its weights are never written.
+        name: what a pool calls it.
+        preprocessing: how its images are prepared.
+        targets: patterns over canonical layer names (``fnmatch``: ``*`` any text); the weights of the layers they
+            match are tuned.
+
+    Raises:
+        InputError: a pattern matches no ``nn.Linear``.
+
+    Example:
+        >>> theta0 = Backbone.load()
+        >>> theta0.features(torch.zeros(2, 1, 28, 28)).shape[0]
+        2
+    """
+
+    def __init__(
+        self, model: nn.Module, *, name: str, preprocessing: Preprocessing, targets: Sequence[str] = TARGETS
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.name = name
+        self.preprocessing = preprocessing
+        self.patterns = tuple(targets)
+        self.targets = match_targets(model, name, self.patterns)
+        self.hash = digest(model.state_dict())
+
+    def __repr__(self) -> str:
+        numbers = sum(p.numel() for p in self.model.parameters())
+        return f"Backbone({self.name}, {numbers:,} weights, {len(self.targets)} tuned, {self.hash[:12]})"
+
+    @classmethod
+    def load(cls, spec: str = BUILTIN, *, targets: Sequence[str] = TARGETS) -> "Backbone":
+        """Load theta0 by name.
+
+        Args:
+            spec: ``vit_sketch`` (built in), ``timm/<name>`` (pre-trained weights from the hub) or
+                ``timm/<name>@<file.safetensors>`` (weights from a local file).
+            targets: see the class.
+
+        Raises:
+            InputError: the name is unknown, the weights cannot be had or do not fit, a target matches nothing.
+        """
+        if spec == BUILTIN:
+            model, preprocessing = load_builtin_network()
+        elif spec.startswith("timm/"):
+            model, preprocessing = load_timm(spec.removeprefix("timm/"))
+        else:
+            raise InputError(
+                f"unknown backbone {spec!r}: expected {BUILTIN!r} (built in), 'timm/<name>' or "
+                "'timm/<name>@<weights.safetensors>'"
+            )
+        return cls(model, name=spec, preprocessing=preprocessing, targets=targets)
+
+    @property
+    def tuned(self) -> dict[str, Tensor]:
+        """Canonical name -> pre-trained weight (O, I) of every tuned weight."""
+        return {name: self._linear(path).weight.detach() for name, path in self.targets.items()}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    def to(self, device: torch.device | str) -> "Backbone":
+        """Move the weights; returns self."""
+        self.model.to(device)
+        return self
+
+    def attach(self, adapter: Adapter, generator: torch.Generator | None = None) -> Attachment:
+        """Make the tuned weights trainable through ``adapter`` until the attachment is removed.
+
+        Args:
+            adapter: say ``LoRA(16)``.
+            generator: source of the adapter's random start; seed 0 if None.
+        """
+        return Attachment(self.model, self.targets, adapter, generator or torch.Generator().manual_seed(0))
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """Features (B, D) of normalised images (B, C, H, W), without a graph."""
+        return self.model(images.to(self.device))
+
+    def _linear(self, path: str) -> nn.Linear:
+        layer = self.model.get_submodule(path)
+        layer = layer.linear if isinstance(layer, AdaptedLinear) else layer
+        assert isinstance(layer, nn.Linear)
+        return layer

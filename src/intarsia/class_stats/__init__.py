@@ -1,0 +1,1 @@
+"""Statistics of classes: Gaussians, mixtures, and how features drift."""

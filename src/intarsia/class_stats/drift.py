@@ -1,0 +1,94 @@
+"""How a change of the tuned weights moves the features, as an affine map fitted on images that were seen both ways.
+
+Heads are made on features at theta0; a composed model has others, and no image is left to see them. What is known of
+the classes is therefore carried along by such maps (semantic drift compensation, Yu et al., arXiv 2004.00440).
+Convention: features (N, D) as rows.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from intarsia.class_stats.gaussians import Gaussians
+
+RIDGE = 0.02
+
+
+SMALLEST = 1e-6
+
+
+@dataclass(frozen=True)
+class FeatureDrift:
+    """x -> x matrix + offset: what a change of the weights adds to features x.
+
+    Args:
+        matrix: (D, D).
+        offset: (D,).
+    """
+
+    matrix: Tensor
+    offset: Tensor
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Features (N, D) -> where they drift to, (N, D)."""
+        return features + features @ self.matrix.to(features) + self.offset.to(features)
+
+    def then(self, other: "FeatureDrift") -> "FeatureDrift":
+        """Both as one, this one first; double precision."""
+        matrix, later = self.matrix.double(), other.matrix.double()
+        return FeatureDrift(matrix + later + matrix @ later, other(self.offset.double()))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a module keeps."""
+        return {"matrix": self.matrix, "offset": self.offset}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "FeatureDrift":
+        """The inverse of ``tensors``."""
+        return cls(tensors["matrix"], tensors["offset"])
+
+    @classmethod
+    def weighted(cls, drifts: Sequence["FeatureDrift"], weights: Sequence[float]) -> "FeatureDrift":
+        """sum_t w_t drift_t, added in the order given; at least one."""
+        matrix, offset = torch.zeros_like(drifts[0].matrix), torch.zeros_like(drifts[0].offset)
+        for drift, weight in zip(drifts, weights, strict=True):
+            matrix, offset = matrix.add(drift.matrix, alpha=weight), offset.add(drift.offset, alpha=weight)
+        return cls(matrix, offset)
+
+
+def fit_drift(before: Tensor, after: Tensor) -> FeatureDrift:
+    """Ridge regression of after - before on before, standardised, the offset free.
+
+    argmin |Y - X M|^2 + 0.02 N |M|^2 on centred X and Y.
+
+    Args:
+        before: (N, D).
+        after: (N, D) of the same images, with other weights.
+    """
+    x, drift = before.double(), after.double() - before.double()
+    mean, scale = x.mean(0), x.std(0, correction=0) + SMALLEST
+    white = (x - mean) / scale
+    gram = white.T @ white
+    gram.diagonal().add_(RIDGE * len(x))
+    matrix = torch.linalg.solve(gram, white.T @ (drift - drift.mean(0))) / scale[:, None]
+    offset = drift.mean(0) - mean @ matrix
+    return FeatureDrift(matrix.to(before.dtype), offset.to(before.dtype))
+
+
+def carry(classes: Gaussians, drift: FeatureDrift, start: Tensor | None = None) -> Gaussians:
+    """Where classes drift to: c -> c + s M + m, scatter -> (I + M)^T scatter (I + M).
+
+    Args:
+        classes: as they were last known.
+        drift: what happens to them.
+        start: (C, D) s, where the drift was fitted, if that is not where the classes are now.
+    """
+    start = classes.centres if start is None else start
+    onward = torch.eye(len(drift.offset), dtype=torch.float64, device=start.device) + drift.matrix.double()
+    return Gaussians(
+        classes.centres + start @ drift.matrix.double() + drift.offset.double(),
+        onward.T @ classes.scatter @ onward,
+        classes.freedom,
+    )

@@ -1,0 +1,65 @@
+"""Anchors: where the classes of a task lie in the mean of the modules, seen on its images while they were there.
+
+A composition's features differ from theta0's by more than an affine map, and that is what fine-tuning pays. When task t
+is learned, its images are at hand and so is the mean of the first t modules: the module keeps where its classes lie in
+the features of that mean, and the *step* by which they came there from the mean of the first t - 1. The steps of later
+tasks, one after another, bring the classes of earlier ones into the mean of all.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from intarsia.class_stats.drift import FeatureDrift, carry, fit_drift
+from intarsia.class_stats.gaussians import Gaussians
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A task in the mean of the modules up to its own.
+
+    Args:
+        classes: of the task, in the features of mean(1 .. t).
+        step: features of mean(1 .. t - 1) -> features of mean(1 .. t).
+    """
+
+    classes: Gaussians
+    step: FeatureDrift
+
+    @classmethod
+    def of(cls, before: Tensor, after: Tensor, labels: Tensor, classes: int) -> "Anchor":
+        """Measure it.
+
+        Args:
+            before: (N, D) features of the task's images in mean(1 .. t - 1); theta0's for the first task.
+            after: (N, D) in mean(1 .. t).
+            labels: (N,) in 0 .. classes - 1.
+            classes: C.
+        """
+        return cls(Gaussians.of(after, labels, classes), fit_drift(before, after))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a module keeps."""
+        classes = {"centres": self.classes.centres, "scatter": self.classes.scatter}
+        return {**classes, "freedom": torch.tensor(self.classes.freedom), **self.step.tensors()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Anchor":
+        """The inverse of ``tensors``, in double precision again."""
+        centres, scatter = tensors["centres"].double(), tensors["scatter"].double()
+        return cls(Gaussians(centres, scatter, int(tensors["freedom"])), FeatureDrift.from_tensors(tensors))
+
+
+def in_mean(anchors: Sequence[Anchor]) -> list[Gaussians]:
+    """The classes of every task in the mean of all modules, given in the order they were learned.
+
+    From the last task back, so that the steps after each task are one map: the work is linear in their number.
+    """
+    seen: list[Gaussians] = []
+    onward: FeatureDrift | None = None
+    for anchor in reversed(anchors):
+        seen.append(carry(anchor.classes, onward) if onward else anchor.classes)
+        onward = anchor.step.then(onward) if onward else anchor.step
+    return seen[::-1]

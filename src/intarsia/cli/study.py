@@ -1,0 +1,205 @@
+"""Verbs that look into a pool or set methods side by side, or a run beside the paper, and the page about either."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from tyro.conf import OmitArgPrefixes, Positional
+
+from intarsia.cli.options import Json, open_pool, parse_weights
+from intarsia.console import ERR, bar, facts
+from intarsia.data.stream import TaskStream
+from intarsia.errors import InputError
+from intarsia.evaluation.landscape import DRAWN, GapPath, LossPath, gap_path, loss_paths
+from intarsia.evaluation.metrics import evaluate
+from intarsia.evaluation.theorem import Diagnosis, diagnose
+from intarsia.pool import Pool
+from intarsia.report import tables
+from intarsia.store.files import write, writing
+from intarsia.store.index import INDEX
+from intarsia.study.choice import Source
+from intarsia.study.compare import Bench, compare
+from intarsia.study.methods import STANDARD
+from intarsia.study.paper import PRESETS, preset_of, verify
+
+FIGURES = ("gap.png", "cosines.png", "losses.png")
+
+
+@dataclass(frozen=True)
+class Diagnose:
+    """Measure the theorem on a pool: Jensen's gap of the composed model, true and predicted by the diagonal Fisher."""
+
+    pool: Positional[Path]
+    """Folder of the pool."""
+    weights: str | None = None
+    """Coefficients that sum to 1: a=.7,b=.3."""
+    per_task: int = 200
+    """Training images drawn from each task; losses.png and gap.png look at 50 at most."""
+    beside: tuple[Path, ...] = ()
+    """Other pools of the same tasks, to measure and draw beside it."""
+    figures: Path | None = None
+    """Folder for three figures: gap.png (measured and at second order, against the scale of the task vectors),
+    cosines.png (of the task vectors) and losses.png (along lines of weights, beside the second-order picture)."""
+    source: OmitArgPrefixes[Source] = field(default_factory=Source)
+    device: str = "auto"
+    """cpu, cuda, mps, or the best there is."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        """Diagnose."""
+        weights = None if self.weights is None else parse_weights(self.weights)
+        paths = (self.pool, *self.beside)
+        if len(set(paths)) < len(paths):
+            raise InputError(f"--beside names {', '.join(map(str, self.beside))}: expected each pool once")
+        pools = [open_pool(path, self.device) for path in paths]
+        for pool in pools[1:]:
+            if pool.tasks != pools[0].tasks:
+                raise InputError(f"{pool.path} has tasks {', '.join(pool.tasks)}: expected those of {self.pool}")
+        streams = [self.source.of(pool) for pool in pools]
+        found = list[Diagnosis]()
+        for pool, stream in zip(pools, streams, strict=True):
+            with bar(f"networks of {pool.path.name}") as progress:
+                found.append(diagnose(pool, stream, weights=weights, per_task=self.per_task, progress=progress))
+        around = {} if self.figures is None else self._draw(pools, streams, found, self.figures)
+        if not self.json:
+            for path, diagnosis in zip(paths, found, strict=True):
+                tables.diagnosis(diagnosis, str(path) if self.beside else "")
+            if self.figures is not None:
+                facts({"written": ", ".join(str(self.figures / name) for name in FIGURES)})
+        beside = {str(path): d.record() for path, d in zip(self.beside, found[1:], strict=True)}
+        return found[0].record() | ({"beside": beside} if beside else {}) | around
+
+    def _draw(
+        self, pools: list[Pool], streams: list[TaskStream], found: list[Diagnosis], folder: Path
+    ) -> dict[str, Any]:
+        """The three figures, written; what was measured for them, by pool."""
+        from intarsia.report import figures  # noqa: PLC0415  matplotlib takes as long to load as all verbs together
+
+        with writing(folder):  # found before anything is drawn
+            folder.mkdir(parents=True, exist_ok=True)
+        short = [pool.path.resolve().name for pool in pools]
+        names = short if len(set(short)) == len(short) else [str(pool.path) for pool in pools]
+        lines: dict[str, tuple[LossPath, ...]] = {}
+        few = min(self.per_task, DRAWN)
+        gaps: dict[str, GapPath] = {}
+        for name, pool, stream in zip(names, pools, streams, strict=True):
+            with bar(f"lines of {name}") as progress:
+                lines[name] = loss_paths(pool, stream, per_task=few, progress=progress)
+            with bar(f"scales of {name}") as progress:
+                gaps[name] = gap_path(pool, stream, per_task=few, progress=progress)
+        cosines = figures.alignment(dict(zip(names, found, strict=True)))
+        for name, figure in zip(FIGURES, (figures.gaps(gaps), cosines, figures.losses(lines)), strict=True):
+            write(figures.png(figure), folder / name)
+        return {
+            "lines": {name: [asdict(path) for path in paths] for name, paths in lines.items()},
+            "gap_by_scale": {name: asdict(path) for name, path in gaps.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Run methods on one stream with one budget, and put them side by side."""
+
+    methods: str = ",".join(STANDARD)
+    """Which, with commas between: frozen, joint, finetune, ewc, l2, derpp, tmc, seed, ita, ita-full, ita-ia3, iel,
+    iel-full, iel-ia3."""
+    seeds: int = 1
+    """Runs of each method, with seeds 0, 1, ..."""
+    out: Path = Path("runs/compare")
+    """Folder of the comparison; runs that are in it already, with the same settings, are not made again."""
+    jobs: int = 1
+    """Runs at once, without progress bars; on two cores, --jobs 2 --threads 1 is done soonest."""
+    bench: OmitArgPrefixes[Bench] = field(default_factory=Bench)
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        """Compare."""
+        names = [name.strip() for name in self.methods.split(",") if name.strip()]
+        rows = compare(
+            self.bench,
+            names,
+            seeds=self.seeds,
+            out=self.out,
+            jobs=self.jobs,
+            say=lambda what: ERR.print(what, markup=False),
+        )
+        if not self.json:
+            tables.comparison(rows)
+        return {"rows": rows}
+
+
+@dataclass(frozen=True)
+class Presets:
+    """List the cells of the paper's table, or compare a run with the one it was learned with."""
+
+    action: Positional[Literal["list", "verify"]] = "list"
+    """What to do."""
+    pool: Positional[Path | None] = None
+    """Folder of the pool to verify."""
+    source: OmitArgPrefixes[Source] = field(default_factory=Source)
+    device: str = "auto"
+    """cpu, cuda, mps, or the best there is."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        """List or verify."""
+        if self.action == "list":
+            records = [p.record() for p in PRESETS.values()]
+            if not self.json:
+                tables.presets(list(PRESETS.values()))
+            return {"presets": records}
+        if self.pool is None:
+            raise InputError("presets verify: expected a pool's folder")
+        pool = open_pool(self.pool, self.device)
+        cell = preset_of(pool)
+        found = verify(cell, evaluate(pool.mean(), self.source.of(pool), history=False))
+        if not self.json:
+            facts(found)
+        return found
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write one page about a pool or a comparison: what was run, tables, figures, a card for every task."""
+
+    what: Positional[Path]
+    """Folder of the pool, or of the comparison."""
+    out: Path | None = None
+    """New file for the page; <folder>-report.html beside the folder if not given."""
+    edits: bool = False
+    """Also specialize a pool to each of its tasks, unlearn each, and measure: three more evaluations a task."""
+    source: OmitArgPrefixes[Source] = field(default_factory=Source)
+    device: str = "auto"
+    """cpu, cuda, mps, or the best there is."""
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        """Measure, draw and write."""
+        what = self.what.resolve()
+        out = self.out or what.with_name(f"{what.name}-report.html")
+        if out.exists():
+            raise InputError(f"{out} exists: name another file with --out, nothing was written")
+        compared = (self.what / "comparison.json").exists()
+        if not compared and not (self.what / INDEX).exists():
+            raise InputError(f"{self.what} holds neither a pool (intarsia learn) nor a comparison (intarsia compare)")
+        if compared and (self.edits or self.source != Source()):
+            raise InputError(
+                f"{self.what} holds a comparison, all of it measured: --edits and the options that choose images are "
+                "for a pool"
+            )
+        with writing(out):  # found before anything is measured
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.touch()
+            out.unlink()
+        from intarsia.report import page as report  # noqa: PLC0415  its figures' library takes as long to load as all verbs together
+
+        if compared:
+            html = report.report_comparison(self.what)
+        else:
+            pool = open_pool(self.what, self.device)
+            with bar("measuring") as progress:
+                html = report.report_pool(pool, self.source.of(pool), edited=self.edits, progress=progress)
+        write(html.encode(), out)
+        if not self.json:
+            facts({"written": out})
+        return {"out": str(out)}

@@ -1,0 +1,56 @@
+"""Which vectors to push back from the logits, so that their squared pull-backs sum to the Fisher.
+
+As d log p_c / dz = e_c - p at the logits z, it is enough to push chosen vectors v back from the logits:
+
+    exact        the C vectors sqrt(p_c) (e_c - p)                          C backward passes
+    rademacher   v = sum_c s_c sqrt(p_c) (e_c - p), s_c = +-1 at random     unbiased, one pass per probe
+    mc           c ~ p, v = e_c - p                                         unbiased, more variance
+"""
+
+from functools import cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Estimator = Literal["exact", "rademacher", "mc"]
+
+
+def logit_vectors(logits: Tensor, estimator: Estimator, probes: int, generator: torch.Generator | None) -> list[Tensor]:
+    """The vectors (B, C) to push back from logits (B, C); their squared pull-backs sum to F (times probes)."""
+    p = torch.softmax(logits, 1)
+    if estimator == "exact":
+        eye = torch.eye(logits.shape[1], dtype=p.dtype, device=p.device)
+        return [p[:, c, None].sqrt() * (eye[c] - p) for c in range(logits.shape[1])]
+    return [_random_vector(p, estimator, generator) for _ in range(probes)]
+
+
+def _random_vector(p: Tensor, estimator: Estimator, generator: torch.Generator | None) -> Tensor:
+    if estimator == "mc":
+        drawn = torch.multinomial(p.cpu(), 1, generator=generator).to(p.device)
+        return torch.zeros_like(p).scatter_(1, drawn, 1.0) - p
+    images, classes = p.shape
+    weighted = _signs(images, classes, generator).to(p) * p.sqrt()
+    return weighted - weighted.sum(1, keepdim=True) * p
+
+
+def _signs(images: int, classes: int, generator: torch.Generator | None) -> Tensor:
+    """Random signs (B, C): independent within an image, balanced between images.
+
+    An image's signs are a row of a Hadamard matrix, its columns flipped at random; rows are used up in random order
+    before one comes again. What the images of a cycle have in common in the product of two classes' gradients then
+    cancels, instead of averaging out: half the error of signs that are drawn one by one.
+    """
+    matrix = _hadamard(1 << (classes - 1).bit_length())
+    cycles = [torch.randperm(len(matrix), generator=generator) for _ in range(-(-images // len(matrix)))]
+    flips = (torch.randint(0, 2, (classes,), generator=generator) * 2 - 1).to(matrix.dtype)
+    return matrix[torch.cat(cycles)[:images], :classes] * flips
+
+
+@cache
+def _hadamard(n: int) -> Tensor:
+    """Sylvester's matrix (n, n) of +-1 with orthogonal rows; n is a power of two."""
+    matrix = torch.ones(1, 1, dtype=torch.int8)
+    while len(matrix) < n:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    return matrix

@@ -1,0 +1,144 @@
+"""Diagonal Fisher information of a classifier at theta0.
+
+For a tuned weight W (O, I), summed over images x and classes c seen so far (docs/method.md sections 3 and 5):
+
+    F = sum_x sum_c p_c(x) (d log p_c(x) / dW)^2
+
+squared per image, over all of its tokens together; ``estimators`` says how the sum over classes is taken.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from intarsia.backbones.backbone import Backbone
+from intarsia.curvature.estimators import Estimator, logit_vectors
+from intarsia.curvature.squares import add_squares
+from intarsia.curvature.taps import Taps
+from intarsia.errors import InputError
+from intarsia.numerics import wide
+
+
+@dataclass(frozen=True)
+class Fisher:
+    """A diagonal Fisher as a sum over images, so that tasks of different sizes add up right.
+
+    Args:
+        sums: weight name -> sum over images of squared gradients, (O, I).
+        count: number of images N.
+        error: relative standard error |F_odd - F_even| / |F| from two halves of the images; None if not estimated.
+    """
+
+    sums: Mapping[str, Tensor]
+    count: int
+    error: float | None = None
+
+    def __add__(self, other: "Fisher") -> "Fisher":
+        """The Fisher of both sets of images: sums and counts add."""
+        if self.sums.keys() != other.sums.keys():
+            raise ValueError("Fishers over different weights cannot be added")
+        return Fisher({n: f + other.sums[n] for n, f in self.sums.items()}, self.count + other.count)
+
+    def __sub__(self, other: "Fisher") -> "Fisher":
+        """Take a set of images out again; the inverse of ``+`` up to rounding, never below zero."""
+        sums = {n: (f - other.sums[n]).clamp_min(0) for n, f in self.sums.items()}
+        return Fisher(sums, self.count - other.count)
+
+    def to(self, device: torch.device) -> "Fisher":
+        """The same on another device."""
+        return Fisher({n: f.to(device) for n, f in self.sums.items()}, self.count, self.error)
+
+    def mean(self, floor: float = 1e-5, *, unit: bool = False) -> dict[str, Tensor]:
+        """F by weight name: sums / N + floor; with ``unit``, scaled to mean 1 over all tuned weights before the floor.
+
+        Raises:
+            ValueError: no image was counted.
+        """
+        if self.count < 1:
+            raise ValueError("a Fisher of no images has no mean")
+        divisor = self.scale() if unit else float(self.count)
+        return {name: f / divisor + floor for name, f in self.sums.items()}
+
+    def scale(self) -> float:
+        """Mean of the sums over all tuned weights; above zero, though one class leaves all of them zero."""
+        numbers = sum(f.numel() for f in self.sums.values())
+        return max(float(sum(wide(f).sum() for f in self.sums.values())) / numbers, 1e-30)
+
+
+def diagonal_fisher(
+    backbone: Backbone,
+    head: Callable[[Tensor], Tensor],
+    batches: Iterable[Tensor],
+    *,
+    estimator: Estimator = "rademacher",
+    probes: int = 1,
+    generator: torch.Generator | None = None,
+) -> Fisher:
+    """Diagonal Fisher of ``head(backbone(x))`` by the backbone's tuned weights.
+
+    Args:
+        backbone: theta0.
+        head: features (B, D) -> logits (B, C); the reference heads of all classes seen so far.
+        batches: normalised images (B, channels, size, size), on the backbone's device.
+        estimator: ``exact``, ``rademacher`` or ``mc``.
+        probes: independent draws averaged, for the random ones.
+        generator: their source of randomness, on the CPU.
+
+    Returns:
+        Sums over all images, and the relative standard error of two half-sample estimates.
+
+    Raises:
+        ValueError: probes below 1, or no batch at all.
+
+    Example:
+        >>> fisher = diagonal_fisher(Backbone.load(), head, [images], generator=torch.Generator().manual_seed(0))
+    """
+    if probes < 1:
+        raise ValueError(f"probes = {probes}: expected 1 or more")
+    halves = [{name: torch.zeros_like(w) for name, w in backbone.tuned.items()} for _ in range(2)]
+    count = 0
+    for images in batches:
+        _accumulate(backbone, head, images, halves, count, estimator, probes, generator)
+        count += len(images)
+    if count == 0:
+        raise ValueError("a Fisher needs at least one image")
+    sums = {name: f + halves[1][name] for name, f in halves[0].items()}
+    return Fisher(sums, count, _half_sample_error(halves, sums))
+
+
+def _accumulate(
+    backbone: Backbone,
+    head: Callable[[Tensor], Tensor],
+    images: Tensor,
+    halves: list[dict[str, Tensor]],
+    first: int,
+    estimator: Estimator,
+    probes: int,
+    generator: torch.Generator | None,
+) -> None:
+    """Add one batch; its images number ``first``, ``first`` + 1, ... and go to the two halves by parity."""
+    weight = 1.0 / probes if estimator != "exact" else 1.0
+
+    def squares(name: str, a: Tensor, g: Tensor) -> None:
+        if len(a) != len(images):
+            raise InputError(
+                f"{name} of {backbone.name} sees {len(a)} pieces of {len(images)} images (a windowed network?): a "
+                "Fisher is squared per image; name targets that see whole images"
+            )
+        for parity in range(2):
+            chosen = slice((parity - first) % 2, None, 2)
+            add_squares(halves[parity][name], a[chosen], g[chosen], weight)
+
+    with Taps(backbone, squares), torch.enable_grad():
+        logits = head(backbone.model(images))
+        vectors = logit_vectors(logits.detach(), estimator, probes, generator)
+        for k, v in enumerate(vectors):
+            logits.backward(v, retain_graph=k + 1 < len(vectors))
+
+
+def _half_sample_error(halves: list[dict[str, Tensor]], sums: dict[str, Tensor]) -> float:
+    apart = sum(float(wide(f - halves[1][n]).square().sum()) for n, f in halves[0].items())
+    size = sum(float(wide(f).square().sum()) for f in sums.values())
+    return (apart / size) ** 0.5 if size > 0 else 0.0

@@ -1,0 +1,1 @@
+"""Images -> tasks: streams, splits, decoding, augmentation."""

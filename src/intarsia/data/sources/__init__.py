@@ -1,0 +1,1 @@
+"""Where images come from: a table of sources, one file each."""

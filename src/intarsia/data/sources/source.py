@@ -1,0 +1,22 @@
+"""What there is before tasks are made of it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from intarsia.data.augmentation import Augmentation
+from intarsia.data.image_set import ImageSet
+from intarsia.data.sources.folder import Side
+from intarsia.data.splits import Split
+
+
+@dataclass(frozen=True)
+class Source:
+    """What there is before tasks are made of it."""
+
+    name: str
+    classes: tuple[str, ...]
+    themes: Split | None
+    """Tasks which the source itself suggests."""
+    augmentation: Augmentation
+    gather: Callable[[Side, Sequence[str], int | None], ImageSet]
+    """The images of some classes, at most so many of each; labels are positions among those classes."""

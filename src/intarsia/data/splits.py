@@ -1,0 +1,174 @@
+"""Splits: which classes make a task, and which images of a class are held out.
+
+Orders and held-out images are drawn by hashing the seed with the position: the same on every machine and version, and
+one class's part does not depend on which other classes there are.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal
+
+from intarsia.errors import InputError
+from intarsia.labels import check_name, listed
+from intarsia.store.files import LARGEST_JSON, parse_json
+
+Order = Literal["natural", "seeded"]
+
+
+Split = Mapping[str, Sequence[str]]
+
+
+def grouped(
+    name: str,
+    classes: Sequence[str],
+    themes: Split | None = None,
+    *,
+    tasks: int | None = None,
+    split: Split | None = None,
+    order: Order = "natural",
+    seed: int = 0,
+) -> Split:
+    """Make tasks of classes.
+
+    Args:
+        name: Of what has the classes; also of the one task if nothing else is said.
+        classes: All of them, in their natural order.
+        themes: Named tasks which hold if neither `tasks` nor `split` is given.
+        tasks: Cut the classes into so many tasks.
+        split: Named tasks; classes in none of them are not used.
+        order: `seeded` draws the order of the classes, or that of the named tasks.
+        seed: Of that order.
+
+    Returns:
+        Split: task -> classes.
+
+    Raises:
+        InputError: Of a class or an order that there is not, of a task that is empty, of a class in two tasks.
+    """
+    if tasks is not None and split is not None:
+        raise InputError(f"A number of tasks ({tasks}) and a split are both given: expected one of the two.")
+    if order not in ("natural", "seeded"):
+        raise InputError(f"There is no order {order!r}: expected 'natural' or 'seeded'.")
+    named = themes if split is None and tasks is None else split
+    if named is not None:
+        _check_split(named, name, classes)
+        keys = list(named)
+        return {keys[i]: named[keys[i]] for i in _arranged(len(keys), order, seed)}
+    classes = [classes[i] for i in _arranged(len(classes), order, seed)]
+    return {name: classes} if tasks is None else _cut(classes, tasks)
+
+
+def read_split(path: Path) -> Split:
+    """Read a split from a JSON file, an object {task: [class, ...], ...}.
+
+    Raises:
+        InputError: It cannot be read, is not JSON, or has a task twice.
+    """
+    try:
+        if (size := path.stat().st_size) > LARGEST_JSON:
+            raise InputError(f"The split '{path}' has {size:,} bytes: expected at most {LARGEST_JSON:,}.")
+        return parse_json(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"The split '{path}' cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"The split '{path}' is not JSON ({error}): expected {{task: [class, ...], ...}}.") from error
+
+
+def check_tasks(tasks: Sequence[tuple[str, Sequence[str]]]) -> None:
+    """Check the names and classes of a stream's tasks.
+
+    A task's name becomes a folder's, and some systems take `A` and `a` for the same.
+
+    Args:
+        tasks: Of each task its name and its classes.
+
+    Raises:
+        InputError: A name that cannot be used or is used twice; a task without classes; a class in two tasks.
+    """
+    for name, count in Counter(name.casefold() for name, _ in tasks).items():
+        if count > 1:
+            raise InputError(f"{count} tasks are named {name!r}: expected a name of its own for each.")
+    for task, kinds in tasks:
+        check_name("Task", task)
+        for kind in kinds:
+            check_name("Class", kind)
+    _check_disjoint(dict(tasks))
+
+
+def hold_out(count: int, fraction: float, key: str, kind: str) -> tuple[list[int], list[int]]:
+    """Choose which images of a class are held out.
+
+    Args:
+        count: How many images the class has.
+        fraction: Part of them to hold out: at least one is, and at least two are kept.
+        key: The choice is a function of this text.
+        kind: The class, for the message of an error.
+
+    Returns:
+        tuple: Positions to keep and positions to hold out, each in order.
+
+    Raises:
+        InputError: The fraction is not between 0 and 1, or there are fewer than three images.
+    """
+    if not 0 < fraction < 1:
+        options = "--test-fraction, --validation"
+        raise InputError(f"Fraction {fraction} to hold out ({options}): expected more than 0 and less than 1.")
+    if count < 3:
+        found = f"{count} image" + "s" * (count != 1)
+        raise InputError(
+            f"Class {kind!r} has {found} to divide: expected at least 3, two to train and one to hold out. "
+            "Add some or leave the class out."
+        )
+    held = min(max(1, round(count * fraction)), count - 2)
+    order = _shuffled(count, key)
+    return sorted(order[held:]), sorted(order[:held])
+
+
+def _arranged(count: int, order: Order, seed: int) -> list[int]:
+    return _shuffled(count, f"order/{seed}") if order == "seeded" else list(range(count))
+
+
+def _cut(classes: Sequence[str], tasks: int) -> Split:
+    """Into so many tasks, the first ones larger by one where that does not divide."""
+    if not 1 <= tasks <= len(classes):
+        raise InputError(f"{tasks} tasks of {len(classes)} classes: expected 1 to {len(classes)} tasks.")
+    size, larger = divmod(len(classes), tasks)
+    starts = [task * size + min(task, larger) for task in range(tasks + 1)]
+    width = max(2, len(str(tasks)))
+    return {f"task{i + 1:0{width}d}": classes[starts[i] : starts[i + 1]] for i in range(tasks)}
+
+
+def _check_split(split: Split, name: str, classes: Sequence[str]) -> None:
+    """That it is task -> known classes; what holds of every stream is checked when the stream is made."""
+    if not isinstance(split, Mapping):
+        raise InputError(f"The split is a {type(split).__name__}: expected an object {{task: [class, ...], ...}}.")
+    for task, kinds in split.items():
+        named = isinstance(task, str) and isinstance(kinds, list | tuple)
+        if not named or not all(isinstance(kind, str) for kind in kinds):
+            raise InputError(f"Task {task!r} of the split has {kinds!r}: expected a name with a list of class names.")
+        for kind in kinds:
+            if kind not in classes:
+                known = listed(classes)
+                raise InputError(f"Class {kind!r} of task {task!r} is not in {name!r}, whose classes are {known}.")
+    _check_disjoint(split)
+
+
+def _check_disjoint(split: Split) -> None:
+    """That there is a task, that none is empty, and that no class is in two."""
+    if not split:
+        raise InputError("There are no tasks: expected at least one.")
+    owner: dict[str, str] = {}
+    for task, kinds in split.items():
+        if not kinds:
+            raise InputError(f"Task {task!r} has no classes: expected at least one. Fill it or leave it out.")
+        for kind in kinds:
+            if kind in owner:
+                raise InputError(f"Class {kind!r} is in task {owner[kind]!r} and in {task!r}: expected in one, once.")
+            owner[kind] = task
+
+
+def _shuffled(count: int, key: str) -> list[int]:
+    """An order of `count` things that is a function of the key alone."""
+    return sorted(range(count), key=lambda index: sha256(f"{key}/{index}".encode(errors="replace")).digest())

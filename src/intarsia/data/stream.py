@@ -1,0 +1,260 @@
+"""Images -> tasks: which images are to train and which to test, and which classes make a task.
+
+A `TaskStream` is a sequence of `Task`s with disjoint classes, made of a built-in data set, a folder or arrays.
+
+Convention: labels are positions in the task's own `classes`; images are uint8 `(N, C, R, R)`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from intarsia.backbones.preprocessing import Preprocessing
+from intarsia.data.augmentation import Augmentation
+from intarsia.data.image_set import ImageSet, Labelled, checked
+from intarsia.data.sources.arrays import of_arrays
+from intarsia.data.sources.folder import SIDES, Side
+from intarsia.data.sources.source import Source
+from intarsia.data.sources.table import open_source
+from intarsia.data.splits import Order, Split, check_tasks, grouped, hold_out, read_split
+from intarsia.errors import InputError
+from intarsia.labels import listed
+
+
+@dataclass(frozen=True)
+class Task:
+    """A name, the classes it teaches, and their images."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: ImageSet
+    test: ImageSet
+
+
+@dataclass(frozen=True, eq=False)
+class TaskStream(Sequence[Task]):
+    """Tasks with disjoint classes, in the order in which they are learned.
+
+    Example:
+        >>> [task.name for task in TaskStream.load("sketches")][:3]
+        ['animals', 'vehicles', 'food']
+    """
+
+    name: str
+    tasks: tuple[Task, ...]
+    augmentation: Augmentation = "none"
+    """How training images are to be changed at random (`intarsia.augmentation.augment`)."""
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    """How the stream was made: the part of `record` that the tasks themselves do not tell."""
+
+    def __post_init__(self) -> None:
+        check_tasks([(task.name, task.classes) for task in self.tasks])
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    @overload
+    def __getitem__(self, which: int | str) -> Task: ...
+    @overload
+    def __getitem__(self, which: slice) -> tuple[Task, ...]: ...
+    def __getitem__(self, which: int | str | slice) -> Task | tuple[Task, ...]:
+        """A task by its position or its name."""
+        if not isinstance(which, str):
+            return self.tasks[which]
+        for task in self.tasks:
+            if task.name == which:
+                return task
+        raise InputError(f"There is no task {which!r}: the tasks of {self.name!r} are {listed(t.name for t in self)}.")
+
+    def __contains__(self, which: object) -> bool:
+        return any(which in (task, task.name) for task in self.tasks)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes of all tasks, in order."""
+        return tuple(kind for task in self.tasks for kind in task.classes)
+
+    def record(self) -> dict[str, Any]:
+        """How the stream was made and what it holds; fit for JSON.
+
+        `TaskStream.load(**record["load"])` makes it again where it was loaded and not changed since.
+        """
+        tasks = [
+            {"name": task.name, "classes": list(task.classes), "train": len(task.train), "test": len(task.test)}
+            for task in self.tasks
+        ]
+        return {"name": self.name, **self.origin, "augmentation": self.augmentation, "tasks": tasks}
+
+    def source(self) -> dict[str, Any]:
+        """Where its images came from, as JSON: `record` without the tasks and without which of them were chosen."""
+        changes = [change for change in self.origin.get("changes", []) if "subset" not in change]
+        return {"name": self.name, **self.origin, "changes": changes, "augmentation": self.augmentation}
+
+    @classmethod
+    def load(
+        cls,
+        spec: str = "sketches",
+        *,
+        tasks: int | None = None,
+        split: str | Path | Split | None = None,
+        order: Order = "natural",
+        seed: int = 0,
+        test_fraction: float | None = None,
+        max_per_class: int | None = None,
+    ) -> "TaskStream":
+        """Load a stream.
+
+        Args:
+            spec: `sketches` or `chalk`, built in; or `folder:<dir>` with `<dir>/train/<class>/*` and
+                `<dir>/test/<class>/*`, or with `<dir>/<class>/*` and a test fraction.
+            tasks: Cut the classes into so many tasks of equal size, the first ones larger by one where that does not
+                divide. Without it and without `split`: the ten themes of the built-in data sets, one task of all
+                classes for a folder.
+            split: The tasks by name: a mapping task -> classes, or a JSON file with one. Other classes are not used.
+            order: Classes by name (built in: by theme), or in an order drawn with the seed. Named tasks stay whole.
+            seed: Of that order and of the test images of a test fraction.
+            test_fraction: For a folder without `train` and `test`: the part of each class that is held out to test.
+            max_per_class: Use the first so many training images, and test images, of each class.
+
+        Raises:
+            InputError: A source, task or class that there is not or that there is twice; too few images; a file that
+                is not an image by its name. Whether it is one by its bytes, `decode` tells.
+        """
+        if max_per_class is not None and max_per_class < 2:
+            raise InputError(f"max_per_class is {max_per_class}: expected at least 2.")
+        split = read_split(Path(split)) if isinstance(split, str | Path) else split
+        source = open_source(spec, test_fraction, seed)
+        groups = grouped(source.name, source.classes, source.themes, tasks=tasks, split=split, order=order, seed=seed)
+        named = None if split is None else {task: list(kinds) for task, kinds in split.items()}
+        load = {"spec": spec, "tasks": tasks, "split": named, "order": order, "seed": seed}
+        load |= {"test_fraction": test_fraction, "max_per_class": max_per_class}
+        return _stream(source, groups, {"load": load}, max_per_class)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        train: tuple[Tensor | np.ndarray, Tensor | np.ndarray],
+        test: tuple[Tensor | np.ndarray, Tensor | np.ndarray],
+        classes: Sequence[str],
+        *,
+        tasks: int | None = None,
+        split: Split | None = None,
+        order: Order = "natural",
+        seed: int = 0,
+        name: str = "arrays",
+        augmentation: Augmentation = "none",
+    ) -> "TaskStream":
+        """Make a stream of images in memory.
+
+        Args:
+            train: Images uint8 (N, H, W) or (N, C, H, W), and their labels (N,), positions in `classes`.
+            test: The same to test.
+            classes: The name of each label.
+            tasks: As for `load`; without it and `split` one task.
+            split: As for `load`.
+            order: As for `load`.
+            seed: As for `load`.
+            name: Of the stream.
+            augmentation: Of training images.
+        """
+        parts: dict[Side, Labelled] = {
+            "train": checked(*train, classes, "training"),
+            "test": checked(*test, classes, "test"),
+        }
+        source = of_arrays(name, tuple(classes), None, augmentation, parts)
+        groups = grouped(name, source.classes, tasks=tasks, split=split, order=order, seed=seed)
+        return _stream(source, groups, {"load": None}, None)
+
+    def decode(self, preprocessing: Preprocessing, progress: Callable[[int, int], None] | None = None) -> None:
+        """Decode all images now, so that a broken file is found before anything is written.
+
+        Args:
+            preprocessing: Of the backbone.
+            progress: Called with the number of images decoded so far and the number of all.
+        """
+        sets = [images for task in self.tasks for images in (task.train, task.test)]
+        total, done = sum(map(len, sets)), 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            if progress:
+                progress(done, total)
+
+        for images in sets:
+            images.tensor(preprocessing, advance)
+
+    def subset(self, which: Iterable[int | str]) -> "TaskStream":
+        """The stream of some tasks, by name or position, in the given order.
+
+        Raises:
+            InputError: There is no such task, or it is asked for twice, or none is.
+        """
+        chosen = []
+        for each in which:
+            try:
+                chosen.append(self[each])
+            except IndexError as error:
+                raise InputError(f"There is no task {each}: {self.name!r} has {len(self)} tasks, from 0.") from error
+        return self._changed(chosen, subset=[task.name for task in chosen])
+
+    def joined(self, name: str = "all") -> "TaskStream":
+        """The same images as one task of all classes, in the same order: what nothing is incremental about."""
+        first = torch.tensor([0, *(len(task.classes) for task in self)]).cumsum(0).tolist()
+
+        def side(sets: Sequence[ImageSet]) -> ImageSet:
+            return ImageSet.join(sets, torch.cat([s.labels + n for s, n in zip(sets, first, strict=False)]))
+
+        task = Task(name, self.classes, side([t.train for t in self]), side([t.test for t in self]))
+        return self._changed([task], joined=name)
+
+    def validation(self, fraction: float, seed: int) -> "TaskStream":
+        """The stream with its test images replaced by a part of the training images, for choosing hyper-parameters.
+
+        Args:
+            fraction: Part of each class's training images that is held out; the rest is left to train.
+            seed: Of which ones.
+
+        Raises:
+            InputError: The fraction is not between 0 and 1, or a class has fewer than three training images.
+        """
+        made = []
+        for task in self.tasks:
+            kept, held = [], []
+            for label, kind in enumerate(task.classes):
+                index = (task.train.labels == label).nonzero().squeeze(1)
+                train, test = hold_out(len(index), fraction, f"validation/{seed}/{kind}", kind)
+                kept.append(index[train])
+                held.append(index[test])
+            parts = (task.train.select(torch.cat(index).sort().values) for index in (kept, held))
+            made.append(Task(task.name, task.classes, *parts))
+        return self._changed(made, validation={"fraction": fraction, "seed": seed})
+
+    def _changed(self, tasks: Sequence[Task], **change: Any) -> "TaskStream":
+        changes = [*self.origin.get("changes", []), change]
+        return replace(self, tasks=tuple(tasks), origin={**self.origin, "changes": changes})
+
+
+def _stream(source: Source, groups: Split, origin: Mapping[str, Any], limit: int | None) -> TaskStream:
+    tasks = []
+    for name, kinds in groups.items():
+        train, test = (source.gather(side, kinds, limit) for side in SIDES)
+        _check_counts(source.name, kinds, train, "train", least=2)
+        _check_counts(source.name, kinds, test, "test", least=1)
+        tasks.append(Task(name, tuple(kinds), train, test))
+    return TaskStream(source.name, tuple(tasks), source.augmentation, origin)
+
+
+def _check_counts(name: str, kinds: Sequence[str], images: ImageSet, side: Side, least: int) -> None:
+    for kind, count in zip(kinds, torch.bincount(images.labels, minlength=len(kinds)).tolist(), strict=True):
+        if count < least:
+            found = f"{count} image" + "s" * (count != 1)
+            raise InputError(
+                f"Class {kind!r} of {name!r} has {found} to {side}: expected at least {least}. "
+                "Add some or leave the class out."
+            )

@@ -1,0 +1,1 @@
+"""Measures: accuracy, forgetting, editing, and the theorem."""

@@ -1,0 +1,194 @@
+"""The loss around theta0 along real task vectors, and how far second order reaches (the paper's Fig. 1, measured).
+
+Second order is taken twice: with the diagonal Fisher of the pool, which the regularizers use, and with the whole Fisher
+of the images measured, F = E J' (diag p - p p') J, J the Jacobian of the logits: what the diagonal leaves out.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from intarsia.curvature.jensen_gap import gap
+from intarsia.curvature.linearized import Tangent
+from intarsia.data.stream import TaskStream
+from intarsia.evaluation.theorem import BATCH, Progress, Sample
+from intarsia.merging.merge import combination, moved
+from intarsia.pool import Pool
+from intarsia.task_vector import TaskVector
+
+Line = Callable[[float], Mapping[str, float]]
+"""Position -> coefficients of the task vectors."""
+
+
+POINTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+
+
+DRAWN = 50
+"""Training images of a task, where many networks are measured on the same ones."""
+
+
+SCALES = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
+
+
+@dataclass(frozen=True)
+class LossPath:
+    """The loss along a line of weights, and what second order at theta0 makes of it; nats an image.
+
+    Args:
+        name: from where to where.
+        at: positions along the line.
+        loss: measured there.
+        diagonal: l(theta0) + <g, d> + 1/2 d'Fd, d the difference from theta0, F the diagonal Fisher of the pool, which
+            the regularizers use.
+        whole: the same with the whole Fisher of the images measured.
+    """
+
+    name: str
+    at: tuple[float, ...]
+    loss: tuple[float, ...]
+    diagonal: tuple[float, ...]
+    whole: tuple[float, ...]
+
+
+def loss_paths(
+    pool: Pool,
+    stream: TaskStream,
+    lines: Mapping[str, Line] | None = None,
+    at: Sequence[float] = POINTS,
+    *,
+    per_task: int = DRAWN,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[LossPath, ...]:
+    """Walk along lines of compositions (the picture behind the paper's Fig. 1, measured).
+
+    Args:
+        pool: with at least one module.
+        stream: holds the pool's tasks; their training images are used.
+        lines: by name; from theta0 to the mean and from the first module to the last if None.
+        at: positions.
+        per_task: training images drawn from each task.
+        seed: of that draw.
+        progress: called with (steps done, steps in all): the whole Fisher, then every network.
+
+    Example:
+        >>> mean = {t: 1 / len(pool.tasks) for t in pool.tasks}
+        >>> loss_paths(pool, stream, {"mean": lambda s: {t: s * w for t, w in mean.items()}}, [0, 0.5, 1])
+    """
+    tasks = pool.learned()
+    sample, lines = Sample.draw(pool, stream, tasks, per_task, seed), _lines(tasks) if lines is None else lines
+    mixtures = [[line(s).get(t, 0.0) for t in tasks] for line in lines.values() for s in at]
+    squares = iter(_whole_fisher_squares(sample, sample.vectors(), torch.tensor(mixtures)))
+    total, done, paths = 1 + len(lines) * len(at), 1, []
+    if progress is not None:
+        progress(done, total)
+    start, gradient, tuned = sample.loss(pool.backbone.model), sample.gradient(), pool.backbone.tuned
+    for name, line in lines.items():
+        losses, diagonal, whole = [], [], []
+        for position in at:
+            mixed = combination(pool.adapter, sample.modules, line(position))
+            away = TaskVector({weight: mixed(weight, theta0) for weight, theta0 in tuned.items()})
+            losses.append(sample.loss(moved(pool.backbone, lambda weight, _, away=away: away[weight])))
+            first = start + float(gradient.inner(away))
+            diagonal.append(first + float(away.inner(away, sample.fisher)) / 2)
+            whole.append(first + next(squares) / 2)
+            done += 1
+            if progress is not None:
+                progress(done, total)
+        paths.append(LossPath(name, tuple(at), tuple(losses), tuple(diagonal), tuple(whole)))
+    return tuple(paths)
+
+
+@dataclass(frozen=True)
+class GapPath:
+    """Jensen's gap of task vectors scaled by s, and what second order at theta0 makes of it; nats an image.
+
+    Measured and predicted go with s^2, side by side, as long as second order says it all. The whole Fisher is taken
+    on the images measured: E J' (diag p - p p') J, with the Jacobian J of the logits.
+
+    Args:
+        scales: s.
+        measured: sum_t w_t l(theta0 + s tau_t) - l(theta0 + s sum_t w_t tau_t), w uniform.
+        diagonal: s^2 Omega_F with the diagonal Fisher of the pool, which the regularizers use.
+        whole: s^2 Omega_F with the whole Fisher.
+    """
+
+    scales: tuple[float, ...]
+    measured: tuple[float, ...]
+    diagonal: tuple[float, ...]
+    whole: tuple[float, ...]
+
+
+def gap_path(
+    pool: Pool,
+    stream: TaskStream,
+    scales: Sequence[float] = SCALES,
+    *,
+    per_task: int = DRAWN,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> GapPath:
+    """Measure Jensen's gap of the mean at several scales of the task vectors: where second order ends.
+
+    Args:
+        pool: with at least one module.
+        stream: holds the pool's tasks; their training images are used.
+        scales: s, of all task vectors at once.
+        per_task: training images drawn from each task.
+        seed: of that draw.
+        progress: called with (steps done, steps in all): the whole Fisher, then every network.
+    """
+    tasks = pool.learned()
+    sample, share = Sample.draw(pool, stream, tasks, per_task, seed), 1 / len(tasks)
+    vectors = sample.vectors()
+    diagonal = gap(vectors, [share] * len(tasks), sample.fisher)
+    away = torch.eye(len(tasks)) - share  # of each vector from the mean of all
+    whole = 0.5 * share * sum(_whole_fisher_squares(sample, vectors, away))
+    coefficients = [dict.fromkeys(tasks, share), *({t: 1.0} for t in tasks)]
+    total, done, measured = 1 + len(scales) * len(coefficients), 1, []
+    if progress is not None:
+        progress(done, total)
+    for s in scales:
+        losses: list[float] = []
+        for mixed in coefficients:
+            losses.append(sample.composed_loss({t: s * c for t, c in mixed.items()}))
+            done += 1
+            if progress is not None:
+                progress(done, total)
+        measured.append(share * sum(losses[1:]) - losses[0])
+    squares = [s * s for s in scales]
+    return GapPath(
+        tuple(scales), tuple(measured), tuple(q * diagonal for q in squares), tuple(q * whole for q in squares)
+    )
+
+
+@torch.no_grad()
+def _whole_fisher_squares(sample: Sample, vectors: Sequence[TaskVector], mixtures: Tensor) -> list[float]:
+    """D'Fd of differences d = sum_t m_t tau_t from theta0, F = E J' (diag p - p p') J, J the Jacobian of the logits.
+
+    Args:
+        sample: theta0, heads and images.
+        vectors: tau_t; one forward derivative of the logits along each.
+        mixtures: m, a row a difference.
+    """
+    backbone, head = sample.pool.backbone, sample.head
+    tangent, total = Tangent(backbone), torch.zeros(len(mixtures), dtype=torch.float64)
+    for x in sample.images.split(BATCH):
+        batch, features, along = backbone.preprocessing.normalize(x.to(backbone.device)), x, list[Tensor]()
+        for tau in vectors:
+            features, derivative = tangent(batch, tau)
+            along.append(derivative @ head.weight.T)
+        p, slopes = torch.softmax(head(features), 1), torch.stack(along)  # (B, C); (T, B, C)
+        for row, mixed in enumerate(mixtures.to(slopes)):
+            d = torch.einsum("t,tbc->bc", mixed, slopes)
+            total[row] += ((p * d.square()).sum(1) - (p * d).sum(1).square()).sum().cpu()
+    return (total / len(sample.images)).tolist()
+
+
+def _lines(tasks: Sequence[str]) -> dict[str, Line]:
+    lines: dict[str, Line] = {"theta0 (0) to the mean (1)": lambda s: {t: s / len(tasks) for t in tasks}}
+    if len(tasks) > 1:
+        lines[f"{tasks[0]} (0) to {tasks[-1]} (1)"] = lambda s: {tasks[0]: 1 - s, tasks[-1]: s}
+    return lines

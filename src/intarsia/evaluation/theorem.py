@@ -1,0 +1,209 @@
+"""The theory on a real pool: Jensen's gap of a composed model, measured and predicted.
+
+Theorem 1 and Eq. 5, 13, 14: for sum w = 1 the second-order proxy at theta0 obeys
+
+    l(theta_P) + Omega = sum_t w_t l(theta_t),    Omega = 1/2 (sum_t w_t |tau_t|_H^2 - |sum_t w_t tau_t|_H^2)
+
+The mean Fisher F stands in for the Hessian H. The loss is cross-entropy over all classes of the pool, on images of all
+of its tasks, with the aligned reference heads: only the tuned weights differ between the models compared.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from intarsia.curvature.jensen_gap import gap
+from intarsia.data.stream import TaskStream
+from intarsia.errors import InputError
+from intarsia.evaluation.metrics import matching_tasks
+from intarsia.heads.head import Head
+from intarsia.merging import recipe as recipes
+from intarsia.merging.merge import merge
+from intarsia.pool import Pool
+from intarsia.store.module import Module
+from intarsia.task_vector import TaskVector
+
+Progress = Callable[[int, int], None]
+
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What ``diagnose`` measures; losses in nats an image.
+
+    Args:
+        tasks: the modules, in order.
+        theta0_loss: l(theta0).
+        composed_loss: l(theta_P).
+        module_losses: l(theta_t) of every module alone.
+        mean_module_loss: sum_t w_t l(theta_t).
+        true_gap: mean_module_loss - composed_loss; positive where composing helps.
+        predicted_gap: Omega_F.
+        remainder: true_gap - predicted_gap: what is not of second order at theta0, or where F is not the Hessian.
+        gradient_norm: |g| at theta0 over the tuned weights; the theory wants it small.
+        gradient_norm_before: the same under random heads, before any pre-tuning.
+        vector_norms: |tau_t| of every module.
+        cosines: cosine between task vectors, tasks x tasks.
+        cosine_to_composed: cosine of every task vector with theta_P - theta0.
+        images: number of images the losses are means of.
+    """
+
+    tasks: tuple[str, ...]
+    theta0_loss: float
+    composed_loss: float
+    module_losses: tuple[float, ...]
+    mean_module_loss: float
+    true_gap: float
+    predicted_gap: float
+    remainder: float
+    gradient_norm: float
+    gradient_norm_before: float
+    vector_norms: tuple[float, ...]
+    cosines: tuple[tuple[float, ...], ...]
+    cosine_to_composed: tuple[float, ...]
+    images: int
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Modules of a pool, and training images on which networks are measured under the aligned reference heads.
+
+    Args:
+        pool: theirs.
+        modules: in the pool's order.
+        head: the reference heads of all classes of the pool, on the backbone's device.
+        fisher: the pool's mean diagonal Fisher, by weight name.
+        images: uint8.
+        labels: among all classes of the pool.
+    """
+
+    pool: Pool
+    modules: tuple[Module, ...]
+    head: Head
+    fisher: Mapping[str, Tensor]
+    images: Tensor
+    labels: Tensor
+
+    @classmethod
+    def draw(cls, pool: Pool, stream: TaskStream, tasks: Sequence[str], per_task: int, seed: int) -> "Sample":
+        """So many training images of each of some tasks of a pool that has modules.
+
+        Raises:
+            InputError: fewer than one image, or the stream does not fit the pool.
+        """
+        if per_task < 1:
+            raise InputError(f"{per_task} images of each task (--per-task): expected 1 or more")
+        reference, running, known = pool.reference(), pool.fisher(), pool.classes
+        assert reference is not None and running is not None
+        generator = torch.Generator().manual_seed(seed)
+        offsets, first = {}, 0
+        for task, classes in known.items():
+            offsets[task], first = first, first + len(classes)
+        images, labels = [], []
+        for task in matching_tasks({t: known[t] for t in tasks}, stream):
+            index = torch.randperm(len(task.train), generator=generator)[:per_task]
+            images.append(task.train.tensor(pool.backbone.preprocessing)[index])
+            labels.append(task.train.labels[index] + offsets[task.name])
+        modules, head = tuple(pool.module(t) for t in tasks), reference.to(pool.backbone.device)
+        return cls(pool, modules, head, running.mean(0.0), torch.cat(images), torch.cat(labels))
+
+    def vectors(self) -> list[TaskVector]:
+        """The modules' task vectors, dense."""
+        return [m.dense(self.pool.adapter, self.pool.backbone.tuned) for m in self.modules]
+
+    def composed_loss(self, weights: Mapping[str, float]) -> float:
+        """The loss of theta0 + sum_t w_t tau_t."""
+        return self.loss(merge(self.pool.backbone, self.pool.adapter, self.modules, weights))
+
+    @torch.no_grad()
+    def loss(self, network: nn.Module) -> float:
+        """Mean cross-entropy over a network's features, nats an image."""
+        normalize, device = self.pool.backbone.preprocessing.normalize, self.pool.backbone.device
+        total = 0.0
+        for x, y in zip(self.images.split(BATCH), self.labels.split(BATCH), strict=True):
+            logits = self.head(network.to(device)(normalize(x.to(device))))
+            total += float(F.cross_entropy(logits, y.to(device), reduction="sum"))
+        return total / len(self.labels)
+
+    def gradient(self, head: Head | None = None) -> TaskVector:
+        """G of the mean loss by the tuned weights at theta0, by weight name; under other heads if some are given."""
+        backbone, head = self.pool.backbone, self.head if head is None else head
+        weights = [backbone.model.get_submodule(path).get_parameter("weight") for path in backbone.targets.values()]
+        sums: list[Tensor] = [torch.zeros_like(w) for w in weights]
+        try:
+            for w in weights:
+                w.requires_grad_(True)
+            for x, y in zip(self.images.split(BATCH), self.labels.split(BATCH), strict=True):
+                logits = head(backbone.model(backbone.preprocessing.normalize(x.to(backbone.device))))
+                loss = F.cross_entropy(logits, y.to(backbone.device), reduction="sum") / len(self.labels)
+                sums = [total + g for total, g in zip(sums, torch.autograd.grad(loss, weights), strict=True)]
+        finally:
+            for w in weights:
+                w.requires_grad_(False)
+        return TaskVector(dict(zip(backbone.targets, sums, strict=True)))
+
+
+def diagnose(
+    pool: Pool,
+    stream: TaskStream,
+    *,
+    weights: Mapping[str, float] | None = None,
+    per_task: int = 200,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Diagnosis:
+    """Measure the theorem on a pool.
+
+    Args:
+        pool: with at least one module.
+        stream: holds the pool's tasks; their training images are used.
+        weights: coefficients that sum to 1; uniform if None.
+        per_task: training images drawn from each task.
+        seed: of that draw.
+        progress: called with (networks measured, networks in all).
+
+    Raises:
+        InputError: the pool is empty, no image is asked for, or the stream does not fit it.
+    """
+    tasks = pool.learned()
+    recipe = recipes.mean(tasks) if weights is None else recipes.weighted(tasks, weights)
+    w, names = recipe.weights, recipe.tasks
+    sample = Sample.draw(pool, stream, names, per_task, seed)
+    networks: list[Mapping[str, float]] = [{}, w, *({t: 1.0} for t in names)]
+    losses: list[float] = []
+    for i, coefficients in enumerate(networks):
+        losses.append(sample.composed_loss(coefficients))
+        if progress is not None:
+            progress(i + 1, len(networks))
+    vectors = sample.vectors()
+    composed = sum((w[t] * v for t, v in zip(names[1:], vectors[1:], strict=True)), w[names[0]] * vectors[0])
+    mean_loss = sum(w[t] * x for t, x in zip(names, losses[2:], strict=True))
+    predicted = gap(vectors, [w[t] for t in names], sample.fisher)
+    width, generator = sample.head.weight.shape[1], torch.Generator().manual_seed(seed)
+    untuned = Head.random(len(sample.head), width, generator).to(pool.backbone.device)
+    return Diagnosis(
+        tasks=names,
+        theta0_loss=losses[0],
+        composed_loss=losses[1],
+        module_losses=tuple(losses[2:]),
+        mean_module_loss=mean_loss,
+        true_gap=mean_loss - losses[1],
+        predicted_gap=predicted,
+        remainder=mean_loss - losses[1] - predicted,
+        gradient_norm=float(sample.gradient().norm()),
+        gradient_norm_before=float(sample.gradient(untuned).norm()),
+        vector_norms=tuple(float(v.norm()) for v in vectors),
+        cosines=tuple(tuple(float(v.cosine(u)) for u in vectors) for v in vectors),
+        cosine_to_composed=tuple(float(v.cosine(composed)) for v in vectors),
+        images=len(sample.labels),
+    )

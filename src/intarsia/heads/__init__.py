@@ -1,0 +1,1 @@
+"""Linear heads: pre-tuning, alignment, discriminant."""

@@ -1,0 +1,27 @@
+"""Fisher's linear discriminant: heads in closed form."""
+
+import torch
+
+from intarsia.class_stats.gaussians import Gaussians
+from intarsia.heads.head import Head
+
+
+def discriminant(classes: Gaussians, *, ridge: float = 0.0) -> Head:
+    """The heads of classes in closed form: the log posterior of Gaussians with one covariance within classes.
+
+    W_c = S^-1 (m_c - m), b_c = -1/2 (m_c - m)^T S^-1 (m_c + m), m the mean of the classes' means m_c: Fisher's linear
+    discriminant, all classes equally likely. Calibrated across tasks as it stands: nothing is left to align.
+    It leans on directions in which features hardly vary, so that a network fine-tuned under it gets nowhere; as the
+    last layer of a network that was fine-tuned under aligned heads it is the better classifier.
+
+    Args:
+        classes: their order is that of the rows.
+        ridge: share of every feature's variance within classes that is added to it.
+    """
+    middle = classes.centres.mean(0)
+    away = classes.centres - middle
+    covariance = classes.covariance()
+    covariance.diagonal().mul_(1 + ridge)
+    weight = torch.linalg.solve(covariance, away.T).T
+    bias = -0.5 * (weight * (classes.centres + middle)).sum(1)
+    return Head(weight.float(), bias.float())

@@ -1,0 +1,37 @@
+"""Names of tasks and classes: which are allowed, and how they stand in a message."""
+
+import unicodedata
+from collections.abc import Iterable
+
+from intarsia.errors import InputError
+
+_UNSEEN = ("Cc", "Cs", "Zl", "Zp")
+
+
+_TURNING = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # right-to-left marks and alike
+
+
+def check_name(what: str, name: str) -> None:
+    """Refuse a name that is no good for a folder, or that does not read as it is written.
+
+    Args:
+        what: Of what it is the name, for the message.
+        name: Any text.
+
+    Raises:
+        InputError: It is empty or too long, starts with a dot, or has a slash, a control character or a sign that turns
+            the direction of writing.
+    """
+    if len(name) > 100 or len(name.encode(errors="replace")) > 250:
+        raise InputError(f"{what} name {name[:100]!r}... is too long: expected at most 100 characters (and 250 bytes).")
+    odd = [sign for sign in name if sign in "/\\" or unicodedata.category(sign) in _UNSEEN or sign in _TURNING]
+    if odd or not name.strip() or name.startswith("."):
+        why = f"has {odd[0]!r} in it" if odd else "starts with a dot" if name.strip() else "is empty"
+        rule = "printable characters, no slash or backslash, no leading dot"
+        raise InputError(f"{what} name {name!r} {why}: expected {rule}. Rename it.")
+
+
+def listed(names: Iterable[str], most: int = 20) -> str:
+    """Names in a message, the first ones of many."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,1 @@
+"""Compositions of task vectors, and the models made of them."""

@@ -1,0 +1,64 @@
+"""Task vectors merged into an ordinary network: theta_P = theta0 + sum_t w_t tau_t (docs/method.md section 6).
+
+Terms are always added in the pool's order, so that a composition does not depend on the order in which it was asked
+for.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from intarsia.adapters.protocol import Adapter
+from intarsia.backbones.backbone import Backbone
+from intarsia.errors import InputError
+from intarsia.store.module import Module
+
+
+def merge(backbone: Backbone, adapter: Adapter, modules: Sequence[Module], weights: Mapping[str, float]) -> nn.Module:
+    """A copy of theta0's network with sum_t w_t tau_t added to its tuned weights, one weight at a time.
+
+    Args:
+        backbone: theta0; it is not changed.
+        adapter: what the modules' parts mean.
+        modules: in the pool's order.
+        weights: task -> coefficient; a task left out counts 0 and costs nothing.
+    """
+    return moved(backbone, combination(adapter, modules, weights))
+
+
+def combination(
+    adapter: Adapter, modules: Sequence[Module], weights: Mapping[str, float]
+) -> Callable[[str, Tensor], Tensor]:
+    """(weight name, theta0) -> sum_t w_t tau_t (O, I) of that weight; see ``merge``."""
+    chosen = [m for m in modules if weights.get(m.card.task, 0.0)]
+    coefficients = [weights[m.card.task] for m in chosen]
+
+    def total(name: str, theta0: Tensor) -> Tensor:
+        if not chosen:
+            return torch.zeros_like(theta0)
+        parts = [m.parts(name, theta0) for m in chosen]
+        try:
+            return adapter.combined(parts, coefficients, theta0)
+        except torch.OutOfMemoryError:
+            raise
+        except (KeyError, RuntimeError) as error:
+            tasks = ", ".join(m.card.task for m in chosen)
+            raise InputError(f"{name}: the parts of {tasks} are not those of {adapter} ({error})") from error
+
+    return total
+
+
+def moved(backbone: Backbone, by: Callable[[str, Tensor], Tensor]) -> nn.Module:
+    """A copy of theta0's network with ``by(name, theta0)`` added to each tuned weight (O, I)."""
+    network = copy.deepcopy(backbone.model)
+    for name, path in backbone.targets.items():
+        layer = network.get_submodule(path)
+        assert isinstance(layer, nn.Linear)
+        theta0 = layer.weight.detach()
+        update = by(name, theta0)
+        if update.shape != theta0.shape:
+            raise InputError(f"{name}: an update {tuple(update.shape)} for a weight {tuple(theta0.shape)}")
+        theta0.add_(update)
+    return network

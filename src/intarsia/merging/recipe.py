@@ -1,0 +1,99 @@
+"""What to compose: the coefficients of task vectors, and the tasks whose classes a model answers with."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from intarsia.errors import InputError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to compose.
+
+    Args:
+        weights: task -> coefficient of its task vector.
+        tasks: the tasks whose classes the model answers with, in the pool's order.
+        name: how to call it (``mean``, ``unlearn cars``, ...).
+    """
+
+    weights: Mapping[str, float]
+    tasks: tuple[str, ...]
+    name: str
+
+    def first(self, tasks: Sequence[str]) -> "Recipe":
+        """The same rule when only ``tasks`` had been learned: coefficients rescaled to their old sum."""
+        kept = {t: w for t, w in self.weights.items() if t in tasks}
+        before, now = math.fsum(self.weights.values()), math.fsum(kept.values())
+        rescaled = {t: w / now * before if now else 0.0 for t, w in kept.items()}
+        return Recipe(rescaled, tuple(t for t in self.tasks if t in tasks), self.name)
+
+
+def mean(tasks: Sequence[str]) -> Recipe:
+    """w_t = 1/T."""
+    return Recipe({t: 1 / len(tasks) for t in tasks}, tuple(tasks), "mean")
+
+
+def weighted(tasks: Sequence[str], weights: Mapping[str, float]) -> Recipe:
+    """Coefficients of the user's choice, which sum to 1; classes of all tasks named.
+
+    Raises:
+        InputError: a task is unknown, a weight is negative or not finite, or the weights do not sum to 1.
+    """
+    _known(tasks, weights)
+    for task, w in weights.items():
+        if not 0 <= w < math.inf:
+            raise InputError(f"weight {w} of task {task!r}: expected 0 or more (negation is `unlearn --mode negate`)")
+    total = sum(weights.values())
+    if not math.isclose(total, 1, abs_tol=1e-6):
+        raise InputError(f"weights sum to {total:g}, expected 1: divide each by {total:g}, or name the missing task")
+    label = ", ".join(f"{t}={w:g}" for t, w in weights.items())
+    return Recipe(dict(weights), tuple(t for t in tasks if t in weights), f"weighted {label}")
+
+
+def specialize(tasks: Sequence[str], chosen: Sequence[str], *, all_classes: bool = False) -> Recipe:
+    """Uniform over ``chosen``; answers with their classes only, or with all (``all_classes``).
+
+    Raises:
+        InputError: no task, an unknown one, or one named twice.
+    """
+    _known(tasks, chosen)
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise InputError(f"specialize to {list(chosen)}: expected one or more tasks, each named once")
+    kept = tuple(t for t in tasks if t in chosen)
+    return Recipe({t: 1 / len(kept) for t in kept}, tuple(tasks) if all_classes else kept, f"only {', '.join(kept)}")
+
+
+def unlearn(tasks: Sequence[str], task: str, *, mode: str = "drop", scale: float | None = None) -> Recipe:
+    """``drop``: the mean of the others, classes of ``task`` gone. ``negate``: theta_P - scale tau_t, all heads kept.
+
+    Args:
+        tasks: all tasks of the pool.
+        task: the one to unlearn.
+        mode: ``drop`` or ``negate``.
+        scale: lambda of ``negate``; 1/T if None, which just takes the task's share of the mean away.
+
+    Raises:
+        InputError: the task is unknown, it is the only one (drop), the mode is unknown, or a scale comes with ``drop``.
+    """
+    _known(tasks, [task])
+    if mode == "drop":
+        if scale is not None:
+            raise InputError(f"scale {scale} with mode drop: only negate has a scale")
+        others = tuple(t for t in tasks if t != task)
+        if not others:
+            raise InputError(f"{task!r} is the pool's only task: nothing is left without it")
+        return Recipe({t: 1 / len(others) for t in others}, others, f"unlearn {task} (drop)")
+    if mode != "negate":
+        raise InputError(f"unknown mode {mode!r}: expected drop or negate")
+    scale = 1 / len(tasks) if scale is None else scale
+    if not math.isfinite(scale):
+        raise InputError(f"scale {scale}: expected a finite number")
+    weights = {t: 1 / len(tasks) - (scale if t == task else 0.0) for t in tasks}
+    return Recipe(weights, tuple(tasks), f"unlearn {task} (negate, scale {scale:g})")
+
+
+def _known(tasks: Sequence[str], asked: Sequence[str] | Mapping[str, float]) -> None:
+    for task in asked:
+        if task not in tasks:
+            raise InputError(f"unknown task {task!r}: the pool has {', '.join(tasks)}")

@@ -1,0 +1,1 @@
+"""A pool's files: read checked, written whole."""

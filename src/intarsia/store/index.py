@@ -1,0 +1,193 @@
+"""``pool.json``: what a pool was learned with, its tasks in order, and what every file of it holds."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from intarsia.adapters.protocol import Adapter
+from intarsia.adapters.records import adapter_record, build_adapter
+from intarsia.backbones.backbone import Backbone
+from intarsia.errors import InputError
+from intarsia.labels import check_name
+from intarsia.store.files import Seen, read_json, reading, write_json
+
+FORMAT = 5
+
+
+OLDEST = 4
+"""The first format that was released. Before 5 a file's hash was kept without its size."""
+
+
+INDEX = "pool.json"
+
+
+MODULE_FILES = (
+    "anchor.safetensors",
+    "card.json",
+    "drift.safetensors",
+    "head.safetensors",
+    "statistics.safetensors",
+    "vector.safetensors",
+)
+
+
+FISHER = "fisher.safetensors"
+
+
+@dataclass(frozen=True)
+class Index:
+    """What ``pool.json`` says.
+
+    Args:
+        backbone: name, hash, targets and preprocessing.
+        adapter: as ``build_adapter`` takes it.
+        settings: of the first run.
+        tasks: names, in order.
+        files: path in the pool -> what it held when it was written.
+        lost: tasks dropped by ``verify --repair``: other modules may have been influenced by them.
+        repairs: how often tasks were dropped; part of the names of what is carried from task to task.
+    """
+
+    backbone: Mapping[str, Any]
+    adapter: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    tasks: tuple[str, ...] = ()
+    files: Mapping[str, Seen] = field(default_factory=dict)
+    lost: tuple[str, ...] = ()
+    repairs: int = 0
+
+    @classmethod
+    def of(cls, backbone: Backbone, adapter: Adapter, settings: Mapping[str, Any]) -> "Index":
+        """Of a pool without a task."""
+        about = {
+            "name": backbone.name,
+            "hash": backbone.hash,
+            "targets": list(backbone.patterns),
+            "preprocessing": backbone.preprocessing.record(),
+        }
+        return cls(about, adapter_record(adapter), dict(settings))
+
+    @classmethod
+    def read(cls, folder: Path) -> "Index":
+        """Of the pool in a folder, of this format or an older one.
+
+        Raises:
+            InputError: no pool is there, or it is damaged or of a format that this version does not read.
+        """
+        path = folder / INDEX
+        with reading(path):
+            there = path.is_file()
+        if not there:
+            raise InputError(
+                f"{folder} is not a pool: expected a {INDEX} in it; `intarsia learn --out {folder}` makes one"
+            )
+        record = read_json(path)
+        with reading(path):
+            found = record.pop("format")
+            if not isinstance(found, int) or not OLDEST <= found <= FORMAT:
+                remedy = "learn it again" if isinstance(found, int) and found < OLDEST else "update intarsia"
+                raise InputError(
+                    f"{folder}: pool format {found}, this version reads formats {OLDEST} to {FORMAT}: {remedy}"
+                )
+            index = cls.from_record(record)
+            try:
+                index.check_names()
+            except InputError as error:
+                raise ValueError(str(error)) from error
+        return index
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Index":
+        """The inverse of ``record``, of a record of format 4 too."""
+        files = {name: Seen(seen) if isinstance(seen, str) else Seen(**seen) for name, seen in record["files"].items()}
+        tasks, lost = (_names(key, record.get(key, [])) for key in ("tasks", "lost"))
+        return cls(**{**record, "tasks": tasks, "files": files, "lost": lost})
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "format": FORMAT,
+            "backbone": self.backbone,
+            "adapter": self.adapter,
+            "settings": self.settings,
+            "tasks": self.tasks,
+            "files": {name: {"sha256": seen.sha256, "size": seen.size} for name, seen in self.files.items()},
+            "lost": self.lost,
+            "repairs": self.repairs,
+        }
+
+    def check_names(self) -> None:
+        """Refuse what no pool says: nothing it names may lie outside its folder.
+
+        Raises:
+            ValueError: naming it.
+        """
+        if missing := {"name", "hash", "targets"} - self.backbone.keys():
+            raise ValueError(f"backbone without {', '.join(sorted(missing))}")
+        if not isinstance(self.backbone["name"], str) or not isinstance(self.backbone["hash"], str):
+            raise TypeError("the backbone's name or hash is not a text")
+        _names("the backbone's targets", self.backbone["targets"])
+        build_adapter(**self.adapter)
+        for task in self.tasks:
+            check_name("Task", task)
+        if len({task.casefold() for task in self.tasks}) < len(self.tasks):
+            raise ValueError("a task twice")
+        expected = {*self.expected_files()}
+        own = {f"modules/{task}/{FISHER}" for task in self.tasks}
+        if strange := sorted(self.files.keys() - expected - own):
+            raise ValueError(f"{strange[0]!r} is not the name of a file of this pool")
+        if absent := sorted(expected - self.files.keys()):
+            raise ValueError(f"nothing is said of {absent[0]!r}")
+        if any(not re.fullmatch("[0-9a-f]{64}", seen.sha256) for seen in self.files.values()):
+            raise ValueError("a hash that is not a SHA-256")
+
+    def expected_files(self) -> list[str]:
+        """What a pool of these tasks has on disk; their own Fishers may be there besides."""
+        modules = [f"modules/{task}/{name}" for task in self.tasks for name in MODULE_FILES]
+        references = [self.running("reference", count) for count in range(1, len(self.tasks) + 1)]
+        return [*modules, *references, *([self.running("fisher", len(self.tasks))] if self.tasks else [])]
+
+    def running(self, name: str, tasks: int) -> str:
+        """The file of what is carried from task to task, as it stood after so many tasks."""
+        again = f"-{self.repairs}" if self.repairs else ""
+        return f"{name}-{tasks}{again}.safetensors"
+
+    def write(self, folder: Path) -> None:
+        """In place of the one before, whole or not at all.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        write_json(self.record(), folder / INDEX)
+
+    def with_task(self, task: str, new: Mapping[str, Seen]) -> "Index":
+        """With one more task and its files; what was carried to it is no longer named."""
+        gone = self.running("fisher", len(self.tasks))
+        kept = {name: seen for name, seen in self.files.items() if name != gone}
+        return replace(self, tasks=(*self.tasks, task), files={**kept, **new})
+
+    def check(self, folder: Path, backbone: Backbone) -> None:
+        """Refuse another backbone than the pool's.
+
+        Raises:
+            InputError: naming both.
+        """
+        about = self.backbone
+        if about["hash"] != backbone.hash:
+            raise InputError(
+                f"pool {folder} was learned on backbone {about['name']} ({about['hash'][:12]}), "
+                f"not on {backbone.name} ({backbone.hash[:12]}): open it with the backbone it was learned on"
+            )
+        if list(about["targets"]) != list(backbone.patterns):
+            raise InputError(
+                f"pool {folder} tunes {list(about['targets'])}, the backbone given names {list(backbone.patterns)}: "
+                "load it with the pool's targets"
+            )
+
+
+def _names(key: str, values: Sequence[Any]) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError(f"{key} is not a list of names")
+    return tuple(values)

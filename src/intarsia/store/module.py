@@ -1,0 +1,172 @@
+"""A module: all that is kept of one learned task."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from safetensors import SafetensorError
+from torch import Tensor
+
+from intarsia.adapters.protocol import Adapter
+from intarsia.class_stats.drift import FeatureDrift
+from intarsia.class_stats.mixtures import ClassStatistics
+from intarsia.class_stats.prototypes import Anchor
+from intarsia.errors import InputError
+from intarsia.heads.head import Head
+from intarsia.store.card import Card
+from intarsia.store.files import Seen, parse_tensors, save, write_json
+from intarsia.task_vector import TaskVector
+
+
+@dataclass(frozen=True)
+class Module:
+    """Task vector, head, reference head, class statistics, feature drift and card of one task.
+
+    Args:
+        card: what it is.
+        vector: ``<weight name>.<part>`` -> tensor, the adapter's parts.
+        head: the fine-tuned head of its classes, on features whose mean was put back to where it was at theta0.
+        reference: the reference head it started from.
+        statistics: of its classes at theta0.
+        drift: what the whole task vector does to features at theta0.
+        shift: (D,) how far the whole task vector moves the mean feature; zero if training did not put it back.
+        anchor: its classes in the mean of the modules up to it.
+    """
+
+    card: Card
+    vector: Mapping[str, Tensor]
+    head: Head
+    reference: Head
+    statistics: ClassStatistics
+    drift: FeatureDrift
+    shift: Tensor
+    anchor: Anchor
+
+    def write(self, folder: Path) -> dict[str, Seen]:
+        """Its files, into a new folder: card.json and vector, head, statistics, drift, anchor (.safetensors).
+
+        Returns:
+            name -> what the file holds.
+        """
+        folder.mkdir(parents=True)
+        reference = {f"reference.{key}": value for key, value in self.reference.tensors().items()}
+        tensors = {
+            "vector": self.vector,
+            "head": {**self.head.tensors(), **reference, "shift": self.shift},
+            "statistics": self.statistics.tensors(),
+            "drift": self.drift.tensors(),
+            "anchor": self.anchor.tensors(),
+        }
+        files = {
+            f"{name}.safetensors": save(values, folder / f"{name}.safetensors") for name, values in tensors.items()
+        }
+        return {**files, "card.json": write_json(self.card.record(), folder / "card.json")}
+
+    @classmethod
+    def from_files(cls, read: Callable[[str], bytes], task: str) -> "Module":
+        """The inverse of ``write``.
+
+        Args:
+            read: name of a file -> its bytes.
+            task: whose module it is.
+
+        Raises:
+            ValueError, KeyError, TypeError, SafetensorError: they are not a module's, or do not fit each other.
+        """
+
+        def tensors(name: str) -> dict[str, Tensor]:
+            data = read(f"{name}.safetensors")
+            try:
+                return parse_tensors(data)
+            except (ValueError, SafetensorError) as error:
+                raise ValueError(f"{name}.safetensors: {error}") from error
+
+        head, statistics, drift, anchor, vector = map(tensors, ("head", "statistics", "drift", "anchor", "vector"))
+        module = cls(
+            card=Card.from_bytes(read("card.json"), task),
+            vector=vector,
+            head=Head.from_tensors(head),
+            reference=Head(head["reference.weight"], head["reference.bias"]),
+            statistics=ClassStatistics.from_tensors(statistics),
+            drift=FeatureDrift.from_tensors(drift),
+            shift=head["shift"],
+            anchor=Anchor.from_tensors(anchor),
+        )
+        module.check_shapes()
+        return module
+
+    def check_shapes(self) -> None:
+        """That all parts are of the same classes and feature width.
+
+        Raises:
+            ValueError: naming a part that is not, and both shapes.
+        """
+        c, d = len(self.card.classes), self.shift.numel()
+        statistics, k = self.statistics, self.statistics.weights.shape[-1]
+        expected: dict[str, tuple[Tensor, tuple[int, ...]]] = {
+            "head.weight": (self.head.weight, (c, d)),
+            "head.bias": (self.head.bias, (c,)),
+            "reference.weight": (self.reference.weight, (c, d)),
+            "reference.bias": (self.reference.bias, (c,)),
+            "shift": (self.shift, (d,)),
+            "statistics.weights": (statistics.weights, (c, k)),
+            "statistics.means": (statistics.means, (c, k, d)),
+            "statistics.variances": (statistics.variances, (c, k, d)),
+            "statistics.scatter": (statistics.scatter, (d, d)),
+            "statistics.basis": (statistics.basis, (d, d)),
+            "drift.matrix": (self.drift.matrix, (d, d)),
+            "drift.offset": (self.drift.offset, (d,)),
+            "anchor.centres": (self.anchor.classes.centres, (c, d)),
+            "anchor.scatter": (self.anchor.classes.scatter, (d, d)),
+            "anchor.matrix": (self.anchor.step.matrix, (d, d)),
+            "anchor.offset": (self.anchor.step.offset, (d,)),
+        }
+        for name, (value, shape) in expected.items():
+            if tuple(value.shape) != shape:
+                raise ValueError(f"{name} is {tuple(value.shape)}, expected {shape} of {c} classes and {d} features")
+
+    def own_head(self) -> Head:
+        """The fine-tuned head for the features of the module alone."""
+        return self.head.shifted(self.shift)
+
+    def head_on(self, aligned: Head, offset: Tensor | None = None) -> Head:
+        """The fine-tuned head as a vector on another head of its classes: that + (head - reference).
+
+        A module's head was tuned from the reference heads of its day. Others made since, with the classes that came
+        later, are on one scale with each other; what fine-tuning changed is added to them.
+
+        Args:
+            aligned: head of the module's classes that was not fine-tuned.
+            offset: (D,) how far from their place at theta0 the features lie for which it is.
+        """
+        tuned = Head(self.head.weight - self.reference.weight, self.head.bias - self.reference.bias)
+        tuned = tuned if offset is None else tuned.shifted(offset)
+        return Head(aligned.weight + tuned.weight, aligned.bias + tuned.bias)
+
+    def dense(self, adapter: Adapter, tuned: Mapping[str, Tensor]) -> TaskVector:
+        """The whole task vector; ``tuned`` is theta0 by weight name."""
+        return TaskVector({name: self.delta(name, adapter, theta0) for name, theta0 in tuned.items()})
+
+    def delta(self, name: str, adapter: Adapter, theta0: Tensor) -> Tensor:
+        """Tau (O, I) of one weight, dense."""
+        return adapter.delta(self.parts(name, theta0), theta0)
+
+    def parts(self, name: str, theta0: Tensor) -> dict[str, Tensor]:
+        """The adapter's parts of one weight, where theta0's value of it is.
+
+        Raises:
+            InputError: the module has none of it.
+        """
+        if name not in self._parts:
+            raise InputError(f"module {self.card.task!r} has no part of {name}: it was learned on other targets")
+        return {part: value.to(theta0) for part, value in self._parts[name].items()}
+
+    @cached_property
+    def _parts(self) -> dict[str, dict[str, Tensor]]:
+        """Weight name -> part -> tensor."""
+        found: dict[str, dict[str, Tensor]] = {}
+        for key, value in self.vector.items():
+            name, _, part = key.rpartition(".")
+            found.setdefault(name, {})[part] = value
+        return found

@@ -1,0 +1,1 @@
+"""Learning a stream: each task in six steps."""
