@@ -1,7 +1,7 @@
 """The runs behind docs/results.md: resumable, one line of JSON a run.
 
     python benchmarks/results.py main --streams chalk sketches --seeds 0 1 2 --out benchmarks/results/main.jsonl
-    python benchmarks/results.py bfloat16 | steps | strengths | ablations | choices | editing | search ...
+    python benchmarks/results.py bfloat16 | steps | strengths | ablations | choices | drift | editing | search ...
 
 A run that is in the output file already is not made again. ``--threads 1`` lets two of these share two cores, each with
 its own streams or seeds. ``search`` and ``peers`` look at a held-out fifth of the *training* images, not at test ones.
@@ -24,7 +24,7 @@ from intarsia.data.stream import TaskStream
 from intarsia.errors import InputError
 from intarsia.evaluation.editing import Editable, edit_each
 from intarsia.evaluation.metrics import Scores, evaluate
-from intarsia.machine import machine, on_device
+from intarsia.machine import code, machine, on_device
 from intarsia.merging.model import ComposedModel
 from intarsia.merging.recipe import specialize, unlearn
 from intarsia.training.recommended import recommended
@@ -83,6 +83,7 @@ class Results:
             "strengths",
             "ablations",
             "choices",
+            "drift",
             "editing",
             "peers",
             "experts",
@@ -129,7 +130,7 @@ class Ledger:
         except InputError as error:  # a run that diverges is a result too
             result = {"error": str(error)}
         seconds = round(time.perf_counter() - started, 1)
-        line = {"run": run, "result": result, "wall_seconds": seconds, "machine": self._made_on}
+        line = {"run": run, "result": result, "wall_seconds": seconds, "machine": self._made_on, "code": code()}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -174,7 +175,7 @@ def joint(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
     """The same adapter on all images at once, no regularizer: ``bench`` holds the stream as one task."""
     for method, adapter in cells(chosen or ("ita-lora", "ita-full", "ita-ia3")):
         base = setting_of((method, adapter))
-        setting = replace(base, strength=0.0, training=replace(base.training, lambda_h=0.0, lambda_0=0.0))
+        setting = replace(base, strength=0.0, training=free_of_pulls(base.training))
         yield (
             {"name": f"joint-{adapter}", "setting": setting.record()},
             lambda s=setting: bench.measure(s, history=False),
@@ -210,7 +211,8 @@ def ablations(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
         papers = replace(tool, training=replace(tool.training, centred=False, drift_pull=0.0, iel_start="zero"))
         for where, base, all_four in (("", tool, True), (" in the paper's way", papers, False)):
             free = replace(base.training, lambda_h=0.0, lambda_0=0.0)
-            variants = {"weights and head": base, "none": replace(base, strength=0.0, training=free)}
+            none = replace(base, strength=0.0, training=free_of_pulls(base.training))
+            variants = {"weights and head": base, "none": none}
             if all_four:
                 variants |= {"head only": replace(base, strength=0.0), "weights only": replace(base, training=free)}
             for name, setting in variants.items():
@@ -218,6 +220,31 @@ def ablations(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
                     {"name": f"{'-'.join(cell)}{where} regularized: {name}", "setting": setting.record()},
                     lambda s=setting: bench.measure(s, history=False),
                 )
+
+
+def free_of_pulls(training: Training) -> Training:
+    """Without any pull on head or features."""
+    return replace(training, lambda_h=0.0, lambda_0=0.0, centred=False, drift_pull=0.0)
+
+
+def drift(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
+    """Feature centering, feature-drift penalty and IEL's start: each taken away alone, and all together."""
+    one_by_one: dict[str, dict[str, Any]] = {
+        "as it is": {},
+        "not centred": {"centred": False},
+        "no drift penalty": {"drift_pull": 0.0},
+        "neither": {"centred": False, "drift_pull": 0.0},
+    }
+    of_iel: dict[str, dict[str, Any]] = {
+        "start at zero": {"iel_start": "zero"},
+        "none of the three": {"centred": False, "drift_pull": 0.0, "iel_start": "zero"},
+    }
+    for cell in cells(chosen or ("ita-lora", "iel-lora")):
+        base = setting_of(cell)
+        for what, change in {**one_by_one, **(of_iel if cell[0] == "iel" else {})}.items():
+            setting = replace(base, training=replace(base.training, **change))
+            name = f"{'-'.join(cell)}: {what}"
+            yield {"name": name, "setting": setting.record()}, lambda s=setting: bench.measure(s, history=False)
 
 
 def choices(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
@@ -312,6 +339,7 @@ PLANS = {
     "strengths": strengths,
     "ablations": ablations,
     "choices": choices,
+    "drift": drift,
     "editing": editing,
     "peers": peers,
     "experts": experts,

@@ -27,7 +27,6 @@ from intarsia import (
     TaskStream,
     TaskVector,
     Training,
-    heads,
     learn,
 )
 from intarsia.adapters import Adapter
@@ -40,7 +39,7 @@ from intarsia.regularizers.protocol import Step
 from intarsia.training.preparation import Memory, fresh_head, prepare
 from intarsia.training.run import CXX, Run
 from intarsia.training.schedule import batches
-from intarsia.training.tuning import _due, _head_fisher, fine_tune
+from intarsia.training.tuning import _due, _head_fisher, batch_drift, fine_tune
 
 each_adapter = pytest.mark.parametrize("adapter", ADAPTERS, ids=KINDS)
 METHODS = pytest.mark.parametrize("regularizer", [ITA(0.5), IEL(0.5)], ids=["ita", "iel"])
@@ -93,6 +92,21 @@ def by_hand(task: int, adapter: Adapter, training: Training) -> tuple[dict[str, 
                 (loss + training.drift_pull * drift.square().sum() / variance).backward()
                 optimizer.step()
         return attachment.state(), Head(weight.detach(), bias.detach())
+
+
+@each_adapter
+def test_what_augmentation_does_to_the_features_is_no_drift(adapter: Adapter) -> None:
+    """At tau = 0 nothing has drifted, however the images were changed: both sides see the same ones."""
+    theta0 = backbone()
+    run = Run(theta0, adapter, ITA(0.0), CENTRED, stream(1))
+    x = torch.randn(5, 1, 8, 8, generator=seeded(3))
+    with theta0.attach(adapter, seeded(1)) as attachment:
+        drift = batch_drift(run, attachment, theta0.model, x, theta0.model(x))
+        assert float(drift.detach().abs().max()) < 1e-6
+        shaken = [part.add_(0.1) for part in map(torch.Tensor.detach, attachment.parameters())]
+        assert shaken
+        moved = batch_drift(run, attachment, theta0.model, x, theta0.model(x))
+    assert float(moved.detach().norm()) > 1e-3
 
 
 def assert_trained(adapter: Adapter, state: Mapping[str, Tensor]) -> None:
@@ -362,7 +376,7 @@ def test_the_reference_head_of_a_small_task_is_pre_tuned() -> None:
 def test_heads_of_many_classes_are_aligned_in_closed_form_or_as_asked(
     monkeypatch: pytest.MonkeyPatch, alignment: Literal["auto", "sgd"]
 ) -> None:
-    monkeypatch.setattr(heads, "ALIGNMENT_CLASSES", 2)
+    monkeypatch.setattr("intarsia.heads.alignment.ALIGNMENT_CLASSES", 2)
     tasks, memory = stream(2, train=6), Memory()
     run = Run(backbone(), LoRA(1), ITA(), replace(QUICK, alignment=alignment), tasks)
     first = prepare(run, tasks[0], memory)

@@ -1,10 +1,14 @@
 """The machine: its device, what it is called, and its memory."""
 
 import ctypes
+import hashlib
 import platform
 import re
 import resource
+import subprocess
 import sys
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -45,3 +49,19 @@ def on_device(name: str) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+@cache
+def code() -> dict[str, str]:
+    """What code runs: the package's version, a hash of its sources, and the commit of its checkout if it has one."""
+    package = Path(__file__).parent
+    found = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        found.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
+    told = {"version": version("intarsia"), "sources": found.hexdigest()[:16]}
+    git = ["git", "-C", str(package), "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):  # installed, or no git
+        return told
+    return {**told, "commit": commit}

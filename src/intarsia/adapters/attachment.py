@@ -1,6 +1,7 @@
 """An adapter attached to a network: its adapted layers by weight name."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Self
 
 import torch
@@ -48,6 +49,17 @@ class Attachment:
         """Put the plain layers back; the layers' parts stay readable."""
         for name, path in self._paths.items():
             _replace(self._model, path, self.layers[name].linear)
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The network is theta0 again while the block runs."""
+        for layer in self.layers.values():
+            layer.enabled = False
+        try:
+            yield
+        finally:
+            for layer in self.layers.values():
+                layer.enabled = True
 
     def compose(self, total: Mapping[str, Tensor] | None, tasks: int) -> None:
         """Train inside theta0 + (total + tau) / tasks from now on (IEL); ``(None, 1)`` is a module alone (ITA)."""

@@ -70,6 +70,7 @@ class AdaptedLinear(nn.Module):
         parts = adapter.initial(name, linear.weight.detach(), generator)
         self.parts = nn.ParameterDict({key: nn.Parameter(value) for key, value in parts.items()})
         self.scale = 1.0
+        self.enabled = True
         self.base = linear.weight.detach()
         self.compose(None, 1)
 
@@ -81,7 +82,7 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O)."""
-        return self.adapter.forward(x, self)
+        return self.adapter.forward(x, self) if self.enabled else self.linear(x)
 
     def delta(self) -> Tensor:
         """Tau (O, I), differentiable in the parts."""

@@ -25,19 +25,19 @@ def learn(
     training: Training | None = None,
     progress: Progress = silent,
 ) -> Iterator[Stage]:
-    """Learn the whole stream as one task, in the six steps of docs/method.md, free of the Fisher's and the head's pull.
+    """Learn the whole stream as one task, in the six steps of docs/method.md, free of every regularizer.
 
     Args:
         backbone: theta0.
         stream: the tasks.
         adapter: what is trained; ``LoRA(16)`` if None.
-        training: epochs, batches, learning rate, seed; its pulls on the head are set to zero.
+        training: epochs, batches, learning rate, seed; its pulls on head and features are set to zero.
         progress: told how far the work is.
 
     Yields:
         The method once, after all tasks.
     """
-    free = replace(training or Training(), lambda_h=0.0, lambda_0=0.0)
+    free = replace(training or Training(), lambda_h=0.0, lambda_0=0.0, centred=False, drift_pull=0.0)
     run = plain_run(backbone, stream.joined(), adapter or LoRA(), free, progress)
     (learned,) = modules(run, Memory())
     module, log = learned.module, learned.log

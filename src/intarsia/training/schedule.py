@@ -44,6 +44,8 @@ class Batch:
 def batches(training: Training, images: int, generator: torch.Generator, first: int = 0) -> Iterator[Batch]:
     """Every epoch's batches, each epoch's order drawn as it begins; the last, smaller batch is used too.
 
+    A last batch of one image joins the one before: it has no gradient under feature centering.
+
     Args:
         training: says how many epochs, images a batch, and the learning rate.
         images: N.
@@ -52,7 +54,9 @@ def batches(training: Training, images: int, generator: torch.Generator, first: 
     """
     for epoch in range(first, training.epochs):
         cosine = 0.5 * (1 + math.cos(math.pi * epoch / training.epochs))
-        parts = torch.randperm(images, generator=generator).split(training.batch_size)
+        parts = list(torch.randperm(images, generator=generator).split(training.batch_size))
+        if len(parts) > 1 and len(parts[-1]) == 1 < training.batch_size:
+            parts[-2:] = [torch.cat(parts[-2:])]
         for number, index in enumerate(parts, start=1):
             warm = min(1.0, (epoch + number / len(parts)) / training.warmup) if training.warmup else 1.0
             yield Batch(index, epoch, number, len(parts), cosine, training.lr * cosine * warm)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from intarsia.adapters.attachment import Attachment
@@ -145,6 +145,7 @@ def _epochs(run: Run, prepared: Prepared, adapter: Attachment, head: TrainedHead
     generator, network = run.generator(prepared.number, "training"), run.trained_network()
     at_theta0 = prepared.features.to(backbone.device)
     spread = at_theta0.var(0, correction=0).sum() + SMALLEST * (1 + at_theta0.square().sum(1).mean())
+    drifts = training.centred or training.drift_pull > 0
     optimizer = run.optimizer([*adapter.parameters(), *head.parameters()])
     sums = [0.0] * training.epochs
     trained, checkpoint = Trained(adapter, head, optimizer, generator, sums), run.checkpoint
@@ -156,7 +157,7 @@ def _epochs(run: Run, prepared: Prepared, adapter: Attachment, head: TrainedHead
         with run.arithmetic():
             features = network(x)
         features = features.to(at_theta0.dtype)
-        drift = (features - at_theta0[index]).mean(0)
+        drift = batch_drift(run, adapter, network, x, features) if drifts else torch.zeros_like(features[0])
         logits = head(features - drift if training.centred else features)
         loss = F.cross_entropy(logits, labels[index].to(backbone.device))
         sums[batch.epoch] += finite(run, loss, task.name, batch) * len(index)
@@ -175,6 +176,13 @@ def _epochs(run: Run, prepared: Prepared, adapter: Attachment, head: TrainedHead
                 checkpoint.save(task.name, batch.epoch + 1, trained)
             run.progress(task.name, "training", batch.epoch + 1, training.epochs)
     return [total / len(images) for total in sums]
+
+
+def batch_drift(run: Run, adapter: Attachment, network: nn.Module, x: Tensor, features: Tensor) -> Tensor:
+    """(D,) how far the mean feature of a batch lies from where theta0 puts the same images, augmented alike."""
+    with torch.no_grad(), adapter.disabled(), run.arithmetic():
+        at_theta0 = network(x).to(features.dtype)
+    return (features - at_theta0).mean(0)
 
 
 def _due(training: Training, batch: Batch) -> int:
