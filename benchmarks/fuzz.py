@@ -24,8 +24,9 @@ with atheris.instrument_imports(include=["intarsia", "json"]):
     from intarsia.data.splits import check_tasks, grouped, read_split
     from intarsia.errors import InputError
     from intarsia.store.card import Card
-    from intarsia.store.files import parse_json, parse_metadata, parse_tensors
+    from intarsia.store.files import parse_metadata, parse_tensors
     from intarsia.store.index import Index
+    from intarsia.strict_json import parse_json
 
 POOL = Path(__file__).parents[1] / "tests" / "pools" / "format-4"
 DAMAGED = (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError)

@@ -23,7 +23,7 @@ def test_edits_are_measured_on_their_target_and_the_others() -> None:
         return {"as it was": last, "drop three": lambda: answering(SECOND, 2)}
 
     modules = Editable(answering(LAST), edited)
-    rows = edit_each(modules, tasks(), ["three", "one"], progress=lambda done, total: told.append((done, total)))
+    rows = edit_each(modules, tasks(), ["three", "one"], progress=lambda phase, done, total: told.append((done, total)))
     one = target_and_control(answering(LAST), tasks(), "one")
     assert [tuple(row.values()) for row in rows] == [
         ("three", "mean", 50.0, 50.0),

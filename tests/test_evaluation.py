@@ -91,7 +91,7 @@ def test_without_a_history_nothing_is_said_of_it() -> None:
 
 def test_progress_counts_the_models() -> None:
     told: list[tuple[int, int]] = []
-    evaluate(last(), tasks(), progress=lambda done, total: told.append((done, total)))
+    evaluate(last(), tasks(), progress=lambda phase, done, total: told.append((done, total)))
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 

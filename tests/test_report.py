@@ -50,7 +50,7 @@ def read(html: str) -> Parts:
 
 def test_a_pools_page_holds_its_figures_its_tasks_and_what_was_measured(pool: Pool) -> None:
     told: list[tuple[int, int]] = []
-    parts = read(report_pool(pool, stream(), progress=lambda done, total: told.append((done, total))))
+    parts = read(report_pool(pool, stream(), progress=lambda phase, done, total: told.append((done, total))))
     found, diagnosis = evaluate(pool.mean(), stream()), diagnose(pool, stream())
     for words in (
         f"{found.final_accuracy:.1f} %",

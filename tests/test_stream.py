@@ -447,12 +447,12 @@ def test_a_file_that_vanishes_between_listing_and_reading_is_named_and_nothing_i
 def test_images_are_decoded_once_per_preprocessing_and_progress_is_told(flat: Path) -> None:
     stream = TaskStream.load(f"folder:{flat}", test_fraction=0.2, tasks=2)
     seen: list[tuple[int, int]] = []
-    stream.decode(SMALL, lambda done, total: seen.append((done, total)))
+    stream.decode(SMALL, lambda _, done, total: seen.append((done, total)))
     assert seen == [(done, 60) for done in range(1, 61)]
     for path in flat.rglob("*.png"):
         path.unlink()
     seen.clear()
-    stream.decode(SMALL, lambda done, total: seen.append((done, total)))
+    stream.decode(SMALL, lambda _, done, total: seen.append((done, total)))
     assert seen[-1] == (60, 60)
     same_pixels = Preprocessing.from_record(SMALL.record() | {"mean": [0.1] * 3})
     assert stream[0].train.tensor(same_pixels) is stream[0].train.tensor(SMALL)

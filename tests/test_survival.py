@@ -133,7 +133,8 @@ def test_a_write_that_fails_is_named_and_the_run_goes_on_when_there_is_room(
 def stopped(out: Path, at: tuple[str, str, int], **options: Any) -> None:
     """A run that is interrupted when a task's phase has done so many units."""
 
-    def interrupt(task: str, phase: str, done: int, total: int) -> None:
+    def interrupt(phase: str, done: int, total: int) -> None:
+        task, _, phase = phase.rpartition(": ")
         if (task, phase, done) == at:
             raise KeyboardInterrupt
 
@@ -160,7 +161,8 @@ def test_a_run_goes_on_from_its_last_epoch_and_ends_bit_equal(
     stopped(tmp_path / "p", at, **options)
     trained: list[tuple[str, int]] = []
 
-    def watch(task: str, phase: str, done: int, total: int) -> None:
+    def watch(phase: str, done: int, total: int) -> None:
+        task, _, phase = phase.rpartition(": ")
         if phase == "training":
             trained.append((task, done))
 
@@ -177,7 +179,8 @@ def test_a_run_that_adds_with_every_fisher_first_goes_on_bit_equal(tmp_path: Pat
         learn(backbone(), stream(TASKS).subset([0]), out=tmp_path / out, **options)
     learn(backbone(), stream(TASKS).subset([1, 2]), out=tmp_path / "whole", add=True, **options)
 
-    def interrupt(task: str, phase: str, done: int, total: int) -> None:
+    def interrupt(phase: str, done: int, total: int) -> None:
+        task, _, phase = phase.rpartition(": ")
         if (task, phase, done) == ("task03", "training", 2):
             raise KeyboardInterrupt
 

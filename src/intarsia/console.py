@@ -1,12 +1,17 @@
 """What a person sees: progress bars on standard error, tables on standard output."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import rich.progress
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+from intarsia.progress import Progress
 
 OUT = Console(highlight=False, soft_wrap=True)
 
@@ -14,53 +19,61 @@ OUT = Console(highlight=False, soft_wrap=True)
 ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+OFTEN = 10.0
+"""Seconds between two lines of a long phase."""
 SHORT = 24
 """Names of rows of at most so many letters stay in one line, whatever the width."""
 
 
-class LearningBars:
-    """Two bars: tasks of the stream, and the current phase of the current task.
+class _Bars:
+    """Bars on a terminal: the tasks of a stream where there are some, and the phase that runs."""
+
+    def __init__(self, bars: rich.progress.Progress, tasks: Sequence[str]) -> None:
+        self._bars, self._tasks = bars, list(tasks)
+        self._stream = bars.add_task("tasks", total=len(tasks)) if tasks else None
+        self._phase = bars.add_task("...", total=None)
+        self._name = ""
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        if phase != self._name:
+            self._bars.reset(self._phase)
+            self._name = phase
+        self._bars.update(self._phase, description=escape(phase), completed=done, total=total)
+        task, _, what = phase.rpartition(": ")
+        if self._stream is not None and what == "training" and task in self._tasks:
+            self._bars.update(self._stream, completed=self._tasks.index(task) + done / total)
+
+
+class _Lines:
+    """Where no bar can be drawn: a line for every phase that ends, and one now and then in a long one."""
+
+    def __init__(self) -> None:
+        self._name, self._began, self._told = "", 0.0, 0.0
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if phase != self._name:
+            self._name, self._began, self._told = phase, self._told or now, now
+        if done < total and now - self._told < OFTEN:
+            return
+        took = f"{now - self._began:.1f} s" if done == total else f"{done} of {total}"
+        ERR.print(f"{phase}: {took}", markup=False)
+        self._told = now
+
+
+@contextmanager
+def shown(tasks: Sequence[str] = ()) -> Iterator[Progress]:
+    """Show on standard error how far the work is while the block runs: bars on a terminal, else lines.
 
     Args:
-        bars: where they are drawn.
-        tasks: names of the tasks to learn.
+        tasks: names of the tasks that are learned, for a bar of their own.
     """
-
-    def __init__(self, bars: Progress, tasks: Sequence[str]) -> None:
-        self._bars = bars
-        self._stream = bars.add_task("tasks", total=len(tasks))
-        self._phase: TaskID = bars.add_task("...", total=None)
-        self._tasks = [*tasks]
-
-    def __call__(self, task: str, phase: str, done: int, total: int) -> None:
-        """Draw; a finished training moves the bar of the stream."""
-        self._bars.update(self._phase, description=f"{task}: {phase}", completed=done, total=total)
-        if phase == "training" and task in self._tasks:
-            self._bars.update(self._stream, completed=self._tasks.index(task) + (done == total))
-
-
-@contextmanager
-def bars() -> Iterator[Progress]:
-    """Progress bars while the block runs; drawn only where standard error is a terminal."""
+    if not ERR.is_terminal:
+        yield _Lines()
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=ERR, transient=True, disable=not ERR.is_terminal) as progress:
-        yield progress
-
-
-@contextmanager
-def bar(description: str) -> Iterator["_Bar"]:
-    """One bar; the value is a function of (done, total)."""
-    with bars() as progress:
-        yield _Bar(progress, progress.add_task(description, total=None))
-
-
-class _Bar:
-    def __init__(self, bars: Progress, task: TaskID) -> None:
-        self._bars = bars
-        self._task = task
-
-    def __call__(self, done: int, total: int) -> None:
-        self._bars.update(self._task, completed=done, total=total)
+    with rich.progress.Progress(*columns, TimeRemainingColumn(), console=ERR, transient=True) as bars:
+        yield _Bars(bars, tasks)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], note: str = "") -> None:

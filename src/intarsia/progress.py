@@ -5,18 +5,27 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Told how far a task is: a phase's name, units done, units in all."""
+    """Told how far the work is: a phase in words, units done, units in all. A phase ends with done = total."""
 
-    def __call__(self, task: str, phase: str, done: int, total: int) -> None:
+    def __call__(self, phase: str, done: int, total: int, /) -> None:
         """Report."""
         ...
 
 
-def silent(task: str, phase: str, done: int, total: int) -> None:
+def silent(phase: str, done: int, total: int) -> None:
     """Report nothing."""
 
 
-class Laps:
+def within(progress: Progress, of: str) -> Progress:
+    """The progress of a part: its phases are told as ``<of>: <phase>``."""
+
+    def told(phase: str, done: int, total: int) -> None:
+        progress(f"{of}: {phase}", done, total)
+
+    return told
+
+
+class Timings:
     """A stopwatch: seconds by phase, in the order they first ran."""
 
     def __init__(self) -> None:

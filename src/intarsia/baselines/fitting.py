@@ -39,4 +39,4 @@ def fit(
         value.backward()
         optimizer.step()
         if batch.ends_epoch:
-            run.progress(task.name, "training", batch.epoch + 1, run.training.epochs)
+            run.progress(f"{task.name}: training", batch.epoch + 1, run.training.epochs)

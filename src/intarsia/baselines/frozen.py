@@ -9,7 +9,7 @@ from intarsia.baselines.stage import Stage, classifier
 from intarsia.class_stats.gaussians import Gaussians
 from intarsia.data.stream import TaskStream
 from intarsia.heads.discriminant import discriminant
-from intarsia.progress import Laps, Progress, silent
+from intarsia.progress import Progress, Timings, silent
 from intarsia.training.settings import Training
 
 
@@ -31,11 +31,11 @@ def learn(
     seen: Gaussians | None = None
     classes: dict[str, tuple[str, ...]] = {}
     for task in stream:
-        laps, classes = Laps(), {**classes, task.name: task.classes}
+        timings, classes = Timings(), {**classes, task.name: task.classes}
         features = run.features(task.name, task.train.tensor(backbone.preprocessing))
         own = Gaussians.of(features, task.train.labels, len(task.classes))
         seen = own if seen is None else Gaussians.join([seen, own])
         head = discriminant(seen)
-        laps.lap("set-up")
+        timings.lap("set-up")
         model = classifier(backbone, backbone.model, head, classes)
-        yield Stage(model, laps.seconds["set-up"], 0.0, seen.centres.numel() + seen.scatter.numel())
+        yield Stage(model, timings.seconds["set-up"], 0.0, seen.centres.numel() + seen.scatter.numel())

@@ -33,7 +33,7 @@ from intarsia.data.stream import Task, TaskStream
 from intarsia.heads.head import Head
 from intarsia.merging.merge import moved
 from intarsia.merging.model import answers
-from intarsia.progress import Laps, Progress, silent
+from intarsia.progress import Progress, Timings, silent
 from intarsia.training.run import Run
 from intarsia.training.schedule import Batch
 from intarsia.training.settings import Training
@@ -156,7 +156,7 @@ def learn(
     made: list[Expert] = []
     classes: dict[str, tuple[str, ...]] = {}
     for number, task in enumerate(run.stream, start=1):
-        laps, classes = Laps(), {**classes, task.name: task.classes}
+        timings, classes = Timings(), {**classes, task.name: task.classes}
         images = task.train.tensor(backbone.preprocessing)
         if len(made) < experts:
             place = len(made)
@@ -166,17 +166,17 @@ def learn(
             place = least_overlap([_gaussians(task, own) for own in seen])
             before, features = made[place], seen[place]
         head = new_head(run, features, task, number)
-        laps.lap("set-up")
+        timings.lap("set-up")
         trained = _train(run, task, number, before, head, distillation if before.state else 0.0)
         made[place : place + 1] = [trained]
-        laps.lap("training")
+        timings.lap("training")
         for expert in made:
             own = _gaussians(task, expert.features(images, backbone.preprocessing))
             expert.known |= dict(zip(task.classes, own, strict=True))
-        laps.lap("set-up")
+        timings.lap("set-up")
         model = Ensemble(tuple(made), classes, backbone.preprocessing, temperature)
         kept = sum(expert.numbers() for expert in made)
-        yield Stage(model, laps.seconds["set-up"], laps.seconds["training"], kept)
+        yield Stage(model, timings.seconds["set-up"], timings.seconds["training"], kept)
 
 
 def least_overlap(candidates: Sequence[Sequence[ClassGaussian]]) -> int:

@@ -19,7 +19,7 @@ from intarsia.data.stream import Task
 from intarsia.heads.head import Head
 from intarsia.merging.merge import moved
 from intarsia.merging.model import ComposedModel
-from intarsia.progress import Laps
+from intarsia.progress import Timings
 from intarsia.training.preparation import fresh_head
 from intarsia.training.run import Run
 from intarsia.training.schedule import Batch
@@ -101,23 +101,23 @@ def train_in_turn(run: Run, keeper: Keeper) -> Iterator[Stage]:
     state: dict[str, Tensor] = {}
     classes: dict[str, tuple[str, ...]] = {}
     for number, task in enumerate(run.stream, start=1):
-        laps, classes = Laps(), {**classes, task.name: task.classes}
+        timings, classes = Timings(), {**classes, task.name: task.classes}
         with run.backbone.attach(run.adapter, run.generator(1, "adapter")) as adapter:
             adapter.load(state or adapter.state())
             features = run.features(task.name, task.train.tensor(run.backbone.preprocessing))
             fresh = new_head(run, features, task, number)
             head = fresh if head is None else Head.join([head, fresh])
-            laps.lap("set-up")
+            timings.lap("set-up")
             student = Student(run, run.trained_network(), adapter, GrowingHead(head), run.generator(number, "training"))
             _train(student, task, keeper)
             head, state, vector = student.head.trained(), adapter.state(), adapter.vector()
-        laps.lap("training")
+        timings.lap("training")
         network = moved(run.backbone, lambda name, _, taus=vector: taus[name])
         model = classifier(run.backbone, network, head, classes)
         keeper.learned(task, run, model, run.generator(number, "keeper"))
-        laps.lap("set-up")
+        timings.lap("set-up")
         kept = numbers(state, head.tensors()) + keeper.numbers()
-        yield Stage(model, laps.seconds["set-up"], laps.seconds["training"], kept, keeper.images)
+        yield Stage(model, timings.seconds["set-up"], timings.seconds["training"], kept, keeper.images)
 
 
 def new_head(run: Run, features: Tensor, task: Task, number: int) -> Head:

@@ -32,7 +32,7 @@ from intarsia.data.stream import Task, TaskStream
 from intarsia.evaluation.editing import NEGATED, Editable
 from intarsia.heads.head import Head
 from intarsia.merging.model import answers
-from intarsia.progress import Laps, Progress, silent
+from intarsia.progress import Progress, Timings, silent
 from intarsia.task_vector import TaskVector
 from intarsia.training.run import Run
 from intarsia.training.schedule import Batch
@@ -140,16 +140,18 @@ def learn(
     heads: dict[str, TangentHead] = {}
     classes: dict[str, tuple[str, ...]] = {}
     for number, task in enumerate(run.stream, start=1):
-        laps, classes = Laps(), {**classes, task.name: task.classes}
+        timings, classes = Timings(), {**classes, task.name: task.classes}
         start = least_squares(run.features(task.name, task.train.tensor(backbone.preprocessing)), task.train.labels)
-        laps.lap("set-up")
+        timings.lap("set-up")
         vectors[task.name], heads[task.name] = _train(run, task, start.to(backbone.device), number)
-        laps.lap("training")
+        timings.lap("training")
         model = TangentClassifier(Tangent(backbone), dict(vectors), dict(heads), classes, backbone.preprocessing)
         kept = numbers(*vectors.values(), *(vars(head) for head in heads.values()))
         modules = Editable.of(model, model.specialize, partial(model.negate, scale=NEGATED), model.unlearn)
         last = number == len(run.stream)
-        yield Stage(model, laps.seconds["set-up"], laps.seconds["training"], kept, modules=modules if last else None)
+        yield Stage(
+            model, timings.seconds["set-up"], timings.seconds["training"], kept, modules=modules if last else None
+        )
 
 
 def targets(labels: Tensor, classes: int) -> Tensor:

@@ -13,7 +13,7 @@ from intarsia.backbones.builtin import BUILTIN
 from intarsia.backbones.names import TARGETS
 from intarsia.cli.options import Json
 from intarsia.cli.pool import evaluated
-from intarsia.console import LearningBars, bars, facts
+from intarsia.console import facts, shown
 from intarsia.data.records import reloaded
 from intarsia.data.stream import TaskStream
 from intarsia.errors import InputError
@@ -93,7 +93,7 @@ class Learn:
             if not self.json:
                 facts(cost.record())
             return cost.record()
-        with bars() as progress, stopping(self.out):
+        with shown([task.name for task in stream]) as progress, stopping(self.out):
             pool = learn(
                 theta0,
                 stream,
@@ -105,7 +105,7 @@ class Learn:
                 resume=self.resume,
                 keep_fishers=self.keep_fishers,
                 checkpoints=self.checkpoint,
-                progress=LearningBars(progress, [task.name for task in stream]),
+                progress=progress,
             )
         if not self.evaluate:
             return {"pool": str(self.out), "tasks": list(pool.tasks)}

@@ -9,7 +9,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from intarsia.backbones import builtin as builtin_backbone
 from intarsia.cli.options import Json, Selection, open_pool
-from intarsia.console import OUT, bar, facts, table
+from intarsia.console import OUT, facts, shown, table
 from intarsia.data.sources import builtin
 from intarsia.data.stream import TaskStream
 from intarsia.errors import InputError
@@ -67,7 +67,7 @@ class Verify:
     def run(self) -> dict[str, Any]:
         """Verify; damage that is not repaired is an error."""
         pool = Pool.open(self.pool)
-        with bar("files") as progress:
+        with shown() as progress:
             damaged = verify(pool, progress)
         tasks = repair(pool, damaged).tasks if damaged and self.repair else pool.tasks
         found = {"files": len(pool.index.files), "damaged": [asdict(d) for d in damaged], "modules": list(tasks)}
@@ -203,7 +203,7 @@ class Unlearn:
 
 def evaluated(pool: Pool, model: ComposedModel, stream: TaskStream, as_json: bool) -> dict[str, Any]:
     """Measure a composition beside the frozen head over the same tasks, and print it."""
-    with bar("evaluating") as progress:
+    with shown() as progress:
         found = evaluate(model, stream, progress=progress)
         frozen = evaluate(pool.frozen(tuple(model.classes)), stream)
     if not as_json:

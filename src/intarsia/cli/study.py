@@ -7,7 +7,7 @@ from typing import Any, Literal
 from tyro.conf import OmitArgPrefixes, Positional
 
 from intarsia.cli.options import Json, open_pool, parse_weights
-from intarsia.console import ERR, bar, facts
+from intarsia.console import ERR, facts, shown
 from intarsia.data.stream import TaskStream
 from intarsia.errors import InputError
 from intarsia.evaluation.landscape import DRAWN, GapPath, LossPath, gap_path, loss_paths
@@ -58,7 +58,7 @@ class Diagnose:
         streams = [self.source.of(pool) for pool in pools]
         found = list[Diagnosis]()
         for pool, stream in zip(pools, streams, strict=True):
-            with bar(f"networks of {pool.path.name}") as progress:
+            with shown() as progress:
                 found.append(diagnose(pool, stream, weights=weights, per_task=self.per_task, progress=progress))
         around = {} if self.figures is None else self._draw(pools, streams, found, self.figures)
         if not self.json:
@@ -83,9 +83,9 @@ class Diagnose:
         few = min(self.per_task, DRAWN)
         gaps: dict[str, GapPath] = {}
         for name, pool, stream in zip(names, pools, streams, strict=True):
-            with bar(f"lines of {name}") as progress:
+            with shown() as progress:
                 lines[name] = loss_paths(pool, stream, per_task=few, progress=progress)
-            with bar(f"scales of {name}") as progress:
+            with shown() as progress:
                 gaps[name] = gap_path(pool, stream, per_task=few, progress=progress)
         cosines = figures.alignment(dict(zip(names, found, strict=True)))
         for name, figure in zip(FIGURES, (figures.gaps(gaps), cosines, figures.losses(lines)), strict=True):
@@ -197,7 +197,7 @@ class Report:
             html = report.report_comparison(self.what)
         else:
             pool = open_pool(self.what, self.device)
-            with bar("measuring") as progress:
+            with shown() as progress:
                 html = report.report_pool(pool, self.source.of(pool), edited=self.edits, progress=progress)
         write(html.encode(), out)
         if not self.json:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from intarsia.errors import InputError
 from intarsia.labels import check_name, listed
-from intarsia.store.files import LARGEST_JSON, parse_json
+from intarsia.strict_json import LARGEST_JSON, parse_json
 
 Order = Literal["natural", "seeded"]
 

@@ -5,7 +5,7 @@ A `TaskStream` is a sequence of `Task`s with disjoint classes, made of a built-i
 Convention: labels are positions in the task's own `classes`; images are uint8 `(N, C, R, R)`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
@@ -24,6 +24,7 @@ from intarsia.data.sources.table import open_source
 from intarsia.data.splits import Order, Split, check_tasks, grouped, hold_out, read_split
 from intarsia.errors import InputError
 from intarsia.labels import listed
+from intarsia.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -170,12 +171,12 @@ class TaskStream(Sequence[Task]):
         groups = grouped(name, source.classes, tasks=tasks, split=split, order=order, seed=seed)
         return _stream(source, groups, {"load": None}, None)
 
-    def decode(self, preprocessing: Preprocessing, progress: Callable[[int, int], None] | None = None) -> None:
+    def decode(self, preprocessing: Preprocessing, progress: Progress = silent) -> None:
         """Decode all images now, so that a broken file is found before anything is written.
 
         Args:
             preprocessing: Of the backbone.
-            progress: Called with the number of images decoded so far and the number of all.
+            progress: Told how many of all images are decoded.
         """
         sets = [images for task in self.tasks for images in (task.train, task.test)]
         total, done = sum(map(len, sets)), 0
@@ -183,8 +184,7 @@ class TaskStream(Sequence[Task]):
         def advance(count: int) -> None:
             nonlocal done
             done += count
-            if progress:
-                progress(done, total)
+            progress("decoding", done, total)
 
         for images in sets:
             images.tensor(preprocessing, advance)

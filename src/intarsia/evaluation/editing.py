@@ -6,8 +6,9 @@ from functools import partial
 from typing import Any
 
 from intarsia.data.stream import TaskStream
-from intarsia.evaluation.metrics import Classifier, Progress, targets_and_controls
+from intarsia.evaluation.metrics import Classifier, targets_and_controls
 from intarsia.pool import Pool
+from intarsia.progress import Progress, silent
 
 NEGATED = 0.5
 """Scale of a negation; 1/T hardly touches a task."""
@@ -64,7 +65,7 @@ class Editable:
 
 
 def edit_each(
-    modules: Editable, stream: TaskStream, targets: Sequence[str], *, progress: Progress | None = None
+    modules: Editable, stream: TaskStream, targets: Sequence[str], *, progress: Progress = silent
 ) -> list[dict[str, Any]]:
     """Edit every target in turn, and measure.
 
@@ -88,6 +89,5 @@ def edit_each(
     measured(modules.mean, targets, "mean")
     for done, (target, how, model) in enumerate(plan, start=1):
         measured(model(), [target], how)
-        if progress is not None:
-            progress(done, len(plan))
+        progress("editing", done, len(plan))
     return rows

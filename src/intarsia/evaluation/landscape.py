@@ -13,9 +13,10 @@ from torch import Tensor
 from intarsia.curvature.jensen_gap import gap
 from intarsia.curvature.linearized import Tangent
 from intarsia.data.stream import TaskStream
-from intarsia.evaluation.theorem import BATCH, Progress, Sample
+from intarsia.evaluation.theorem import BATCH, Sample
 from intarsia.merging.merge import combination, moved
 from intarsia.pool import Pool
+from intarsia.progress import Progress, silent
 from intarsia.task_vector import TaskVector
 
 Line = Callable[[float], Mapping[str, float]]
@@ -60,7 +61,7 @@ def loss_paths(
     *,
     per_task: int = DRAWN,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> tuple[LossPath, ...]:
     """Walk along lines of compositions (the picture behind the paper's Fig. 1, measured).
 
@@ -82,8 +83,7 @@ def loss_paths(
     mixtures = [[line(s).get(t, 0.0) for t in tasks] for line in lines.values() for s in at]
     squares = iter(_whole_fisher_squares(sample, sample.vectors(), torch.tensor(mixtures)))
     total, done, paths = 1 + len(lines) * len(at), 1, []
-    if progress is not None:
-        progress(done, total)
+    progress("lines of weights", done, total)
     start, gradient, tuned = sample.loss(pool.backbone.model), sample.gradient(), pool.backbone.tuned
     for name, line in lines.items():
         losses, diagonal, whole = [], [], []
@@ -95,8 +95,7 @@ def loss_paths(
             diagonal.append(first + float(away.inner(away, sample.fisher)) / 2)
             whole.append(first + next(squares) / 2)
             done += 1
-            if progress is not None:
-                progress(done, total)
+            progress("lines of weights", done, total)
         paths.append(LossPath(name, tuple(at), tuple(losses), tuple(diagonal), tuple(whole)))
     return tuple(paths)
 
@@ -128,7 +127,7 @@ def gap_path(
     *,
     per_task: int = DRAWN,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> GapPath:
     """Measure Jensen's gap of the mean at several scales of the task vectors: where second order ends.
 
@@ -148,15 +147,13 @@ def gap_path(
     whole = 0.5 * share * sum(_whole_fisher_squares(sample, vectors, away))
     coefficients = [dict.fromkeys(tasks, share), *({t: 1.0} for t in tasks)]
     total, done, measured = 1 + len(scales) * len(coefficients), 1, []
-    if progress is not None:
-        progress(done, total)
+    progress("scales of the task vectors", done, total)
     for s in scales:
         losses: list[float] = []
         for mixed in coefficients:
             losses.append(sample.composed_loss({t: s * c for t, c in mixed.items()}))
             done += 1
-            if progress is not None:
-                progress(done, total)
+            progress("scales of the task vectors", done, total)
         measured.append(share * sum(losses[1:]) - losses[0])
     squares = [s * s for s in scales]
     return GapPath(

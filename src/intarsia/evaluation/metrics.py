@@ -3,7 +3,7 @@
 a[i][j] is the accuracy on task j after learning task i, classes of all tasks up to i competing.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -16,8 +16,7 @@ from intarsia.data.stream import Task, TaskStream
 from intarsia.errors import InputError
 from intarsia.merging.model import ComposedModel
 from intarsia.pool import Pool
-
-Progress = Callable[[int, int], None]
+from intarsia.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ class Scores:
 
 
 def evaluate(
-    model: ComposedModel, stream: TaskStream, *, history: bool = True, progress: Progress | None = None
+    model: ComposedModel, stream: TaskStream, *, history: bool = True, progress: Progress = silent
 ) -> Evaluation:
     """Measure a model on the test images of its tasks.
 
@@ -137,8 +136,7 @@ def evaluate(
     start = 1 if history and model.before is not None else tasks
     for i in range(start, tasks + 1):
         scores.add(model if i == tasks or model.before is None else model.before(i))
-        if progress is not None:
-            progress(i - start + 1, tasks - start + 1)
+        progress("evaluating", i - start + 1, tasks - start + 1)
     return scores.evaluation()
 
 

@@ -8,7 +8,7 @@ The mean Fisher F stands in for the Hessian H. The loss is cross-entropy over al
 of its tasks, with the aligned reference heads: only the tuned weights differ between the models compared.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,11 +24,9 @@ from intarsia.heads.head import Head
 from intarsia.merging import recipe as recipes
 from intarsia.merging.merge import merge
 from intarsia.pool import Pool
+from intarsia.progress import Progress, silent
 from intarsia.store.module import Module
 from intarsia.task_vector import TaskVector
-
-Progress = Callable[[int, int], None]
-
 
 BATCH = 64
 
@@ -160,7 +158,7 @@ def diagnose(
     weights: Mapping[str, float] | None = None,
     per_task: int = 200,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Diagnosis:
     """Measure the theorem on a pool.
 
@@ -183,8 +181,7 @@ def diagnose(
     losses: list[float] = []
     for i, coefficients in enumerate(networks):
         losses.append(sample.composed_loss(coefficients))
-        if progress is not None:
-            progress(i + 1, len(networks))
+        progress("networks", i + 1, len(networks))
     vectors = sample.vectors()
     composed = sum((w[t] * v for t, v in zip(names[1:], vectors[1:], strict=True)), w[names[0]] * vectors[0])
     mean_loss = sum(w[t] * x for t, x in zip(names, losses[2:], strict=True))

@@ -5,9 +5,8 @@ The page is made of parts; a part is measured here and drawn by ``figures``.
 
 import base64
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from intarsia.evaluation.metrics import Evaluation, evaluate, matching_tasks
 from intarsia.evaluation.theorem import diagnose
 from intarsia.merging.model import ComposedModel
 from intarsia.pool import Pool
+from intarsia.progress import Progress, silent
 from intarsia.report import figures
 from intarsia.report.tables import theorem
 from intarsia.store.files import read_json, reading
@@ -36,14 +36,7 @@ SAMPLES = 6
 CONFUSED = 3
 
 
-PARTS, STEPS = 4, 100
-"""Of a pool's report: what takes long, and how finely its progress is told."""
-
-
 GONE = "classes that are gone count as 0"
-
-
-Progress = Callable[[int, int], None]
 
 
 STYLE = """
@@ -76,25 +69,22 @@ class Confusion:
     of: int
 
 
-def report_pool(
-    pool: Pool, stream: TaskStream, *, edited: bool = False, progress: Progress = lambda done, total: None
-) -> str:
+def report_pool(pool: Pool, stream: TaskStream, *, edited: bool = False, progress: Progress = silent) -> str:
     """The page of a pool: accuracy of its mean, the theorem on it, its tasks.
 
     Args:
         pool: with at least one module.
         stream: holds the pool's tasks.
         edited: also specialize to each task, unlearn each, and measure.
-        progress: called with (steps done, steps in all).
+        progress: told how far the work is.
 
     Raises:
         InputError: the pool is empty, or the stream does not fit it.
     """
-    part = partial(_part, progress)
     model = pool.mean()
-    found, frozen = evaluate(model, stream, progress=part(0)), evaluate(pool.frozen(), stream)
-    diagnosis = diagnose(pool, stream, progress=part(1))
-    paths = loss_paths(pool, stream, progress=part(2))
+    found, frozen = evaluate(model, stream, progress=progress), evaluate(pool.frozen(), stream)
+    diagnosis = diagnose(pool, stream, progress=progress)
+    paths = loss_paths(pool, stream, progress=progress)
     costs = [(line["set_up_seconds"], line["training_seconds"]) for line in pool.logged().values()]
     drawn = {
         "Accuracy on every task after every task.": figures.accuracy_matrix(found),
@@ -112,12 +102,11 @@ def report_pool(
     }
     sections = []
     if edited:
-        rows = edit_each(Editable.of_pool(pool, model), stream, pool.tasks, progress=part(3))
+        rows = edit_each(Editable.of_pool(pool, model), stream, pool.tasks, progress=progress)
         drawn[f"Every task specialized to and unlearned, one point a task; {GONE}."] = figures.editing({"": rows})
         sections = [("Specialization and unlearning", _edits(rows))]
     tasks = matching_tasks(model.classes, stream)
     confusions = confused(model, tasks)
-    progress(PARTS * STEPS, PARTS * STEPS)
     sections = [
         ("Run", _facts(_about(pool, stream))),
         ("Accuracy", _accuracy(found, frozen)),
@@ -128,11 +117,6 @@ def report_pool(
         ("Files", _files(pool)),
     ]
     return page(f"Pool {pool.path.name}", sections)
-
-
-def _part(progress: Progress, which: int) -> Progress:
-    """The progress of one of the parts that take long, as steps of the whole."""
-    return lambda done, total: progress(STEPS * which + STEPS * done // total, PARTS * STEPS)
 
 
 def report_comparison(folder: Path) -> str:

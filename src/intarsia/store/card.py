@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from intarsia.store.files import parse_json
+from intarsia.strict_json import parse_json
 
 
 @dataclass(frozen=True)

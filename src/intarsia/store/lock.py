@@ -15,7 +15,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from intarsia.errors import InputError
-from intarsia.store.files import parse_json, writing
+from intarsia.store.files import writing
+from intarsia.strict_json import parse_json
 
 RUN = ".run"
 """Folder in the pool's with what belongs to a run that is not finished."""

@@ -25,20 +25,10 @@ from intarsia.curvature.fisher import Fisher
 from intarsia.errors import InputError
 from intarsia.heads.head import Head
 from intarsia.store.card import Card
-from intarsia.store.files import (
-    Seen,
-    flush,
-    parse_json,
-    parse_metadata,
-    parse_tensors,
-    read,
-    reading,
-    save,
-    write,
-    writing,
-)
+from intarsia.store.files import Seen, flush, parse_metadata, parse_tensors, read, reading, save, write, writing
 from intarsia.store.index import FISHER, INDEX, Index
 from intarsia.store.module import Module
+from intarsia.strict_json import parse_json
 
 LOG = "log.jsonl"
 

@@ -6,11 +6,12 @@ stay usable. Classes learned later were looked up in means that had what was los
 are carried from theta0 (see ``Pool.anchors_hold``).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from intarsia.errors import InputError
 from intarsia.heads.head import Head
+from intarsia.progress import Progress, silent
 from intarsia.store.files import parse_tensors, reading, save, write
 from intarsia.store.index import FISHER, MODULE_FILES, Index
 from intarsia.store.lock import one_writer
@@ -35,7 +36,7 @@ class Damage:
     task: str | None = None
 
 
-def verify(store: Store, progress: Callable[[int, int], None] = lambda done, total: None) -> list[Damage]:
+def verify(store: Store, progress: Progress = silent) -> list[Damage]:
     """Read every file of a pool; once; returns what is damaged: of the pool as a whole, then task by task.
 
     Args:
@@ -49,7 +50,7 @@ def verify(store: Store, progress: Callable[[int, int], None] = lambda done, tot
         names = [name for name in index.files if whose[name] == task]
         for name in names:
             done += 1
-            progress(done, len(index.files))
+            progress("files", done, len(index.files))
             try:
                 data = store.read(name)
                 with reading(store.path / name):

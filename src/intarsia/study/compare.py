@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, stdev
@@ -22,7 +21,7 @@ from tyro.conf import OmitArgPrefixes
 from intarsia.backbones.backbone import Backbone
 from intarsia.backbones.builtin import BUILTIN
 from intarsia.backbones.names import TARGETS
-from intarsia.console import LearningBars, bars
+from intarsia.console import shown
 from intarsia.data.stream import TaskStream
 from intarsia.errors import InputError
 from intarsia.evaluation.editing import edit_each
@@ -266,14 +265,13 @@ def measure(bench: Bench, name: str, seed: int, folder: Path) -> dict[str, Any]:
     theta0 = bench.theta0()
     scores, set_up, training, stage = Scores(stream), 0.0, 0.0, None
     edited: list[dict[str, Any]] = []
-    with bars() as shown:
-        progress = LearningBars(shown, [task.name for task in stream])
+    with shown([task.name for task in stream]) as progress:
         for stage in method.learn(theta0, stream, _training(bench, method, seed), progress, folder):
             scores.add(stage.model)
             set_up, training = set_up + stage.set_up_seconds, training + stage.training_seconds
             if stage.modules is not None and seed == 0:
                 names = [task.name for task in stream]
-                edited = edit_each(stage.modules, stream, names, progress=partial(progress, "all", "edits"))
+                edited = edit_each(stage.modules, stream, names, progress=progress)
     assert stage is not None
     found = scores.evaluation()
     return {

@@ -24,10 +24,11 @@ from intarsia.curvature.fisher import Fisher
 from intarsia.errors import InputError
 from intarsia.heads.trained_head import TrainedHead
 from intarsia.numerics import digest
-from intarsia.store.files import parse_json, parse_metadata, parse_tensors, read, read_json, reading, save, write_json
+from intarsia.store.files import parse_metadata, parse_tensors, read, read_json, reading, save, write_json
 from intarsia.store.index import INDEX
 from intarsia.store.lock import RUN
 from intarsia.store.store import parse_fisher, save_fisher
+from intarsia.strict_json import parse_json
 
 ASKED, EPOCH, FISHER = "run.json", "epoch.safetensors", "fisher.safetensors"
 

@@ -20,7 +20,7 @@ from intarsia.heads.pretraining import pretune
 from intarsia.machine import give_back_memory
 from intarsia.numerics import finite
 from intarsia.pool import Pool
-from intarsia.progress import Laps
+from intarsia.progress import Timings
 from intarsia.task_vector import TaskVector
 from intarsia.training.run import Run
 
@@ -76,7 +76,7 @@ class Prepared:
 
 def prepare(run: Run, task: Task, memory: Memory) -> Prepared:
     """Steps 1 to 4; afterwards ``memory`` knows the task's Fisher, classes and heads."""
-    laps, training = Laps(), run.training
+    timings, training = Timings(), run.training
     number, classes = len(memory.tasks) + 1, len(task.classes)
     images, labels = task.train.tensor(run.backbone.preprocessing), task.train.labels
 
@@ -86,14 +86,14 @@ def prepare(run: Run, task: Task, memory: Memory) -> Prepared:
             f"task {task.name!r}: the backbone's features of {int((~torch.isfinite(features)).any(1).sum())} of its "
             f"{len(features)} images are not finite: look at the weights of {run.backbone.name} and its preprocessing"
         )
-    laps.lap("features")
+    timings.lap("features")
     seed = run.seed(number, "statistics") % 2**31
     statistics = fit_statistics(features, labels, classes, components=training.components, seed=seed)
     memory.statistics = (*memory.statistics, statistics)
-    laps.lap("statistics")
+    timings.lap("statistics")
     memory.reference = _reference_heads(run, number, features, labels, classes, memory)
     give_back_memory()  # of the features drawn for all classes; else it stays, unused, beside what the passes need
-    laps.lap("heads")
+    timings.lap("heads")
     fisher = diagonal_fisher(
         run.backbone,
         memory.reference.to(run.backbone.device),
@@ -107,11 +107,11 @@ def prepare(run: Run, task: Task, memory: Memory) -> Prepared:
             f"task {task.name!r}: its Fisher sums to {numbers}, expected a finite number: the backbone's features or "
             "gradients are not finite on these images; try --dtype float32, or look at the weights"
         )
-    laps.lap("fisher")
+    timings.lap("fisher")
     memory.fisher = fisher if memory.fisher is None else memory.fisher + fisher
     memory.tasks = (*memory.tasks, task.name)
     rows = slice(len(memory.reference) - classes, len(memory.reference))
-    return Prepared(task, number, rows, features, statistics, fisher, laps.seconds)
+    return Prepared(task, number, rows, features, statistics, fisher, timings.seconds)
 
 
 def _reference_heads(run: Run, number: int, features: Tensor, labels: Tensor, classes: int, memory: Memory) -> Head:

@@ -60,7 +60,7 @@ class Run:
         for batch in images.split(FEATURE_BATCH):
             yield self.backbone.preprocessing.normalize(batch.to(self.backbone.device))
             done += len(batch)
-            self.progress(task, phase, done, len(images))
+            self.progress(f"{task}: {phase}", done, len(images))
 
     def varied(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """A training batch (B, C, size, size) on the backbone's device: uint8 images, augmented and normalised."""

@@ -19,7 +19,7 @@ from intarsia.heads.alignment import samples
 from intarsia.heads.head import Head
 from intarsia.heads.trained_head import TrainedHead
 from intarsia.machine import give_back_memory
-from intarsia.progress import Laps
+from intarsia.progress import Timings
 from intarsia.regularizers.iel import IEL
 from intarsia.regularizers.ita import ITA
 from intarsia.store.card import Card
@@ -82,29 +82,29 @@ def fine_tune(run: Run, prepared: Prepared, memory: Memory, others: Fisher | Non
         DivergenceError: the loss or a weight is not finite, or the regularizer's explicit step overshoots.
     """
     assert memory.reference is not None
-    laps, number, name = Laps(), prepared.number, prepared.task.name
+    timings, number, name = Timings(), prepared.number, prepared.task.name
     incremental = isinstance(run.regularizer, IEL)
     fisher = memory.fisher if incremental else others
     mean = None if fisher is None or fisher.count == 0 else fisher.mean(FLOOR, unit=run.training.unit_fisher)
     penalty = run.regularizer.on(mean, memory.total if incremental else None, number)
     reference = memory.reference[prepared.rows]
     with run.backbone.attach(run.adapter, run.generator(number, "adapter")) as adapter:
-        laps.lap("regularizer")
+        timings.lap("regularizer")
         before = _features_in_mean(run, prepared, adapter, memory.total, number - 1)
-        laps.lap("drift")
+        timings.lap("drift")
         adapter.compose(memory.total if incremental else None, number if incremental else 1)
         if incremental and memory.total is not None and run.training.iel_start == "mean":
             adapter.start_at(memory.total * (1 / (number - 1)))
         start, device = _starting_head(run, reference, number), run.backbone.device
         head = TrainedHead(start.to(device), reference.to(device), _head_fisher(run, prepared, memory).to(device))
         give_back_memory()  # of the features drawn for the head's Fisher
-        laps.lap("regularizer")
+        timings.lap("regularizer")
         losses = _epochs(run, prepared, adapter, head, penalty)
         vector, state = adapter.vector(), adapter.state()
-        laps.lap("training")
+        timings.lap("training")
         alone = _features_in_mean(run, prepared, adapter, None, 1)
         after = alone if number == 1 else _features_in_mean(run, prepared, adapter, memory.total, number)
-        laps.lap("drift")
+        timings.lap("drift")
     norm = float(vector.norm())
     for what, size in (("task vector", norm), ("head", head.moved())):
         if not math.isfinite(size):
@@ -124,7 +124,7 @@ def fine_tune(run: Run, prepared: Prepared, memory: Memory, others: Fisher | Non
         shift=shift,
         anchor=Anchor.of(before, after, task.train.labels, len(task.classes)),
         measures=measures,
-        seconds=laps.seconds,
+        seconds=timings.seconds,
     )
 
 
@@ -174,7 +174,7 @@ def _epochs(run: Run, prepared: Prepared, adapter: Attachment, head: TrainedHead
         if batch.ends_epoch:
             if checkpoint:
                 checkpoint.save(task.name, batch.epoch + 1, trained)
-            run.progress(task.name, "training", batch.epoch + 1, training.epochs)
+            run.progress(f"{task.name}: training", batch.epoch + 1, training.epochs)
     return [total / len(images) for total in sums]
 
 
