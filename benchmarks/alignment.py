@@ -20,7 +20,7 @@ from scene import tasks
 from torch import Tensor
 from watch import normalised
 
-from intarsia import ITA, Backbone, LoRA, TaskStream, Training
+from intarsia import ITA, Backbone, LoRA, TaskStream
 from intarsia.class_stats.gaussians import Gaussians
 from intarsia.class_stats.mixtures import ClassStatistics, fit_statistics
 from intarsia.heads.alignment import ALIGNMENT_CLASSES, Alignment
@@ -28,6 +28,7 @@ from intarsia.heads.discriminant import discriminant
 from intarsia.heads.head import Head
 from intarsia.training.preparation import aligned, fresh_head
 from intarsia.training.run import Run
+from intarsia.training.settings import Settings
 
 NEWEST = 5
 Labelled = tuple[Tensor, Tensor]
@@ -78,7 +79,7 @@ def rows(chosen: Alignments) -> Iterator[dict[str, Any]]:
     statistics: list[ClassStatistics] = [fit_statistics(x, y, chosen.classes, seed=0) for x, y in learned]
     ways: tuple[Alignment, ...] = ("sgd", "auto")
     for how in ways:
-        run = Run(backbone, LoRA(16), ITA(0.1), Training(alignment=how), stream)
+        run = Run(backbone, LoRA(16), ITA(0.1), Settings(alignment=how), stream)
         reference: Head | None = None
         for number, (x, y) in enumerate(learned, 1):
             generator = run.generator(number, "heads")

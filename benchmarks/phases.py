@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from watch import Batches, Stopwatch, forward, normalised, wait
 
-from intarsia import IA3, IEL, ITA, Backbone, Full, LoRA, Training, evaluate, learn
+from intarsia import IA3, IEL, ITA, Backbone, Full, LoRA, evaluate, learn
 from intarsia.adapters import Adapter
 from intarsia.curvature.estimators import Estimator
 from intarsia.curvature.fisher import Fisher, diagonal_fisher
@@ -41,6 +41,7 @@ from intarsia.machine import peak_memory
 from intarsia.pool import Pool
 from intarsia.training.preparation import Memory, prepare
 from intarsia.training.run import Run
+from intarsia.training.settings import Settings
 from intarsia.training.tuning import fine_tune
 
 STEPS: dict[str, tuple[Adapter, ITA | IEL]] = {
@@ -89,7 +90,7 @@ class Phases:
 def measure(chosen: Phases, backbone: Backbone, scene: Scene) -> dict[str, float]:
     """Median seconds of every phase and floor."""
     watch, task = Stopwatch(), scene.stream[0]
-    training = Training(epochs=1, batch_size=chosen.batch, unit_fisher=True)
+    training = Settings(epochs=1, batch_size=chosen.batch, unit_fisher=True)
     labels = task.train.labels
     images = normalised(backbone, task.train.tensor(backbone.preprocessing), chosen.batch)
     few = normalised(backbone, task.train.tensor(backbone.preprocessing)[:: max(1, len(labels) // FEW)], chosen.batch)
@@ -183,7 +184,7 @@ def fisher_errors(backbone: Backbone, classes: int, images: int, batch: int) -> 
     task = stream[0]
     batches = normalised(backbone, task.train.tensor(backbone.preprocessing), batch)
     memory = Memory()
-    prepare(Run(backbone, LoRA(16), ITA(0.1), Training(batch_size=batch), stream), task, memory)
+    prepare(Run(backbone, LoRA(16), ITA(0.1), Settings(batch_size=batch), stream), task, memory)
     assert memory.reference is not None
     exact = diagonal_fisher(backbone, memory.reference, batches, estimator="exact")
     found: dict[str, float] = {}
@@ -200,7 +201,7 @@ def peak_of(method: str, chosen: Phases) -> int:
     backbone = network(chosen.backbone)
     stream = tasks(0, chosen.tasks, chosen.classes, 13)
     regularizer = ITA(0.1) if method == "ita" else IEL(1.0)
-    training = Training(epochs=1, batch_size=chosen.batch, lr=1e-4, unit_fisher=True)
+    training = Settings(epochs=1, batch_size=chosen.batch, lr=1e-4, unit_fisher=True)
     with tempfile.TemporaryDirectory() as folder:
         learn(backbone, stream, out=folder, adapter=LoRA(16), regularizer=regularizer, training=training)
     return peak_memory()
@@ -239,7 +240,7 @@ def report(chosen: Phases) -> dict[str, Any]:
     }
     if chosen.error_images:
         errors = fisher_errors(backbone, chosen.classes, chosen.error_images, chosen.batch)
-        found |= {"fisher_error": round(errors[f"{Training().fisher} 1"], 2), "fisher_errors": errors}
+        found |= {"fisher_error": round(errors[f"{Settings().fisher} 1"], 2), "fisher_errors": errors}
     if chosen.memory_tasks:
         growth = memory_growth(chosen)
         found |= {"memory_growth_T": round(max(g["growth"] for g in growth.values()), 2), "memory": growth}

@@ -28,7 +28,7 @@ from intarsia.machine import code, machine, on_device
 from intarsia.merging.model import ComposedModel
 from intarsia.merging.recipe import specialize, unlearn
 from intarsia.training.recommended import recommended
-from intarsia.training.settings import Training
+from intarsia.training.settings import Settings
 from workbench import Setting, Workbench
 
 Cell = tuple[Literal["ita", "iel"], Literal["lora", "full", "ia3"]]
@@ -222,7 +222,7 @@ def ablations(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
                 )
 
 
-def free_of_pulls(training: Training) -> Training:
+def free_of_pulls(training: Settings) -> Settings:
     """Without any pull on head or features."""
     return replace(training, lambda_h=0.0, lambda_0=0.0, centred=False, drift_pull=0.0)
 
@@ -275,7 +275,7 @@ def search(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
     yield {"name": "frozen"}, lambda: _frozen(bench)
     for cell in cells(chosen):
         for lr, epochs, strength in SEARCHED["-".join(cell)]:
-            training = Training(lr=lr, epochs=epochs, batch_size=32, unit_fisher=True)
+            training = Settings(lr=lr, epochs=epochs, batch_size=32, unit_fisher=True)
             setting = Setting(*cell, strength, training)
             name = f"{'-'.join(cell)} lr {lr:g} epochs {epochs} strength {strength:g}"
             yield {"name": name, "setting": setting.record()}, lambda s=setting: bench.measure(s, history=False)
@@ -285,7 +285,7 @@ def peers(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
     """What the settings of the methods compared with were chosen from; ``bench`` holds the validation part."""
     for name, lr, options in PEERS:
         if not chosen or name in chosen:
-            training = Training(lr=lr, epochs=4, batch_size=32, unit_fisher=True, seed=bench.base.seed)
+            training = Settings(lr=lr, epochs=4, batch_size=32, unit_fisher=True, seed=bench.base.seed)
             yield (
                 {"name": name, "lr": lr, **options},
                 lambda n=name, t=training, o=options: _peer(bench, n, t, o),
@@ -294,14 +294,14 @@ def peers(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
 
 def experts(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
     """SEED with experts of LoRA, what ITA and IEL are compared with: all else as in ``compare``."""
-    training = Training(lr=SEED_LORA, epochs=4, batch_size=32, unit_fisher=True, seed=bench.base.seed)
+    training = Settings(lr=SEED_LORA, epochs=4, batch_size=32, unit_fisher=True, seed=bench.base.seed)
     yield (
         {"name": "seed-lora", "lr": training.lr},
         lambda: _peer(bench, "seed", training, {"adapter": "lora"}),
     )
 
 
-def _peer(bench: Workbench, name: str, training: Training, options: dict[str, Any]) -> dict[str, Any]:
+def _peer(bench: Workbench, name: str, training: Settings, options: dict[str, Any]) -> dict[str, Any]:
     scores, given = Scores(bench.stream), dict(options)
     if "adapter" in given:
         given["adapter"] = build_adapter(given["adapter"])

@@ -23,9 +23,10 @@ from rich.table import Table
 from scene import Scene, network
 from watch import Stopwatch, forward, normalised
 
-from intarsia import IEL, ITA, Backbone, LoRA, Training, evaluate
+from intarsia import IEL, ITA, Backbone, LoRA, evaluate
 from intarsia.training.preparation import prepare
 from intarsia.training.run import Run
+from intarsia.training.settings import Settings
 from intarsia.training.tuning import fine_tune
 
 PHASES = ("features", "statistics", "heads", "fisher", "ITA step", "IEL step", "drift", "composition", "evaluation")
@@ -85,7 +86,7 @@ class Scale:
 def cost(point: Point, chosen: Scale) -> dict[str, float]:
     """Phase -> its cost in F, the median over rounds; and the seconds of F."""
     backbone = point.backbone()
-    training = Training(epochs=1, batch_size=chosen.batch, unit_fisher=True)
+    training = Settings(epochs=1, batch_size=chosen.batch, unit_fisher=True)
     with tempfile.TemporaryDirectory() as folder:
         scene = Scene.of(
             backbone, Path(folder) / "pool", tasks_in_all=point.tasks, classes=point.classes, images=chosen.images

@@ -12,12 +12,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from intarsia import Backbone, LoRA, Pool, Training, learn
+from intarsia import Backbone, LoRA, Pool, learn
 from intarsia.backbones.preprocessing import Preprocessing
 from intarsia.data.sources.builtin import load_builtin
 from intarsia.data.stream import TaskStream
 from intarsia.regularizers.ita import ITA
 from intarsia.training.preparation import Memory
+from intarsia.training.settings import Settings
 
 Network = Literal["vit_sketch", "vit_tiny"]
 PER_CLASS = 100
@@ -90,7 +91,7 @@ class Scene:
         """Learn T - 1 >= 1 tasks of ``few`` images a class into ``folder``; the last one has ``images`` in all."""
         per_class = max(2, images // classes)
         last = tasks(tasks_in_all - 1, 1, classes, per_class)
-        quick = Training(epochs=1, batch_size=64, lr=1e-4, unit_fisher=True)
+        quick = Settings(epochs=1, batch_size=64, lr=1e-4, unit_fisher=True)
         earlier = tasks(0, tasks_in_all - 1, classes, few)
         pool = learn(backbone, earlier, out=folder, adapter=LoRA(16), regularizer=ITA(0.1), training=quick)
         return cls(backbone, pool, last, tasks(0, tasks_in_all - 1, classes, per_class))

@@ -32,7 +32,7 @@ from intarsia.store.module import Module
 from intarsia.training.preparation import Memory, Prepared, prepare
 from intarsia.training.recommended import recommended
 from intarsia.training.run import Run
-from intarsia.training.settings import Training
+from intarsia.training.settings import Settings
 from intarsia.training.tuning import fine_tune
 
 OTHER_HEADS: tuple[Heads, ...] = ("carried", "aligned", "own")
@@ -57,7 +57,7 @@ class Setting:
     method: Literal["ita", "iel"]
     adapter: Literal["lora", "full", "ia3"]
     strength: float
-    training: Training
+    training: Settings
     rank: int = 16
 
     def record(self) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class Workbench:
     """
 
     def __init__(
-        self, stream: TaskStream, seed: int, training: Training | None = None, device: str | torch.device = "cpu"
+        self, stream: TaskStream, seed: int, training: Settings | None = None, device: str | torch.device = "cpu"
     ) -> None:
         self.backbone = Backbone.load().to(device)
         self.stream = stream

@@ -6,7 +6,9 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -14,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from intarsia import IA3, Backbone, Full, LoRA, TaskStream, TaskVector, Training
+from intarsia import IA3, Backbone, Full, LoRA, TaskStream, TaskVector
 from intarsia.adapters import Adapter, Attachment
 from intarsia.backbones.preprocessing import Preprocessing
 from intarsia.class_stats.drift import FeatureDrift
@@ -25,6 +27,7 @@ from intarsia.class_stats.shrinkage import basis_of
 from intarsia.heads.head import Head
 from intarsia.store.card import Card
 from intarsia.store.module import Module
+from intarsia.training.settings import Settings
 
 COLOURS = {
     "blue": (40, 40, 220),
@@ -36,9 +39,15 @@ COLOURS = {
 }
 WIDTH = 16
 GREY = Preprocessing(size=8, resize=8, channels=1, mean=(0.5,), std=(0.25,))
-QUICK = Training(epochs=2, batch_size=8, lr=1e-2, pretune_epochs=1, augment=False)
+PLAIN = Settings(unit_fisher=False, batch_size=64, epochs=3, lr=3e-4)
+QUICK = replace(PLAIN, epochs=2, batch_size=8, lr=1e-2, pretune_epochs=1, augment=False)
 ADAPTERS: tuple[Adapter, ...] = (LoRA(2), Full(), IA3())
 KINDS = tuple(adapter.kind for adapter in ADAPTERS)
+
+
+def settings(**changes: Any) -> Settings:
+    """Plain settings with some changes."""
+    return replace(PLAIN, **changes)
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -22,7 +22,7 @@ from intarsia.study.choice import Source
 from intarsia.study.compare import Bench, compare, summary
 from intarsia.study.methods import METHODS, STANDARD
 from intarsia.study.summary import cells, markdown
-from intarsia.training.settings import Training
+from intarsia.training.settings import Settings
 
 SMALL = ("--only", "animals", "vehicles", "--max-per-class", 4, "--epochs", 1, "--threads", 1)
 
@@ -187,4 +187,4 @@ def test_a_row_is_the_mean_over_seeds_with_its_spread() -> None:
 
 def test_every_method_is_known_by_its_settings() -> None:
     assert set(STANDARD) < set(METHODS)
-    assert all(isinstance(m.training, Training) and m.about for m in METHODS.values())
+    assert all(isinstance(m.training, Settings) and m.about for m in METHODS.values())

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from cases import ADAPTERS, GREY, KINDS, QUICK, backbone, contents, same, seeded, stream, tiny_vit
+from cases import ADAPTERS, GREY, KINDS, QUICK, backbone, contents, same, seeded, settings, stream, tiny_vit
 from intarsia import (
     IA3,
     IEL,
@@ -26,7 +26,6 @@ from intarsia import (
     Pool,
     TaskStream,
     TaskVector,
-    Training,
     learn,
 )
 from intarsia.adapters import Adapter
@@ -39,6 +38,7 @@ from intarsia.regularizers.protocol import Step
 from intarsia.training.preparation import Memory, fresh_head, prepare
 from intarsia.training.run import CXX, Run
 from intarsia.training.schedule import batches
+from intarsia.training.settings import Settings
 from intarsia.training.tuning import _due, _head_fisher, batch_drift, fine_tune
 
 each_adapter = pytest.mark.parametrize("adapter", ADAPTERS, ids=KINDS)
@@ -49,7 +49,7 @@ PLAIN = replace(QUICK, lambda_h=0.0, lambda_0=0.0, centred=False, drift_pull=0.0
 CENTRED = replace(PLAIN, centred=True, drift_pull=0.7)
 
 
-def tuned_on(task: int, adapter: Adapter, regularizer: ITA | IEL, training: Training) -> tuple[dict[str, Tensor], Head]:
+def tuned_on(task: int, adapter: Adapter, regularizer: ITA | IEL, training: Settings) -> tuple[dict[str, Tensor], Head]:
     """Parts and head of one task of a stream of two, learned as the first task it is."""
     tasks = stream(2)
     run = Run(backbone(), adapter, regularizer, training, tasks)
@@ -58,7 +58,7 @@ def tuned_on(task: int, adapter: Adapter, regularizer: ITA | IEL, training: Trai
     return tuned.parts, tuned.head
 
 
-def by_hand(task: int, adapter: Adapter, training: Training) -> tuple[dict[str, Tensor], Head]:
+def by_hand(task: int, adapter: Adapter, training: Settings) -> tuple[dict[str, Tensor], Head]:
     """The same without any regularizer: AdamW on the cross-entropy, warm-up, cosine, from the reference head.
 
     With ``centred``: the head sees features - d, d the batch's mean drift from theta0, and the loss has
@@ -121,7 +121,7 @@ def assert_trained(adapter: Adapter, state: Mapping[str, Tensor]) -> None:
 @pytest.mark.parametrize("regularizer", [ITA(0.0), IEL(0.0)], ids=["ita", "iel"])
 @pytest.mark.parametrize("base", [PLAIN, CENTRED], ids=["plain", "centred"])
 def test_strength_zero_is_plain_fine_tuning_bit_for_bit(
-    adapter: Adapter, step: Step, regularizer: ITA | IEL, base: Training
+    adapter: Adapter, step: Step, regularizer: ITA | IEL, base: Settings
 ) -> None:
     training = replace(base, step=step)
     state, head = tuned_on(0, adapter, regularizer, training)
@@ -196,8 +196,8 @@ def test_without_a_compiler_compile_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_batch_of_one_image_cannot_be_centred() -> None:
     with pytest.raises(InputError, match="batch-size 1 with --centred"):
-        Training(batch_size=1)
-    assert Training(batch_size=1, centred=False).batch_size == 1
+        settings(batch_size=1)
+    assert settings(batch_size=1, centred=False).batch_size == 1
 
 
 @pytest.mark.parametrize("step", ["decoupled", "coupled", "proximal"])
@@ -348,7 +348,7 @@ def test_theta0_is_never_written(adapter: Adapter, step: Step, tmp_path: Path) -
 
 def test_few_images_and_a_large_batch_are_still_trained_on(tmp_path: Path) -> None:
     """Two classes of two images, batches of a thousand: the head is pre-tuned, both epochs step."""
-    training = Training(epochs=2, batch_size=1000, lr=1e-5, augment=False)
+    training = settings(epochs=2, batch_size=1000, lr=1e-5, augment=False)
     pool = learn(backbone(), stream(2, train=2), adapter=Full(), training=training, out=tmp_path / "p")
     for task in pool.tasks:
         card = pool.card(task)
@@ -449,7 +449,7 @@ def test_features_that_are_not_finite_are_named_and_nothing_is_left(tmp_path: Pa
     assert not (tmp_path / "p").exists()
 
 
-DIVERGE: dict[str, tuple[Adapter, ITA | IEL, Training]] = {
+DIVERGE: dict[str, tuple[Adapter, ITA | IEL, Settings]] = {
     "clipped": (LoRA(2), IEL(1e3), replace(QUICK, step="decoupled")),
     "strength": (Full(), ITA(1e60), replace(QUICK, step="decoupled")),
     "coupled": (Full(), ITA(1e60), replace(QUICK, step="coupled")),
@@ -528,9 +528,9 @@ def _png(folder: Path) -> Path:
     [("epochs", 0), ("batch_size", 0), ("probes", 0), ("lr", -1.0), ("lr", float("nan")), ("lambda_h", float("inf"))],
 )
 def test_training_settings_that_are_none_are_refused(name: str, value: float) -> None:
-    settings: dict[str, Any] = {name: value}
+    changes: dict[str, Any] = {name: value}
     with pytest.raises(InputError, match=name.replace("_", "-")):
-        Training(**settings)
+        settings(**changes)
 
 
 @pytest.mark.parametrize("over", ["seen", "earlier"])

@@ -8,14 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cases import seeded
-from intarsia import Training
+from cases import seeded, settings
 from intarsia.training.schedule import batches
 
 
 @given(images=st.integers(1, 50), size=st.integers(2, 9), epochs=st.integers(1, 3))
 def test_every_epoch_sees_every_image_once(images: int, size: int, epochs: int) -> None:
-    made = list(batches(Training(epochs=epochs, batch_size=size), images, seeded(1)))
+    made = list(batches(settings(epochs=epochs, batch_size=size), images, seeded(1)))
     alone = images % size == 1 and images > 1  # a last batch of one image joins the one before
     assert len(made) == epochs * (math.ceil(images / size) - alone)
     assert all(len(b.index) > 1 for b in made) or images == 1
@@ -27,7 +26,7 @@ def test_every_epoch_sees_every_image_once(images: int, size: int, epochs: int) 
 
 
 def test_rate_warms_up_by_the_batch_and_falls_by_the_epoch() -> None:
-    training = Training(epochs=4, batch_size=5, lr=2.0, warmup=0.5)
+    training = settings(epochs=4, batch_size=5, lr=2.0, warmup=0.5)
     made = list(batches(training, 20, seeded(1)))
     assert [b.lr for b in made[:4]] == pytest.approx([1.0, 2.0, 2.0, 2.0])
     assert [b.cosine for b in made[::4]] == pytest.approx([1.0, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2])
@@ -40,6 +39,6 @@ def test_rate_warms_up_by_the_batch_and_falls_by_the_epoch() -> None:
 
 
 def test_order_is_a_function_of_the_generator() -> None:
-    orders = [torch.cat([b.index for b in batches(Training(epochs=2), 300, seeded(s))]).tolist() for s in (1, 1, 2)]
+    orders = [torch.cat([b.index for b in batches(settings(epochs=2), 300, seeded(s))]).tolist() for s in (1, 1, 2)]
     assert orders[0] == orders[1] != orders[2]
     assert orders[0][:300] != orders[0][300:]

@@ -21,9 +21,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_cli import run
 
-from cases import QUICK, backbone, contents, edit, module, permissions_hold, same, stream
+from cases import QUICK, backbone, contents, edit, module, permissions_hold, same, settings, stream
 from hostile import FORGED, HARM, LIES, changed, flip, rehashed
-from intarsia import IEL, ITA, Full, InputError, LoRA, Pool, Training, learn
+from intarsia import IEL, ITA, Full, InputError, LoRA, Pool, learn
 from intarsia.cli.main import main
 from intarsia.cli.options import parse_weights
 from intarsia.cli.pool import Ls
@@ -572,4 +572,4 @@ def test_a_module_that_cannot_be_written_whole_leaves_no_trace(tmp_path: Path, m
 
 
 def test_training_that_is_not_asked_for_checkpoints_has_none() -> None:
-    assert "checkpoint" not in Training().record()
+    assert "checkpoint" not in settings().record()

@@ -21,7 +21,7 @@ from intarsia.baselines.setting import plain_run
 from intarsia.baselines.stage import Stage
 from intarsia.data.stream import TaskStream
 from intarsia.progress import Progress, silent
-from intarsia.training.settings import Training
+from intarsia.training.settings import Settings
 
 
 class Reservoir(Keeper):
@@ -86,7 +86,7 @@ def learn(
     stream: TaskStream,
     *,
     adapter: Adapter | None = None,
-    training: Training | None = None,
+    training: Settings | None = None,
     progress: Progress = silent,
     buffer: int = 500,
     a: float = 0.5,

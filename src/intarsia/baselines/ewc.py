@@ -27,7 +27,7 @@ from intarsia.heads.head import Head
 from intarsia.merging.model import ComposedModel
 from intarsia.progress import Progress, silent
 from intarsia.training.run import Run
-from intarsia.training.settings import Training
+from intarsia.training.settings import Settings
 
 
 class Anchored(Keeper):
@@ -82,7 +82,7 @@ def learn(
     stream: TaskStream,
     *,
     adapter: Adapter | None = None,
-    training: Training | None = None,
+    training: Settings | None = None,
     progress: Progress = silent,
     strength: float = 10.0,
 ) -> Iterator[Stage]:

@@ -10,7 +10,7 @@ from intarsia.baselines.setting import plain_run
 from intarsia.baselines.stage import Stage
 from intarsia.data.stream import TaskStream
 from intarsia.progress import Progress, silent
-from intarsia.training.settings import Training
+from intarsia.training.settings import Settings
 
 
 def learn(
@@ -18,7 +18,7 @@ def learn(
     stream: TaskStream,
     *,
     adapter: Adapter | None = None,
-    training: Training | None = None,
+    training: Settings | None = None,
     progress: Progress = silent,
 ) -> Iterator[Stage]:
     """Train one network on task after task, cross-entropy over all classes seen.

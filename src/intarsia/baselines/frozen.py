@@ -10,11 +10,11 @@ from intarsia.class_stats.gaussians import Gaussians
 from intarsia.data.stream import TaskStream
 from intarsia.heads.discriminant import discriminant
 from intarsia.progress import Progress, Timings, silent
-from intarsia.training.settings import Training
+from intarsia.training.settings import Settings
 
 
 def learn(
-    backbone: Backbone, stream: TaskStream, *, training: Training | None = None, progress: Progress = silent
+    backbone: Backbone, stream: TaskStream, *, training: Settings | None = None, progress: Progress = silent
 ) -> Iterator[Stage]:
     """Take the classes' means and their common covariance, task by task.
 

@@ -14,7 +14,8 @@ from intarsia.merging.merge import merge
 from intarsia.progress import Progress, silent
 from intarsia.training.learner import modules
 from intarsia.training.preparation import Memory
-from intarsia.training.settings import Training
+from intarsia.training.recommended import recommended
+from intarsia.training.settings import Settings
 
 
 def learn(
@@ -22,7 +23,7 @@ def learn(
     stream: TaskStream,
     *,
     adapter: Adapter | None = None,
-    training: Training | None = None,
+    training: Settings | None = None,
     progress: Progress = silent,
 ) -> Iterator[Stage]:
     """Learn the whole stream as one task, in the six steps of docs/method.md, free of every regularizer.
@@ -37,8 +38,10 @@ def learn(
     Yields:
         The method once, after all tasks.
     """
-    free = replace(training or Training(), lambda_h=0.0, lambda_0=0.0, centred=False, drift_pull=0.0)
-    run = plain_run(backbone, stream.joined(), adapter or LoRA(), free, progress)
+    adapter = adapter or LoRA()
+    settings = training or recommended("ita", adapter.kind)[1]
+    free = replace(settings, lambda_h=0.0, lambda_0=0.0, centred=False, drift_pull=0.0)
+    run = plain_run(backbone, stream.joined(), adapter, free, progress)
     (learned,) = modules(run, Memory())
     module, log = learned.module, learned.log
     network = merge(backbone, run.adapter, [module], {module.card.task: 1.0})

@@ -12,7 +12,7 @@ from intarsia.data.stream import TaskStream
 from intarsia.progress import Progress, silent
 from intarsia.regularizers.l2 import L2
 from intarsia.training.learner import learn as learn_pool
-from intarsia.training.settings import Training
+from intarsia.training.settings import Settings
 
 
 def learn(
@@ -20,7 +20,7 @@ def learn(
     stream: TaskStream,
     *,
     adapter: Adapter | None = None,
-    training: Training | None = None,
+    training: Settings | None = None,
     progress: Progress = silent,
     strength: float = 0.1,
 ) -> Iterator[Stage]:

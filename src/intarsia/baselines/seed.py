@@ -36,7 +36,7 @@ from intarsia.merging.model import answers
 from intarsia.progress import Progress, Timings, silent
 from intarsia.training.run import Run
 from intarsia.training.schedule import Batch
-from intarsia.training.settings import Training
+from intarsia.training.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def learn(
     stream: TaskStream,
     *,
     adapter: Adapter | None = None,
-    training: Training | None = None,
+    training: Settings | None = None,
     progress: Progress = silent,
     experts: int = 5,
     distillation: float = 0.99,

@@ -36,7 +36,7 @@ from intarsia.progress import Progress, Timings, silent
 from intarsia.task_vector import TaskVector
 from intarsia.training.run import Run
 from intarsia.training.schedule import Batch
-from intarsia.training.settings import Training
+from intarsia.training.settings import Settings
 
 TARGET = 15.0
 """What the loss asks of the answer for an image's own class; zero of the others."""
@@ -121,7 +121,7 @@ def learn(
     backbone: Backbone,
     stream: TaskStream,
     *,
-    training: Training | None = None,
+    training: Settings | None = None,
     progress: Progress = silent,
 ) -> Iterator[Stage]:
     """Train a tangent model for every task, alone, and average them.

@@ -28,7 +28,7 @@ from intarsia.study.estimate import estimate
 from intarsia.study.paper import preset
 from intarsia.training.checkpoint import Checkpoint, stopping
 from intarsia.training.learner import learn
-from intarsia.training.recommended import recommended
+from intarsia.training.recommended import recommended, resolved
 from intarsia.training.run import Run
 from intarsia.training.settings import Training
 
@@ -89,7 +89,8 @@ class Learn:
         theta0 = Backbone.load(self.backbone, targets=self.targets).to(on_device(self.device))
         adapter: Adapter = build_adapter(self.adapter, self.rank)
         if self.dry_run:
-            cost = estimate(Run(theta0, adapter, regularizer, self.training, stream), keep_fishers=self.keep_fishers)
+            settings = resolved(self.training, recommended(self.method, self.adapter)[1])
+            cost = estimate(Run(theta0, adapter, regularizer, settings, stream), keep_fishers=self.keep_fishers)
             if not self.json:
                 facts(cost.record())
             return cost.record()
@@ -116,7 +117,7 @@ class Learn:
         """What is learned: as named, or when a run is resumed, as it was."""
         checkpoint = Checkpoint.of(self.out)
         if not self.resume or self.source != Source():
-            return self.source.load("sketches", self.training.seed)
+            return self.source.load("sketches", self.training.seed or 0)
         return reloaded(checkpoint.asked()["stream"]) if checkpoint.exists else recorded_stream(Pool.open(self.out))
 
     def _regularizer(self) -> ITA | IEL:

@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from intarsia.study.choice import Source
 from intarsia.study.paper import BACKBONE, preset
 from intarsia.training.checkpoint import Checkpoint
 from intarsia.training.recommended import paper, recommended
-from intarsia.training.settings import Training
+from intarsia.training.settings import Settings
 
 VERBS = {
     "learn": Learn,
@@ -124,7 +124,7 @@ def _of_preset(name: str) -> Learn:
     return replace(start, backbone=BACKBONE, source=source, out=Path(f"runs/{name}"))
 
 
-def _with(method: Method, adapter: AdapterKind, strength: float, training: Training, **flags: Any) -> Learn:
+def _with(method: Method, adapter: AdapterKind, strength: float, training: Settings, **flags: Any) -> Learn:
     name = "alpha" if method == "ita" else "beta"
     return Learn(method=method, adapter=adapter, training=training, **{name: strength}, **flags)
 
@@ -154,12 +154,11 @@ def _settings_of_run(out: Path) -> Learn:
 def _as_it_was(
     settings: Mapping[str, Any], adapter: Mapping[str, Any], backbone: Mapping[str, Any], **flags: Any
 ) -> Learn:
-    known = {f.name for f in fields(Training)}
     return _with(
         settings["method"],
         adapter["kind"],
         settings["strength"],
-        Training(**{k: v for k, v in settings.items() if k in known}),
+        Settings.from_record(settings),
         backbone=backbone["name"],
         targets=tuple(backbone["targets"]),
         rank=adapter.get("rank", 16),

@@ -1,4 +1,4 @@
-"""Training images changed a little, at random, batch by batch, on tensors.
+"""Settings images changed a little, at random, batch by batch, on tensors.
 
 Convention: as in `images`; all randomness comes from a generator on the CPU.
 """

@@ -27,7 +27,7 @@ POINTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 
 
 DRAWN = 50
-"""Training images of a task, where many networks are measured on the same ones."""
+"""Settings images of a task, where many networks are measured on the same ones."""
 
 
 SCALES = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)

@@ -32,7 +32,7 @@ from intarsia.store.index import INDEX
 from intarsia.study.choice import Source
 from intarsia.study.methods import METHODS, STANDARD, Method
 from intarsia.study.summary import ACCURACIES, markdown
-from intarsia.training.settings import Training
+from intarsia.training.settings import Settings
 
 MEASURES = (
     *ACCURACIES,
@@ -288,5 +288,5 @@ def measure(bench: Bench, name: str, seed: int, folder: Path) -> dict[str, Any]:
     }
 
 
-def _training(bench: Bench, method: Method, seed: int) -> Training:
+def _training(bench: Bench, method: Method, seed: int) -> Settings:
     return replace(method.training, epochs=bench.epochs, batch_size=bench.batch_size, seed=seed)

@@ -16,9 +16,9 @@ from intarsia.progress import Progress
 from intarsia.regularizers.records import build_regularizer
 from intarsia.training.learner import learn
 from intarsia.training.recommended import recommended
-from intarsia.training.settings import Training
+from intarsia.training.settings import Settings
 
-Learn = Callable[[Backbone, TaskStream, Training, Progress, Path], Iterator[Stage]]
+Learn = Callable[[Backbone, TaskStream, Settings, Progress, Path], Iterator[Stage]]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Method:
 
     about: str
     learn: Learn
-    training: Training
+    training: Settings
     options: Mapping[str, float]
 
 
@@ -43,7 +43,7 @@ def _cell(method: str, kind: str) -> Method:
     strength, training = recommended(method, kind)
     adapter, regularizer = build_adapter(kind), build_regularizer(method, strength)
 
-    def run(b: Backbone, s: TaskStream, t: Training, p: Progress, folder: Path) -> Iterator[Stage]:
+    def run(b: Backbone, s: TaskStream, t: Settings, p: Progress, folder: Path) -> Iterator[Stage]:
         shutil.rmtree(folder, ignore_errors=True)  # of a run that did not end
         pool = learn(b, s, out=folder, adapter=adapter, regularizer=regularizer, training=t, progress=p)
         yield from stages(pool)
@@ -56,10 +56,10 @@ def _baseline(about: str, learn: Callable[..., Iterator[Stage]], lr: float, **op
     own = {name: p.default for name, p in signature(learn).parameters.items() if isinstance(p.default, int | float)}
     options = {**own, **options}
 
-    def run(b: Backbone, s: TaskStream, t: Training, p: Progress, folder: Path) -> Iterator[Stage]:
+    def run(b: Backbone, s: TaskStream, t: Settings, p: Progress, folder: Path) -> Iterator[Stage]:
         return learn(b, s, training=t, progress=p, **options)
 
-    return Method(about, run, Training(lr=lr, unit_fisher=True), options)
+    return Method(about, run, Settings(lr=lr), options)
 
 
 METHODS: Mapping[str, Method] = {

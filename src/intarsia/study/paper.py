@@ -14,7 +14,7 @@ from intarsia.evaluation.metrics import Evaluation
 from intarsia.pool import Pool
 from intarsia.regularizers.records import Method
 from intarsia.training.recommended import paper
-from intarsia.training.settings import Training
+from intarsia.training.settings import Settings
 
 Origin = Literal["paper", "ours"]
 
@@ -84,7 +84,7 @@ class Preset:
     method: Method
     adapter: AdapterKind
     strength: float
-    training: Training
+    training: Settings
     source: Origin
 
     @property

@@ -31,9 +31,9 @@ from intarsia.store.lock import one_writer
 from intarsia.store.module import Module
 from intarsia.training.checkpoint import Checkpoint
 from intarsia.training.preparation import Memory, Prepared, prepare
-from intarsia.training.recommended import recommended
+from intarsia.training.recommended import recommended, resolved
 from intarsia.training.run import Run
-from intarsia.training.settings import Training
+from intarsia.training.settings import Settings, Training
 from intarsia.training.tuning import fine_tune
 
 
@@ -76,7 +76,7 @@ def learn(
         out: the pool's folder, new or empty; with ``add`` an existing pool.
         adapter: what a task vector is made of; ``LoRA(16)`` if None.
         regularizer: ``ITA(alpha)`` or ``IEL(beta)``; if None, ITA with the tool's own strength for the adapter.
-        training: everything else; if None, the tool's own settings for that method and adapter.
+        training: everything else; what is None is as recommended for that method and adapter.
         add: add the stream's tasks to the pool in ``out``. Learning five tasks, and then five more in another
             process, gives the same pool, bit for bit, as learning ten.
         resume: go on with a run that was stopped, from its last epoch border: everything else as it was given then.
@@ -100,13 +100,13 @@ def learn(
     """
     adapter = adapter or LoRA()
     regularizer = regularizer or ITA(recommended("ita", adapter.kind)[0])
-    training = training or recommended(regularizer.kind, adapter.kind)[1]
-    settings, path = {**regularizer_record(regularizer), **training.record()}, Path(out)
+    settings = resolved(training, recommended(regularizer.kind, adapter.kind)[1])
+    record, path = {**regularizer_record(regularizer), **settings.record()}, Path(out)
 
     def opened() -> Pool:
         if add or (resume and (path / INDEX).exists()):
             return open_for_adding(path, backbone, adapter)
-        return Pool.create(path, backbone, adapter, settings)
+        return Pool.create(path, backbone, adapter, record)
 
     opened()  # what is refused here is refused before a lock is put there
     with one_writer(path) as folder:
@@ -115,7 +115,7 @@ def learn(
         if resume and not checkpoint.exists and all(task.name in pool.tasks for task in stream):
             checkpoint.end()  # of a run that died while it cleaned up
             return pool
-        asked = _asked(pool, settings, stream, keep_fishers)
+        asked = _asked(pool, record, stream, keep_fishers)
         if resume:
             checkpoint.resume(asked)
         else:
@@ -123,10 +123,10 @@ def learn(
             for task in stream:
                 pool.check_new(task.name, task.classes)
         stream.decode(backbone.preprocessing)
-        memory = _memory(pool, checkpoint, training) if resume else Memory.of(pool)
+        memory = _memory(pool, checkpoint, settings) if resume else Memory.of(pool)
         if not resume:
-            checkpoint.begin(asked, memory.fisher if training.fisher_over == "others" else None)
-        _learn(Run(backbone, adapter, regularizer, training, stream, progress, checkpoint), pool, memory, keep_fishers)
+            checkpoint.begin(asked, memory.fisher if settings.fisher_over == "others" else None)
+        _learn(Run(backbone, adapter, regularizer, settings, stream, progress, checkpoint), pool, memory, keep_fishers)
         checkpoint.end()
     return pool
 
@@ -164,7 +164,7 @@ def _learn(run: Run, pool: Pool, memory: Memory, keep_fishers: bool) -> None:
         ) from error
 
 
-def _memory(pool: Pool, checkpoint: Checkpoint, training: Training) -> Memory:
+def _memory(pool: Pool, checkpoint: Checkpoint, training: Settings) -> Memory:
     """What the learner knows as it goes on; where every Fisher is taken first, as it began."""
     if training.fisher_over != "others":
         return Memory.of(pool)

@@ -20,7 +20,7 @@ from intarsia.progress import Progress, silent
 from intarsia.regularizers.iel import IEL
 from intarsia.regularizers.ita import ITA
 from intarsia.training.checkpoint import Checkpoint
-from intarsia.training.settings import Training
+from intarsia.training.settings import Settings
 
 FEATURE_BATCH = 64
 
@@ -45,7 +45,7 @@ class Run:
     backbone: Backbone
     adapter: Adapter
     regularizer: ITA | IEL
-    training: Training
+    training: Settings
     stream: TaskStream
     progress: Progress = silent
     checkpoint: Checkpoint | None = None

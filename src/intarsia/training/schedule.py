@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from intarsia.training.settings import Training
+from intarsia.training.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Batch:
             group["lr"] = self.lr
 
 
-def batches(training: Training, images: int, generator: torch.Generator, first: int = 0) -> Iterator[Batch]:
+def batches(training: Settings, images: int, generator: torch.Generator, first: int = 0) -> Iterator[Batch]:
     """Every epoch's batches, each epoch's order drawn as it begins; the last, smaller batch is used too.
 
     A last batch of one image joins the one before: it has no gradient under feature centering.

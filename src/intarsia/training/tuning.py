@@ -29,7 +29,7 @@ from intarsia.training.checkpoint import Trained
 from intarsia.training.preparation import Memory, Prepared
 from intarsia.training.run import Run
 from intarsia.training.schedule import Batch, batches
-from intarsia.training.settings import Training
+from intarsia.training.settings import Settings
 
 FLOOR = 1e-5
 
@@ -185,7 +185,7 @@ def batch_drift(run: Run, adapter: Attachment, network: nn.Module, x: Tensor, fe
     return (features - at_theta0).mean(0)
 
 
-def _due(training: Training, batch: Batch) -> int:
+def _due(training: Settings, batch: Batch) -> int:
     """How many of the regularizer's steps are due after a batch."""
     if training.step != "proximal":
         return 1
