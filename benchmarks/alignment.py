@@ -20,15 +20,15 @@ from scene import tasks
 from torch import Tensor
 from watch import normalised
 
-from intarsia import ITA, Backbone, LoRA, TaskStream
+from intarsia import Backbone, TaskStream
 from intarsia.class_stats.gaussians import Gaussians
 from intarsia.class_stats.mixtures import ClassStatistics, fit_statistics
 from intarsia.heads.alignment import ALIGNMENT_CLASSES, Alignment
 from intarsia.heads.discriminant import discriminant
 from intarsia.heads.head import Head
-from intarsia.training.preparation import aligned, fresh_head
-from intarsia.training.run import Run
+from intarsia.training.schedule import Seeds
 from intarsia.training.settings import Settings
+from intarsia.training.steps import aligned, fresh_head
 
 NEWEST = 5
 Labelled = tuple[Tensor, Tensor]
@@ -79,14 +79,14 @@ def rows(chosen: Alignments) -> Iterator[dict[str, Any]]:
     statistics: list[ClassStatistics] = [fit_statistics(x, y, chosen.classes, seed=0) for x, y in learned]
     ways: tuple[Alignment, ...] = ("sgd", "auto")
     for how in ways:
-        run = Run(backbone, LoRA(16), ITA(0.1), Settings(alignment=how), stream)
+        settings = Settings(alignment=how)
         reference: Head | None = None
         for number, (x, y) in enumerate(learned, 1):
-            generator = run.generator(number, "heads")
-            fresh = fresh_head(run, x, y, chosen.classes, generator)
+            generator = Seeds(settings.seed, number).generator("heads")
+            fresh = fresh_head(x, y, chosen.classes, settings, generator)
             started = time.perf_counter()
             heads = [h for h in (reference, fresh) if h is not None]
-            reference = aligned(run, heads, statistics[:number], generator)
+            reference = aligned(Head.join(heads), statistics[:number], settings, generator)
             seconds = time.perf_counter() - started
             if number in chosen.marks:
                 found = accuracy(reference, measured[:number], chosen.classes)

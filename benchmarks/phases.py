@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -39,10 +39,10 @@ from intarsia.curvature.estimators import Estimator
 from intarsia.curvature.fisher import Fisher, diagonal_fisher
 from intarsia.machine import peak_memory
 from intarsia.pool import Pool
-from intarsia.training.preparation import Memory, prepare
-from intarsia.training.run import Run
+from intarsia.training.fine_tuning import Configuration, fine_tune
 from intarsia.training.settings import Settings
-from intarsia.training.tuning import fine_tune
+from intarsia.training.state import LearnerState
+from intarsia.training.task import prepare
 
 STEPS: dict[str, tuple[Adapter, ITA | IEL]] = {
     "ita_lora": (LoRA(16), ITA(0.1)),
@@ -101,21 +101,20 @@ def measure(chosen: Phases, backbone: Backbone, scene: Scene) -> dict[str, float
     for _ in range(chosen.rounds):
         watch.time("F", lambda: forward(backbone, images))
         watch.time("B", lambda: _backward(backbone, images))
-        memory = scene.memory()
-        earlier = memory.fisher
-        prepared = prepare(Run(backbone, LoRA(16), ITA(0.1), training, scene.stream), task, memory)
+        before = scene.state()
+        prepared, state = prepare(backbone, task, before, training)
         for phase, seconds in prepared.seconds.items():
             watch.add(phase, seconds)
         for name, (adapter, regularizer) in STEPS.items():
             watch.time(f"P {name}", lambda name=name: rivals[name].epoch(images, labels))
-            run = Run(backbone, adapter, regularizer, training, scene.stream)
-            seconds = fine_tune(run, prepared, replace(memory), earlier).seconds
+            configuration = Configuration(adapter, regularizer, training, scene.stream.augmentation)
+            seconds = fine_tune(backbone, prepared, state, before.fisher, configuration).seconds
             watch.add(f"step {name}", seconds["training"])
             watch.add("drift", seconds["drift"])
         watch.time("F few", lambda: forward(backbone, few))
         watch.time("B few", lambda: _backward(backbone, few))
-        assert memory.reference is not None
-        own = memory.reference[prepared.rows]
+        assert state.reference is not None
+        own = state.reference[prepared.rows]
         watch.time("fisher exact", lambda own=own: diagonal_fisher(backbone, own, few, estimator="exact"))
         watch.time("read and add", lambda: _read_and_add(scene.pool, backbone))
         model = watch.time("composition", scene.pool.mean)
@@ -183,15 +182,14 @@ def fisher_errors(backbone: Backbone, classes: int, images: int, batch: int) -> 
     stream = tasks(0, 1, classes, -(-images // classes))
     task = stream[0]
     batches = normalised(backbone, task.train.tensor(backbone.preprocessing), batch)
-    memory = Memory()
-    prepare(Run(backbone, LoRA(16), ITA(0.1), Settings(batch_size=batch), stream), task, memory)
-    assert memory.reference is not None
-    exact = diagonal_fisher(backbone, memory.reference, batches, estimator="exact")
+    _, state = prepare(backbone, task, LearnerState(), Settings(batch_size=batch))
+    assert state.reference is not None
+    exact = diagonal_fisher(backbone, state.reference, batches, estimator="exact")
     found: dict[str, float] = {}
     for how in ESTIMATORS:
         for probes in (1, 2, 4):
             random = torch.Generator().manual_seed(probes)
-            made = diagonal_fisher(backbone, memory.reference, batches, estimator=how, probes=probes, generator=random)
+            made = diagonal_fisher(backbone, state.reference, batches, estimator=how, probes=probes, generator=random)
             found[f"{how} {probes}"] = 100 * _distance(made, exact)
     return found
 

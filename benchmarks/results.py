@@ -12,14 +12,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import tyro
 
-from intarsia.adapters.records import build_adapter
+from intarsia.adapters.lora import LoRA
 from intarsia.data.stream import TaskStream
 from intarsia.errors import InputError
 from intarsia.evaluation.editing import Editable, edit_each
@@ -27,6 +26,8 @@ from intarsia.evaluation.metrics import Scores, evaluate
 from intarsia.machine import code, machine, on_device
 from intarsia.merging.model import ComposedModel
 from intarsia.merging.recipe import specialize, unlearn
+from intarsia.regularizers.l2 import L2
+from intarsia.study.methods import METHODS
 from intarsia.training.recommended import recommended
 from intarsia.training.settings import Settings
 from workbench import Setting, Workbench
@@ -59,9 +60,9 @@ PEERS: list[tuple[str, float, dict[str, Any]]] = [
     *(("derpp", 1e-3, {"a": a, "b": b}) for a, b in ((0.1, 0.5), (0.1, 1.0), (0.5, 1.0), (0.5, 2.0), (0.5, 4.0))),
     *(("seed", lr, {"temperature": 3.0}) for lr in (3e-4, 1e-3, 3e-3)),
     *(("seed", 1e-3, {"temperature": t}) for t in (1.0, 10.0)),
-    *(("seed", lr, {"adapter": "lora"}) for lr in (1e-3, 3e-3, 1e-2)),
+    *(("seed", lr, {"adapter": LoRA()}) for lr in (1e-3, 3e-3, 1e-2)),
     *(("tmc", lr, {}) for lr in (1e-5, 1e-4, 3e-4)),
-    *(("l2", 3e-3, {"strength": s}) for s in (0.01, 0.1, 1.0)),
+    *(("l2", 3e-3, {"regularizer": L2(s)}) for s in (0.01, 0.1, 1.0)),
 ]
 """Method, learning rate, its own options."""
 SEED_LORA = 3e-3
@@ -287,7 +288,7 @@ def peers(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
         if not chosen or name in chosen:
             training = Settings(lr=lr, epochs=4, batch_size=32, unit_fisher=True, seed=bench.base.seed)
             yield (
-                {"name": name, "lr": lr, **options},
+                {"name": name, "lr": lr, **{key: str(value) for key, value in options.items()}},
                 lambda n=name, t=training, o=options: _peer(bench, n, t, o),
             )
 
@@ -297,17 +298,14 @@ def experts(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
     training = Settings(lr=SEED_LORA, epochs=4, batch_size=32, unit_fisher=True, seed=bench.base.seed)
     yield (
         {"name": "seed-lora", "lr": training.lr},
-        lambda: _peer(bench, "seed", training, {"adapter": "lora"}),
+        lambda: _peer(bench, "seed", training, {"adapter": LoRA()}),
     )
 
 
-def _peer(bench: Workbench, name: str, training: Settings, options: dict[str, Any]) -> dict[str, Any]:
-    scores, given = Scores(bench.stream), dict(options)
-    if "adapter" in given:
-        given["adapter"] = build_adapter(given["adapter"])
-    learn = import_module(f"intarsia.baselines.{name}").learn
-    for stage in learn(bench.backbone, bench.stream, training=training, **given):
-        scores.add(stage.model)
+def _peer(bench: Workbench, name: str, settings: Settings, options: dict[str, Any]) -> dict[str, Any]:
+    scores, baseline = Scores(bench.stream), replace(METHODS[name].baseline, **options)  # pyright: ignore
+    for result in baseline.train(bench.backbone, bench.stream, settings):
+        scores.add(result.model)
     return scores.evaluation().record()
 
 

@@ -10,7 +10,7 @@ the same round: a line that stays level costs what the backbone costs, however l
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,10 +24,9 @@ from scene import Scene, network
 from watch import Stopwatch, forward, normalised
 
 from intarsia import IEL, ITA, Backbone, LoRA, evaluate
-from intarsia.training.preparation import prepare
-from intarsia.training.run import Run
+from intarsia.training.fine_tuning import Configuration, fine_tune
 from intarsia.training.settings import Settings
-from intarsia.training.tuning import fine_tune
+from intarsia.training.task import prepare
 
 PHASES = ("features", "statistics", "heads", "fisher", "ITA step", "IEL step", "drift", "composition", "evaluation")
 COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#999999", "#000000", "#F0E442")
@@ -99,14 +98,13 @@ def cost(point: Point, chosen: Scale) -> dict[str, float]:
         for _ in range(chosen.rounds):
             watch = Stopwatch()
             watch.time("F", lambda: forward(backbone, images))
-            memory = scene.memory()
-            earlier = memory.fisher
-            run = Run(backbone, LoRA(16), ITA(0.1), training, scene.stream)
-            prepared = prepare(run, task, memory)
+            before = scene.state()
+            prepared, state = prepare(backbone, task, before, training)
             for phase in ("features", "statistics", "heads", "fisher"):
                 watch.add(phase, prepared.seconds[phase])
             for name, regularizer in (("ITA step", ITA(0.1)), ("IEL step", IEL(1.0))):
-                seconds = fine_tune(replace(run, regularizer=regularizer), prepared, replace(memory), earlier).seconds
+                configuration = Configuration(LoRA(16), regularizer, training, scene.stream.augmentation)
+                seconds = fine_tune(backbone, prepared, state, before.fisher, configuration).seconds
                 watch.add(name, seconds["training"])
             watch.add("drift", seconds["drift"])
             model = watch.time("composition", scene.pool.mean)

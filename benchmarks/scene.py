@@ -17,8 +17,8 @@ from intarsia.backbones.preprocessing import Preprocessing
 from intarsia.data.sources.builtin import load_builtin
 from intarsia.data.stream import TaskStream
 from intarsia.regularizers.ita import ITA
-from intarsia.training.preparation import Memory
 from intarsia.training.settings import Settings
+from intarsia.training.state import LearnerState
 
 Network = Literal["vit_sketch", "vit_tiny"]
 PER_CLASS = 100
@@ -96,6 +96,6 @@ class Scene:
         pool = learn(backbone, earlier, out=folder, adapter=LoRA(16), regularizer=ITA(0.1), training=quick)
         return cls(backbone, pool, last, tasks(0, tasks_in_all - 1, classes, per_class))
 
-    def memory(self) -> Memory:
+    def state(self) -> LearnerState:
         """What the learner knows before the task."""
-        return Memory.of(self.pool)
+        return LearnerState.of(self.pool)

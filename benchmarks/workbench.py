@@ -27,13 +27,12 @@ from intarsia.merging.merge import merge
 from intarsia.merging.model import ComposedModel
 from intarsia.merging.recipe import Recipe, mean, specialize
 from intarsia.regularizers.records import build_regularizer
-from intarsia.store.card import Card
 from intarsia.store.module import Module
-from intarsia.training.preparation import Memory, Prepared, prepare
+from intarsia.training.fine_tuning import Configuration
 from intarsia.training.recommended import recommended
-from intarsia.training.run import Run
 from intarsia.training.settings import Settings
-from intarsia.training.tuning import fine_tune
+from intarsia.training.state import LearnerState, PreparedTask
+from intarsia.training.task import finish, prepare
 
 OTHER_HEADS: tuple[Heads, ...] = ("carried", "aligned", "own")
 """Than the anchored ones."""
@@ -69,8 +68,8 @@ class Setting:
 class Prelude:
     """A task after steps 1 to 4: its own, what was known then, and the Fisher of the tasks before it."""
 
-    prepared: Prepared
-    memory: Memory
+    prepared: PreparedTask
+    state: LearnerState
     earlier: Fisher | None
 
 
@@ -94,12 +93,11 @@ class Workbench:
     @cached_property
     def preludes(self) -> list[Prelude]:
         """Steps 1 to 4 of every task, made when first asked for."""
-        run = Run(self.backbone, build_adapter("lora"), build_regularizer("ita", 0.0), self.base, self.stream)
-        memory, made = Memory(), list[Prelude]()
+        state, made = LearnerState(), list[Prelude]()
         for task in self.stream:
-            earlier = memory.fisher
-            prepared = prepare(run, task, memory)
-            made.append(Prelude(prepared, replace(memory), earlier))
+            earlier = state.fisher
+            prepared, state = prepare(self.backbone, task, state, self.base)
+            made.append(Prelude(prepared, state, earlier))
         return made
 
     def learn(self, setting: Setting) -> list[Module]:
@@ -114,21 +112,18 @@ class Workbench:
                 raise ValueError(f"{name} {getattr(training, name)}: steps 1 to 4 had {getattr(self.base, name)}")
         adapter = build_adapter(setting.adapter, setting.rank)
         regularizer = build_regularizer(setting.method, setting.strength)
-        run = Run(self.backbone, adapter, regularizer, training, self.stream)
+        configuration = Configuration(adapter, regularizer, training, self.stream.augmentation)
         total, modules = None, list[Module]()
         for prelude in self.preludes:
-            prepared, task = prelude.prepared, prelude.prepared.task
-            memory, others = replace(prelude.memory, total=total), prelude.earlier
+            prepared = prelude.prepared
+            state, others = replace(prelude.state, total=total), prelude.earlier
             if training.fisher_over == "others":
-                memory = replace(self.preludes[-1].memory, total=total)
-                assert memory.fisher is not None
-                others = memory.fisher - prepared.fisher
-            tuned = fine_tune(run, prepared, memory, others)
-            total = memory.total
-            assert memory.reference is not None
-            card = Card(task.name, task.classes, len(task.train), {}, {}, {}, measures=tuned.measures)
-            reference = memory.reference[prepared.rows]
-            modules.append(tuned.module(card, reference, prepared.statistics))
+                state = replace(self.preludes[-1].state, total=total)
+                assert state.fisher is not None
+                others = state.fisher - prepared.fisher
+            learned, state = finish(self.backbone, prepared, state, others, configuration)
+            total = state.total
+            modules.append(learned.module)
         return modules
 
     def compose(
@@ -137,7 +132,7 @@ class Workbench:
         """A recipe over the first modules learned; their mean, with its history, if none is given."""
         names = tuple(m.card.task for m in modules)
         rule = recipe or mean(names)
-        reference = self.preludes[len(modules) - 1].memory.reference
+        reference = self.preludes[len(modules) - 1].state.reference
         assert reference is not None
         aligned = {p.prepared.task.name: reference[p.prepared.rows] for p in self.preludes}
         return self._model(
@@ -150,7 +145,7 @@ class Workbench:
     def frozen(self, heads: Literal["carried", "aligned"] = "carried") -> ComposedModel:
         """theta0 with the discriminant of all classes, or with the ``aligned`` reference heads of all tasks."""
         classes = Gaussians.join([p.prepared.statistics.gaussians() for p in self.preludes])
-        reference = self.preludes[-1].memory.reference
+        reference = self.preludes[-1].state.reference
         assert reference is not None
         head = reference if heads == "aligned" else discriminant(classes)
         return self._model(copy.deepcopy(self.backbone.model), head, tuple(t.name for t in self.stream), None)

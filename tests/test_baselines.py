@@ -1,8 +1,7 @@
 """The methods to compare with, each on a case whose answer is known."""
 
-import importlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -16,12 +15,16 @@ from torch.nn import functional as F
 
 from cases import GREY, QUICK, backbone, inputs, randn, same, seeded, stream, tiny_vit
 from intarsia import Backbone, Full, LoRA, TaskVector
-from intarsia.baselines.derpp import Reservoir
-from intarsia.baselines.ewc import Anchored
-from intarsia.baselines.seed import ClassGaussian, Ensemble, Expert, least_overlap
-from intarsia.baselines.sequential import GrowingHead, Student
-from intarsia.baselines.stage import Stage, classifier
-from intarsia.baselines.tmc import RIDGE, TangentClassifier, TangentHead, least_squares, targets
+from intarsia.baselines.derpp import DERpp, Reservoir
+from intarsia.baselines.ewc import EWC, Anchored
+from intarsia.baselines.finetune import FineTuning
+from intarsia.baselines.frozen import Frozen
+from intarsia.baselines.joint import Joint
+from intarsia.baselines.modules import Modules
+from intarsia.baselines.protocol import Baseline, TaskResult, classifier
+from intarsia.baselines.seed import SEED, ClassGaussian, Ensemble, Expert, least_overlap
+from intarsia.baselines.sequential import ModelInTraining
+from intarsia.baselines.tmc import RIDGE, TMC, TangentClassifier, TangentHead, least_squares, targets
 from intarsia.class_stats.gaussians import Gaussians
 from intarsia.curvature.fisher import diagonal_fisher
 from intarsia.curvature.head_fisher import head_fisher
@@ -30,25 +33,36 @@ from intarsia.errors import DivergenceError
 from intarsia.evaluation.metrics import Scores
 from intarsia.heads.discriminant import discriminant
 from intarsia.heads.head import Head
+from intarsia.heads.trained_head import TrainableHead
 from intarsia.merging.merge import moved
-from intarsia.regularizers.ita import ITA
+from intarsia.progress import silent
 from intarsia.regularizers.l2 import L2
-from intarsia.training.preparation import fresh_head
-from intarsia.training.run import Run
+from intarsia.training.schedule import Seeds
+from intarsia.training.settings import Settings
+from intarsia.training.steps import fresh_head
 
-NAMES = ("frozen", "joint", "finetune", "ewc", "derpp", "l2", "tmc", "seed")
+METHODS: dict[str, Callable[..., Baseline]] = {
+    "frozen": Frozen,
+    "joint": Joint,
+    "finetune": FineTuning,
+    "ewc": EWC,
+    "derpp": DERpp,
+    "l2": lambda strength=0.1, **options: Modules(L2(strength), **options),
+    "tmc": TMC,
+    "seed": SEED,
+}
 
 
-def learned(name: str, tasks: int = 3, **options: Any) -> list[Stage]:
-    learn = importlib.import_module(f"intarsia.baselines.{name}").learn
-    options = {"training": QUICK, **options}
-    return list(learn(options.pop("backbone", None) or backbone(), stream(tasks), **options))
+def learned(
+    name: str, tasks: int = 3, settings: Settings = QUICK, theta0: Backbone | None = None, **options: Any
+) -> list[TaskResult]:
+    return list(METHODS[name](**options).train(theta0 or backbone(), stream(tasks), settings))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", METHODS)
 def test_a_method_answers_with_all_classes_seen_and_leaves_theta0_as_it_was(name: str) -> None:
     theta0, tasks = backbone(), stream(3)
-    stages, scores = learned(name, backbone=theta0), Scores(tasks)
+    stages, scores = learned(name, theta0=theta0), Scores(tasks)
     counts = [3] if name == "joint" else [1, 2, 3]
     assert [len(stage.model.classes) for stage in stages] == counts
     for stage, count in zip(stages, counts, strict=True):
@@ -58,20 +72,19 @@ def test_a_method_answers_with_all_classes_seen_and_leaves_theta0_as_it_was(name
         scores.add(stage.model)
     assert scores.evaluation().images == 24
     assert same(theta0.model.state_dict(), backbone().model.state_dict())
-    assert [stage.numbers for stage in stages] == sorted(stage.numbers for stage in stages)
+    assert [stage.stored for stage in stages] == sorted(stage.stored for stage in stages)
     assert stages[-1].images == {"joint": 36, "derpp": 36}.get(name, 0)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", METHODS)
 def test_a_task_may_have_one_class(name: str) -> None:
-    learn = importlib.import_module(f"intarsia.baselines.{name}").learn
-    *_, last = learn(backbone(), stream(2, classes=1), training=QUICK)
+    *_, last = METHODS[name]().train(backbone(), stream(2, classes=1), QUICK)
     logits = last.model.logits(stream(1)[0].test.tensor(GREY))
     assert logits.shape[1] == 2
     assert bool(logits.isfinite().all())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", METHODS)
 def test_a_method_is_a_function_of_the_seed(name: str) -> None:
     images = stream(2)[0].test.tensor(GREY)
     first, again = (learned(name, 2)[-1].model.logits(images) for _ in range(2))
@@ -80,19 +93,19 @@ def test_a_method_is_a_function_of_the_seed(name: str) -> None:
 
 def test_fine_tuning_is_adamw_on_all_tuned_weights_and_a_head_that_grows() -> None:
     """A loop by hand over a plain network, two tasks."""
-    tasks, training = stream(2), QUICK
+    tasks = stream(2)
     theta0 = backbone()
-    run = Run(theta0, Full(), ITA(0.0), training, tasks)
     network = tiny_vit()
     tuned = [network.get_parameter(f"{path}.weight") for path in theta0.targets.values()]
     head = None
     for number, task in enumerate(tasks, start=1):
         images, labels = task.train.tensor(GREY), task.train.labels + 2 * (number - 1)
         features = network(GREY.normalize(images)).detach()
-        fresh = fresh_head(run, features, task.train.labels, 2, run.generator(number, "heads"))
-        head = GrowingHead(fresh if head is None else Head.join([head.trained(), fresh]))
+        seeds_of = Seeds(QUICK.seed, number)
+        fresh = fresh_head(features, task.train.labels, 2, QUICK, seeds_of.generator("heads"))
+        head = TrainableHead(fresh if head is None else Head.join([head.trained(), fresh]))
         optimizer = torch.optim.AdamW([*tuned, *head.parameters()], lr=1.0, weight_decay=0.0)
-        generator, steps = run.generator(number, "training"), 0
+        generator, steps = seeds_of.generator("training"), 0
         for epoch in range(2):
             order = torch.randperm(12, generator=generator).split(8)
             for k, index in enumerate(order, start=1):
@@ -112,27 +125,26 @@ def test_fine_tuning_is_adamw_on_all_tuned_weights_and_a_head_that_grows() -> No
 
 
 @pytest.fixture
-def student() -> Iterator[Student]:
+def student() -> Iterator[ModelInTraining]:
     """Mid-way through a second task: weights and head moved."""
     theta0 = backbone()
-    run = Run(theta0, Full(), ITA(0.0), QUICK, stream(2))
     with theta0.attach(Full(), seeded(0)) as adapter:
         with torch.no_grad():
             for place, part in enumerate(adapter.parameters()):
                 part.add_(randn(*part.shape, seed=place, dtype=torch.float32), alpha=0.05)
-        head = GrowingHead(Head(randn(4, 16, seed=70).float(), randn(4, seed=71).float()))
-        yield Student(run, theta0.model, adapter, head, seeded(1))
+        head = TrainableHead(Head(randn(4, 16, seed=70).float(), randn(4, seed=71).float()))
+        yield ModelInTraining(theta0, theta0.model, adapter, head, QUICK, "none", seeded(1))
 
 
-def test_ewc_is_the_quadratic_about_where_the_last_task_ended(student: Student) -> None:
-    run, theta0 = student.run, backbone()
-    task, vector = run.stream[0], TaskVector({n: torch.full_like(w, 0.01) for n, w in theta0.tuned.items()})
+def test_ewc_is_the_quadratic_about_where_the_last_task_ended(student: ModelInTraining) -> None:
+    theta0 = backbone()
+    task, vector = stream(2)[0], TaskVector({n: torch.full_like(w, 0.01) for n, w in theta0.tuned.items()})
     ended = Head(randn(2, 16, seed=5).float(), randn(2, seed=6).float())
     network = moved(theta0, lambda name, _: vector[name])
     model = classifier(theta0, network, ended, {task.name: task.classes})
     keeper = Anchored(3.0)
     assert keeper.loss(student) is None
-    keeper.learned(task, run, model, seeded(7))
+    keeper.learned(task, theta0, model, seeded(7), silent)
     there = Backbone(network, name="there", preprocessing=GREY)
     x = GREY.normalize(task.train.tensor(GREY))
     fisher = diagonal_fisher(there, ended, [x], generator=seeded(7)).mean(0.0)
@@ -144,7 +156,7 @@ def test_ewc_is_the_quadratic_about_where_the_last_task_ended(student: Student) 
     got = keeper.loss(student)
     assert got is not None
     torch.testing.assert_close(got, 1.5 * total / unit, rtol=1e-4, atol=1e-6)
-    keeper.learned(task, run, model, seeded(7))  # the same task again: it holds twice as much
+    keeper.learned(task, theta0, model, seeded(7), silent)  # the same task again: it holds twice as much
     again = keeper.loss(student)
     assert again is not None
     torch.testing.assert_close(again, 2 * got)
@@ -152,13 +164,10 @@ def test_ewc_is_the_quadratic_about_where_the_last_task_ended(student: Student) 
 
 def test_ewc_without_strength_is_fine_tuning_and_with_much_of_it_stays() -> None:
     images = stream(3)[0].test.tensor(GREY)
-    plain, free, held = (
-        learned(name, 3, **options)
-        for name, options in (("finetune", {}), ("ewc", {"strength": 0.0}), ("ewc", {"strength": 1e6}))
-    )
+    plain, free, held = learned("finetune"), learned("ewc", strength=0.0), learned("ewc", strength=1e6)
     torch.testing.assert_close(free[-1].model.logits(images), plain[-1].model.logits(images))
 
-    def moved_on(stages: list[Stage]) -> float:
+    def moved_on(stages: list[TaskResult]) -> float:
         first, last = (stage.model.logits(images)[:, :2] for stage in (stages[0], stages[-1]))
         return float((last - first).norm())
 
@@ -179,9 +188,9 @@ def test_every_image_seen_is_in_the_reservoir_with_the_same_probability() -> Non
     assert max(abs(kept[i] - 500) for i in range(20)) < 4.5 * deviation
 
 
-def test_derpp_compares_logits_of_the_classes_known_then_and_repeats_the_labels(student: Student) -> None:
+def test_derpp_compares_logits_of_the_classes_known_then_and_repeats_the_labels(student: ModelInTraining) -> None:
     """A buffer smaller than a batch is drawn whole, in some order: both terms are means over it."""
-    images, labels = student.run.stream[0].train.tensor(GREY)[:6], torch.tensor([0, 1, 0, 1, 0, 1])
+    images, labels = stream(2)[0].train.tensor(GREY)[:6], torch.tensor([0, 1, 0, 1, 0, 1])
     then = randn(6, 3, seed=3).float()
     keeper = Reservoir(10, 0.7, 0.2, seeded(3))
     assert keeper.loss(student) is None
@@ -194,7 +203,7 @@ def test_derpp_compares_logits_of_the_classes_known_then_and_repeats_the_labels(
     got = keeper.loss(student)
     assert got is not None
     torch.testing.assert_close(got.detach(), expected)
-    assert keeper.numbers() == 6 * (64 + 1) + 4 * 2 + 2 * 3
+    assert keeper.stored() == 6 * (64 + 1) + 4 * 2 + 2 * 3
     without = learned("derpp", 2, a=0.0, b=0.0)[-1].model
     x = stream(2)[0].test.tensor(GREY)
     torch.testing.assert_close(without.logits(x), learned("finetune", 2)[-1].model.logits(x))
@@ -256,7 +265,7 @@ def test_tangent_models_train_their_vectors_and_a_least_squares_head() -> None:
     assert torch.equal(targets(torch.tensor([1]), 3), torch.tensor([[0.0, 15.0, 0.0]]))
     lengths: list[float] = []
     for lr in (1e-4, 1e-2):
-        model = learned("tmc", 2, training=replace(QUICK, lr=lr))[-1].model
+        model = learned("tmc", 2, settings=replace(QUICK, lr=lr))[-1].model
         assert isinstance(model, TangentClassifier)
         lengths += [float(vector.norm()) for vector in model.vectors.values()]
     assert 0 < max(lengths[:2]) < 0.1 * min(lengths[2:])
@@ -277,7 +286,7 @@ def test_tangent_models_are_edited_after_the_last_task() -> None:
 
 def test_l2_is_half_the_squared_norm_whatever_the_fisher() -> None:
     vector = TaskVector({"a": randn(3, 4, seed=1)})
-    penalty = L2(0.6).on({"a": randn(3, 4, seed=2).square()}, None, 3)
+    penalty = L2(0.6).bind({"a": randn(3, 4, seed=2).square()}, None, 3)
     torch.testing.assert_close(penalty.value(vector), 0.3 * vector["a"].square().sum())
     norms = [sum(float(s.norm()) for s in _vectors(strength)) for strength in (0.0, 100.0)]
     assert norms[1] < 0.5 * norms[0]
@@ -342,7 +351,7 @@ def test_seed_trains_one_expert_a_task_the_one_in_which_its_classes_overlap_leas
     """The first tasks train an expert each; which one a later task trains is worked out from those of before."""
     chosen: set[int] = set()
     for seed in range(3):
-        stages = learned("seed", 4, experts=2, training=replace(QUICK, seed=seed))
+        stages = learned("seed", 4, experts=2, settings=replace(QUICK, seed=seed))
         ensembles = [stage.model for stage in stages]
         experts = [model.experts for model in ensembles]  # pyright: ignore[reportAttributeAccessIssue]
         assert [len(those) for those in experts] == [1, 2, 2, 2]
@@ -360,14 +369,14 @@ def test_seed_trains_one_expert_a_task_the_one_in_which_its_classes_overlap_leas
 
 def test_a_seed_expert_starts_as_principal_axes_and_distillation_holds_it_to_what_it_was() -> None:
     """Trained again, its features hardly move if all of the loss is distillation, nor do Gaussians it knew."""
-    images, training = stream(1)[0].train.tensor(GREY), replace(QUICK, lr=0.0)
-    one = learned("seed", 1, training=training, width=3)[-1].model
+    images, settings = stream(1)[0].train.tensor(GREY), replace(QUICK, lr=0.0)
+    one = learned("seed", 1, settings, width=3)[-1].model
     assert isinstance(one, Ensemble)
     features = backbone().features(GREY.normalize(images)).numpy()
     axes = PCA(3, svd_solver="full").fit_transform(features)
     got = one.experts[0].features(images, GREY)
     torch.testing.assert_close(got.abs(), torch.from_numpy(axes).abs(), rtol=1e-3, atol=1e-4)
-    most = learned("seed", 1, training=training, width=16)[-1].model
+    most = learned("seed", 1, settings, width=16)[-1].model
     assert isinstance(most, Ensemble)
     assert most.experts[0].features(images, GREY).shape == (12, 11)  # twelve images vary along eleven axes
 
@@ -392,6 +401,15 @@ def test_joint_training_sees_every_image_under_its_class() -> None:
     assert whole.source()["changes"] == [{"joined": "all"}]
 
 
+def test_joint_training_is_free_of_every_regularizer() -> None:
+    """Whatever the settings hold head and features with, the upper bound of every table does not feel it."""
+    x = stream(3)[0].test.tensor(GREY)
+    held = replace(QUICK, lambda_h=10.0, lambda_0=10.0, centred=True, drift_pull=1e3)
+    free = replace(QUICK, lambda_h=0.0, lambda_0=0.0, centred=False, drift_pull=0.0)
+    first, second = (learned("joint", 3, settings)[-1].model.logits(x) for settings in (held, free))
+    assert torch.equal(first, second)
+
+
 def test_frozen_is_the_discriminant_of_all_features_at_theta0() -> None:
     theta0, tasks = backbone(), stream(2)
     features = torch.cat([theta0.features(GREY.normalize(t.train.tensor(GREY))) for t in tasks])
@@ -405,4 +423,4 @@ def test_frozen_is_the_discriminant_of_all_features_at_theta0() -> None:
 
 def test_a_loss_that_is_not_finite_stops_by_name() -> None:
     with pytest.raises(DivergenceError, match="task 'task01'"):
-        learned("finetune", 2, training=replace(QUICK, lr=1e30))
+        learned("finetune", 2, settings=replace(QUICK, lr=1e30))

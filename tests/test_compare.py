@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 from test_cli import refused, result
 
-from intarsia.baselines.modular import stages
+from intarsia.baselines.modules import results
 from intarsia.errors import InputError
 from intarsia.evaluation.metrics import target_and_control
 from intarsia.pool import Pool
+from intarsia.training.settings import Settings
 from intarsia.study.choice import Source
 from intarsia.study.compare import Bench, compare, summary
 from intarsia.study.methods import METHODS, STANDARD
 from intarsia.study.summary import cells, markdown
-from intarsia.training.settings import Settings
 
 SMALL = ("--only", "animals", "vehicles", "--max-per-class", 4, "--epochs", 1, "--threads", 1)
 
@@ -80,14 +80,14 @@ def test_a_comparison_does_not_go_into_a_pool(compared: tuple[Path, Any], capsys
 def test_the_pool_of_a_method_is_kept_and_gives_the_row(compared: tuple[Path, Any]) -> None:
     out, found = compared
     pool = Pool.open(out / "ita-0")
-    made = list(stages(pool))
+    made = list(results(pool))
     assert [len(stage.model.classes) for stage in made] == [1, 2]
-    assert made[-1].numbers / 2 == found["rows"][0]["numbers_per_task"]
-    assert 0 < made[0].numbers < made[1].numbers
+    assert made[-1].stored / 2 == found["rows"][0]["numbers_per_task"]
+    assert 0 < made[0].stored < made[1].stored
     running = pool.fisher()
     assert running is not None
-    for task, stage, free in zip(pool.tasks, made, stages(pool, fisher=False), strict=True):
-        assert stage.numbers - free.numbers == sum(f.numel() for f in running.sums.values())
+    for task, stage, free in zip(pool.tasks, made, results(pool, fisher=False), strict=True):
+        assert stage.stored - free.stored == sum(f.numel() for f in running.sums.values())
         seconds = pool.logged()[task]["seconds"]["fisher"]
         assert stage.set_up_seconds - free.set_up_seconds == pytest.approx(seconds)
 
@@ -187,4 +187,4 @@ def test_a_row_is_the_mean_over_seeds_with_its_spread() -> None:
 
 def test_every_method_is_known_by_its_settings() -> None:
     assert set(STANDARD) < set(METHODS)
-    assert all(isinstance(m.training, Settings) and m.about for m in METHODS.values())
+    assert all(isinstance(m.settings, Settings) and m.about for m in METHODS.values())

@@ -415,7 +415,7 @@ def test_logits_are_of_normalised_images_in_any_batches(pool: Pool, monkeypatch:
     whole = model.logits(images)
     x = (images.float() / 255 - 0.5) / 0.25
     torch.testing.assert_close(whole, model.head(model.network(x)))
-    monkeypatch.setattr("intarsia.merging.model.PREDICT_BATCH", 3)
+    monkeypatch.setattr("intarsia.backbones.forward.BATCH", 3)
     torch.testing.assert_close(model.logits(images), whole)
 
 

@@ -15,7 +15,6 @@ from intarsia.curvature.squares import _kernel, add_squares
 from intarsia.evaluation.landscape import gap_path, loss_paths
 from intarsia.evaluation.theorem import diagnose
 from intarsia.pool import merged
-from intarsia.progress import silent
 from intarsia.regularizers.protocol import Step
 from intarsia.study.methods import METHODS
 
@@ -121,10 +120,10 @@ def test_a_pool_on_a_card_is_merged_edited_and_diagnosed(tmp_path: Path) -> None
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_answers_on_a_card_as_on_a_cpu(name: str, tmp_path: Path) -> None:
     method = METHODS[name]
-    training = replace(method.training, epochs=2, batch_size=8, pretune_epochs=1, augment=False)
+    training = replace(method.settings, epochs=2, batch_size=8, pretune_epochs=1, augment=False)
     answers = []
     for device in ("cpu", "cuda"):
-        *_, stage = method.learn(backbone().to(device), stream(3), training, silent, tmp_path / device)
+        *_, stage = method.baseline.train(backbone().to(device), stream(3), training, folder=tmp_path / device)
         answers.append(stage.model.logits(images()))
         if stage.modules is not None:
             answers[-1] = torch.cat([answers[-1], stage.modules.mean.logits(images())])

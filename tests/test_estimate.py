@@ -8,14 +8,14 @@ from PIL import Image
 from cases import GREY, QUICK, backbone, stream
 from intarsia import IEL, ITA, InputError, LoRA, TaskStream, learn
 from intarsia.study.estimate import estimate
-from intarsia.training.run import Run
+from intarsia.training.fine_tuning import Configuration
 
 
 @pytest.mark.parametrize("regularizer", [ITA(0.5), IEL(0.5)], ids=["ita", "iel"])
 @pytest.mark.parametrize("keep", [False, True])
 def test_what_is_counted_is_what_a_run_leaves(tmp_path: Path, regularizer: ITA | IEL, keep: bool) -> None:
     tasks = stream(3, classes=2, train=20)
-    cost = estimate(Run(backbone(), LoRA(2), regularizer, QUICK, tasks), keep_fishers=keep)
+    cost = estimate(backbone(), tasks, Configuration(LoRA(2), regularizer, QUICK), keep_fishers=keep)
     assert (cost.tasks, cost.classes, cost.images) == (3, 6, 120)
     assert cost.steps == QUICK.epochs * 3 * -(-40 // QUICK.batch_size)
     learn(backbone(), tasks, out=tmp_path, adapter=LoRA(2), regularizer=regularizer, training=QUICK, keep_fishers=keep)
@@ -35,13 +35,13 @@ def test_images_are_read_only_as_far_as_they_are_timed(tmp_path: Path) -> None:
                 Image.new("L", (8, 8), i).save(tmp_path / side / kind / f"{i:02}.png")
     (tmp_path / "train" / "a" / "39.png").write_bytes(b"not an image")
     folder = TaskStream.load(f"folder:{tmp_path}")
-    cost = estimate(Run(backbone(), LoRA(2), ITA(0.5), QUICK, folder))
+    cost = estimate(backbone(), folder, Configuration(LoRA(2), ITA(0.5), QUICK))
     assert cost.images == 80
     with pytest.raises(InputError, match="39"):
         folder.decode(GREY)
 
 
 def test_more_images_cost_more() -> None:
-    few, many = (estimate(Run(backbone(), LoRA(2), ITA(0.5), QUICK, stream(2, train=n))) for n in (20, 400))
+    few, many = (estimate(backbone(), stream(2, train=n), Configuration(LoRA(2), ITA(0.5), QUICK)) for n in (20, 400))
     assert many.training_minutes > few.training_minutes
     assert many.record()["images"] == 20 * few.record()["images"]

@@ -35,11 +35,13 @@ from intarsia.errors import DivergenceError
 from intarsia.heads.alignment import align, align_many
 from intarsia.heads.head import Head
 from intarsia.regularizers.protocol import Step
-from intarsia.training.preparation import Memory, fresh_head, prepare
-from intarsia.training.run import CXX, Run
-from intarsia.training.schedule import batches
+from intarsia.training.fine_tuning import Configuration, batch_drift, fine_tune, steps_due
+from intarsia.training.loop import CXX
+from intarsia.training.schedule import Seeds, batches
 from intarsia.training.settings import Settings
-from intarsia.training.tuning import _due, _head_fisher, batch_drift, fine_tune
+from intarsia.training.state import LearnerState
+from intarsia.training.steps import fisher_of_head, fresh_head
+from intarsia.training.task import prepare
 
 each_adapter = pytest.mark.parametrize("adapter", ADAPTERS, ids=KINDS)
 METHODS = pytest.mark.parametrize("regularizer", [ITA(0.5), IEL(0.5)], ids=["ita", "iel"])
@@ -52,9 +54,9 @@ CENTRED = replace(PLAIN, centred=True, drift_pull=0.7)
 def tuned_on(task: int, adapter: Adapter, regularizer: ITA | IEL, training: Settings) -> tuple[dict[str, Tensor], Head]:
     """Parts and head of one task of a stream of two, learned as the first task it is."""
     tasks = stream(2)
-    run = Run(backbone(), adapter, regularizer, training, tasks)
-    memory = Memory()
-    tuned = fine_tune(run, prepare(run, tasks[task], memory), memory, None)
+    theta0 = backbone()
+    prepared, state = prepare(theta0, tasks[task], LearnerState(), training)
+    tuned = fine_tune(theta0, prepared, state, None, Configuration(adapter, regularizer, training))
     return tuned.parts, tuned.head
 
 
@@ -64,16 +66,15 @@ def by_hand(task: int, adapter: Adapter, training: Settings) -> tuple[dict[str, 
     With ``centred``: the head sees features - d, d the batch's mean drift from theta0, and the loss has
     drift_pull |d|^2 / (total variance of the features at theta0).
     """
-    tasks, theta0, memory = stream(2), backbone(), Memory()
-    run = Run(theta0, adapter, ITA(0.0), training, tasks)
-    prepare(run, tasks[task], memory)
-    assert memory.reference is not None
+    tasks, theta0, seeds = stream(2), backbone(), Seeds(training.seed, 1)
+    _, state = prepare(theta0, tasks[task], LearnerState(), training)
+    assert state.reference is not None
     images, labels = tasks[task].train.tensor(GREY), tasks[task].train.labels
-    weight, bias = (t.clone().requires_grad_() for t in (memory.reference.weight, memory.reference.bias))
-    order = run.generator(1, "training")
+    weight, bias = (t.clone().requires_grad_() for t in (state.reference.weight, state.reference.bias))
+    order = seeds.generator("training")
     at_theta0 = theta0.features((images.float() / 255 - 0.5) / 0.25)
     variance = at_theta0.var(0, correction=0).sum() + 1e-3 * (1 + at_theta0.square().sum(1).mean())
-    with theta0.attach(adapter, run.generator(1, "adapter")) as attachment:
+    with theta0.attach(adapter, seeds.generator("adapter")) as attachment:
         parameters = [*attachment.parameters(), weight, bias]
         optimizer = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=0.0)
         for epoch in range(training.epochs):
@@ -98,14 +99,13 @@ def by_hand(task: int, adapter: Adapter, training: Settings) -> tuple[dict[str, 
 def test_what_augmentation_does_to_the_features_is_no_drift(adapter: Adapter) -> None:
     """At tau = 0 nothing has drifted, however the images were changed: both sides see the same ones."""
     theta0 = backbone()
-    run = Run(theta0, adapter, ITA(0.0), CENTRED, stream(1))
     x = torch.randn(5, 1, 8, 8, generator=seeded(3))
     with theta0.attach(adapter, seeded(1)) as attachment:
-        drift = batch_drift(run, attachment, theta0.model, x, theta0.model(x))
+        drift = batch_drift(attachment, theta0.model, x, theta0.model(x), CENTRED)
         assert float(drift.detach().abs().max()) < 1e-6
         shaken = [part.add_(0.1) for part in map(torch.Tensor.detach, attachment.parameters())]
         assert shaken
-        moved = batch_drift(run, attachment, theta0.model, x, theta0.model(x))
+        moved = batch_drift(attachment, theta0.model, x, theta0.model(x), CENTRED)
     assert float(moved.detach().norm()) > 1e-3
 
 
@@ -152,13 +152,12 @@ def test_iel_starts_at_the_mean_of_the_modules_and_leaves_the_composed_model_as_
     still = replace(QUICK, lr=0.0, step="decoupled")
     for start, expected in (("mean", earlier), ("zero", 0.0 * earlier)):
         training = replace(still, iel_start=start)
-        run = Run(theta0, adapter, IEL(0.0), training, stream(2))
-        memory = Memory.of(first)
-        tuned = fine_tune(run, prepare(run, stream(2)[1], memory), memory, None)
+        prepared, state = prepare(theta0, stream(2)[1], LearnerState.of(first), training)
+        tuned = fine_tune(theta0, prepared, state, None, Configuration(adapter, IEL(0.0), training))
         for name, tau in expected.items():
             parts = {k.removeprefix(f"{name}."): v for k, v in tuned.parts.items() if k.startswith(f"{name}.")}
             torch.testing.assert_close(adapter.delta(parts, theta0.tuned[name]), tau, rtol=1e-4, atol=1e-5)
-    c, d = IEL(2.0, None, earlier, 2).quadratic("blocks.0.attn.qkv.weight", earlier["blocks.0.attn.qkv.weight"])
+    c, d = IEL(2.0).bind(None, earlier, 2).coefficients("blocks.0.attn.qkv.weight", earlier["blocks.0.attn.qkv.weight"])
     torch.testing.assert_close(d / c, earlier["blocks.0.attn.qkv.weight"])
 
 
@@ -211,17 +210,17 @@ def test_the_strength_pulls_towards_theta0(step: Step) -> None:
 
 
 class Seen:
-    """Stands in for ``on`` of a regularizer and keeps what it was told, task by task."""
+    """Stands in for ``bind`` of a regularizer and keeps what it was told, task by task."""
 
     def __init__(self, kind: type[ITA] | type[IEL], monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[tuple[Mapping[str, Tensor] | None, Mapping[str, Tensor] | None, int]] = []
-        original, seen = kind.on, self
+        original, seen = kind.bind, self
 
-        def on(penalty: Any, fisher: Any, total: Any, tasks: int) -> Any:
+        def bind(regularizer: Any, fisher: Any, total: Any, tasks: int) -> Any:
             seen.calls.append((fisher, total, tasks))
-            return original(penalty, fisher, total, tasks)
+            return original(regularizer, fisher, total, tasks)
 
-        monkeypatch.setattr(kind, "on", on)
+        monkeypatch.setattr(kind, "bind", bind)
 
 
 def test_ita_knows_the_mean_fisher_of_the_earlier_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,11 +363,9 @@ def test_the_reference_head_of_a_small_task_is_pre_tuned() -> None:
     tasks = stream(1, train=3)
     references = []
     for epochs in (0, 3):
-        memory = Memory()
-        run = Run(backbone(), LoRA(1), ITA(), replace(QUICK, pretune_epochs=epochs), tasks)
-        prepare(run, tasks[0], memory)
-        assert memory.reference is not None
-        references.append(memory.reference.weight)
+        _, state = prepare(backbone(), tasks[0], LearnerState(), replace(QUICK, pretune_epochs=epochs))
+        assert state.reference is not None
+        references.append(state.reference.weight)
     assert not torch.allclose(references[0], references[1])
 
 
@@ -377,22 +374,21 @@ def test_heads_of_many_classes_are_aligned_in_closed_form_or_as_asked(
     monkeypatch: pytest.MonkeyPatch, alignment: Literal["auto", "sgd"]
 ) -> None:
     monkeypatch.setattr("intarsia.heads.alignment.ALIGNMENT_CLASSES", 2)
-    tasks, memory = stream(2, train=6), Memory()
-    run = Run(backbone(), LoRA(1), ITA(), replace(QUICK, alignment=alignment), tasks)
-    first = prepare(run, tasks[0], memory)
-    assert memory.reference is not None
-    assert len(memory.reference) == 2
-    before = memory.reference
-    generator = run.generator(2, "heads")
-    second = prepare(run, tasks[1], memory)
-    fresh = fresh_head(run, second.features, tasks[1].train.labels, 2, generator)
-    joined, statistics = Head.join([before, fresh]), (first.statistics, second.statistics)
+    tasks, training = stream(2, train=6), replace(QUICK, alignment=alignment)
+    first, before = prepare(backbone(), tasks[0], LearnerState(), training)
+    assert before.reference is not None
+    assert len(before.reference) == 2
+    generator = Seeds(training.seed, 2).generator("heads")
+    second, after = prepare(backbone(), tasks[1], before, training)
+    assert after.reference is not None
+    fresh = fresh_head(second.features, tasks[1].train.labels, 2, training, generator)
+    joined, statistics = Head.join([before.reference, fresh]), (first.statistics, second.statistics)
     expected = (
         align_many(joined, statistics)
         if alignment == "auto"
         else align(joined, statistics, epochs=5, lr=QUICK.pretune_lr, generator=generator)
     )
-    assert same(memory.reference.tensors(), expected.tensors())
+    assert same(after.reference.tensors(), expected.tensors())
 
 
 def test_cards_measure_the_training(pool: Pool) -> None:
@@ -416,10 +412,9 @@ def test_a_head_may_start_at_random() -> None:
     heads = [
         tuned_on(0, LoRA(1), ITA(), replace(PLAIN, lr=0.0, head_start=start))[1] for start in ("reference", "random")
     ]
-    tasks, memory = stream(2), Memory()
-    prepare(Run(backbone(), LoRA(1), ITA(), PLAIN, tasks), tasks[0], memory)
-    assert memory.reference is not None
-    assert same(heads[0].tensors(), memory.reference.tensors())
+    _, state = prepare(backbone(), stream(2)[0], LearnerState(), PLAIN)
+    assert state.reference is not None
+    assert same(heads[0].tensors(), state.reference.tensors())
     assert not torch.allclose(heads[1].weight, heads[0].weight)
 
 
@@ -536,14 +531,14 @@ def test_training_settings_that_are_none_are_refused(name: str, value: float) ->
 @pytest.mark.parametrize("over", ["seen", "earlier"])
 def test_head_fisher_is_taken_on_the_classes_seen_or_on_the_earlier_ones(over: Literal["seen", "earlier"]) -> None:
     """Mean p (1 - p) f^2 on features drawn from their statistics, the softmax over all classes seen; then the floor."""
-    tasks, memory = stream(2), Memory()
-    run = Run(backbone(), LoRA(1), ITA(), replace(QUICK, head_fisher_over=over), tasks)
-    prepared = [prepare(run, task, memory) for task in tasks]
-    assert memory.reference is not None
-    statistics = memory.statistics if over == "seen" else [prepared[0].statistics]
-    features, _ = sample(statistics, 256, run.generator(2, "head fisher"))
-    p = torch.softmax(memory.reference(features), 1)[:, 2:]
-    got = _head_fisher(run, prepared[1], memory)
+    tasks, training, seeds = stream(2), replace(QUICK, head_fisher_over=over), Seeds(QUICK.seed, 2)
+    first, state = prepare(backbone(), tasks[0], LearnerState(), training)
+    second, state = prepare(backbone(), tasks[1], state, training)
+    assert state.reference is not None
+    statistics = state.statistics if over == "seen" else [first.statistics]
+    features, _ = sample(statistics, 256, seeds.generator("head fisher"))
+    p = torch.softmax(state.reference(features), 1)[:, 2:]
+    got = fisher_of_head(second, state, training, seeds)
     torch.testing.assert_close(got.weight, torch.einsum("nc,nd->cd", p * (1 - p), features**2) / len(features) + 1e-5)
     torch.testing.assert_close(got.bias, (p * (1 - p)).mean(0) + 1e-5)
 
@@ -560,12 +555,14 @@ def test_only_the_named_weights_are_tuned(tmp_path: Path) -> None:
 @given(every=st.integers(1, 9), images=st.integers(1, 40))
 def test_rarer_proximal_steps_are_as_large_as_those_left_out(every: int, images: int) -> None:
     """Batches of one image: an epoch has as many as there are images."""
-    implicit = replace(PLAIN, epochs=2, batch_size=1, proximal_every=every)
-    due = [_due(implicit, batch) for batch in batches(implicit, images, seeded(0))]
+    implicit = replace(PLAIN, epochs=2, batch_size=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("intarsia.training.fine_tuning.PROXIMAL_EVERY", every)
+        due = [steps_due(implicit, batch) for batch in batches(implicit, images, seeded(0))]
     assert sum(due[:images]) == sum(due[images:]) == images
     assert max(due) <= every
     explicit = replace(implicit, step="decoupled")
-    assert [_due(explicit, batch) for batch in batches(explicit, images, seeded(0))] == [1] * len(due)
+    assert [steps_due(explicit, batch) for batch in batches(explicit, images, seeded(0))] == [1] * len(due)
 
 
 def test_settings_that_are_not_given_are_those_of_the_method_and_adapter(

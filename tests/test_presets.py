@@ -16,7 +16,7 @@ from intarsia.regularizers.records import build_regularizer, regularizer_record
 from intarsia.store.index import Index
 from intarsia.study.estimate import estimate
 from intarsia.study.paper import BACKBONE, DATA, PRESETS, preset, preset_of, verify
-from intarsia.training.run import Run
+from intarsia.training.fine_tuning import Configuration
 
 ITA_LORA = {"imagenet-r": 77.79, "cifar100": 89.96, "cub200": 85.55, "caltech256": 92.65, "mit67": 86.60}
 SIZES = {"imagenet-r": [20] * 10, "cifar100": [10] * 10, "cub200": [20] * 10, "resisc45": [5] * 9}
@@ -76,7 +76,7 @@ def test_a_stream_of_the_data_sets_shape_starts(name: str, weights: Path, tmp_pa
     theta0 = Backbone.load(f"timm/test_vit@{weights}")
     weak = cell.strength * 1e-6  # at its own, the explicit step diverges: random weights have too large a Fisher
     adapter, regularizer = build_adapter(cell.adapter), build_regularizer(cell.method, weak)
-    cost = estimate(Run(theta0, adapter, regularizer, cell.training, stream.subset([0])), keep_fishers=False)
+    cost = estimate(theta0, stream.subset([0]), Configuration(adapter, regularizer, cell.training))
     assert cost.classes == sizes[0]
     assert cost.steps == cell.training.epochs
 

@@ -8,6 +8,9 @@ kept are not compared.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,15 +19,15 @@ from torch.nn import functional as F
 from intarsia.adapters.full import Full
 from intarsia.adapters.protocol import Adapter
 from intarsia.backbones.backbone import Backbone
-from intarsia.baselines.sequential import Keeper, Student, train_in_turn
-from intarsia.baselines.setting import plain_run
-from intarsia.baselines.stage import Stage
+from intarsia.baselines.protocol import TaskResult
+from intarsia.baselines.sequential import ModelInTraining, Strategy, train_in_turn
 from intarsia.data.stream import TaskStream
 from intarsia.progress import Progress, silent
+from intarsia.training.schedule import Seeds
 from intarsia.training.settings import Settings
 
 
-class Reservoir(Keeper):
+class Reservoir(Strategy):
     """Up to ``size`` of the images seen, each with the same probability (Vitter's algorithm R).
 
     Args:
@@ -45,7 +48,7 @@ class Reservoir(Keeper):
         """In the buffer."""
         return len(self.kept)
 
-    def numbers(self) -> int:
+    def stored(self) -> int:
         """Pixels, labels and logits."""
         return sum(image.numel() + 1 + logits.numel() for image, _, logits in self.kept)
 
@@ -59,20 +62,20 @@ class Reservoir(Keeper):
             elif (place := int(torch.randint(self.seen, (), generator=self._generator))) < self.size:
                 self.kept[place] = entry
 
-    def loss(self, student: Student) -> Tensor | None:
+    def loss(self, model: ModelInTraining) -> Tensor | None:
         """Both terms, each on a batch drawn anew."""
         if not self.kept:
             return None
-        images, _, then = self._draw(student.run.training.batch_size)
-        now = student.logits(images)
+        images, _, then = self._draw(model.settings.batch_size)
+        now = model.logits(images)
         known = torch.zeros(now.shape, dtype=torch.bool)
         target = torch.zeros(now.shape)
         for row, logits in enumerate(then):
             known[row, : len(logits)] = True
             target[row, : len(logits)] = logits
         difference = (now - target.to(now.device))[known.to(now.device)]
-        images, labels, _ = self._draw(student.run.training.batch_size)
-        again = student.logits(images)
+        images, labels, _ = self._draw(model.settings.batch_size)
+        again = model.logits(images)
         return self.a * difference.square().mean() + self.b * F.cross_entropy(again, labels.to(again.device))
 
     def _draw(self, count: int) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -81,31 +84,32 @@ class Reservoir(Keeper):
         return torch.stack(images), torch.tensor(labels), list(logits)
 
 
-def learn(
-    backbone: Backbone,
-    stream: TaskStream,
-    *,
-    adapter: Adapter | None = None,
-    training: Settings | None = None,
-    progress: Progress = silent,
-    buffer: int = 500,
-    a: float = 0.5,
-    b: float = 0.5,
-) -> Iterator[Stage]:
-    """Train one network on task after task, rehearsing from the reservoir.
+@dataclass(frozen=True)
+class DERpp:
+    """One network from task to task, rehearsing from the reservoir.
 
     Args:
-        backbone: theta0.
-        stream: the tasks.
-        adapter: what is trained of it; all tuned weights if None.
-        training: epochs, batches, learning rate, seed.
-        progress: told how far the work is.
         buffer: images kept.
         a: weight of the logits' term.
         b: weight of the labels' term.
-
-    Yields:
-        The method after each task.
+        adapter: what is trained of the network.
     """
-    run = plain_run(backbone, stream, adapter or Full(), training, progress)
-    yield from train_in_turn(run, Reservoir(buffer, a, b, run.generator(0, "reservoir")))
+
+    buffer: int = 500
+    a: float = 0.5
+    b: float = 0.5
+    adapter: Adapter = field(default_factory=Full)
+    about: ClassVar[str] = "all trainable weights, with old images"
+
+    def train(
+        self,
+        backbone: Backbone,
+        stream: TaskStream,
+        settings: Settings,
+        *,
+        folder: Path | None = None,
+        progress: Progress = silent,
+    ) -> Iterator[TaskResult]:
+        """See ``Baseline``."""
+        strategy = Reservoir(self.buffer, self.a, self.b, Seeds(settings.seed).generator("reservoir"))
+        return train_in_turn(backbone, stream, self.adapter, settings, strategy, progress)

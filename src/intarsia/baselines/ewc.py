@@ -10,6 +10,9 @@ mean over the tuned weights, so that every task holds as much as the first and o
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,20 +20,20 @@ from torch import Tensor
 from intarsia.adapters.full import Full
 from intarsia.adapters.protocol import Adapter
 from intarsia.backbones.backbone import Backbone
-from intarsia.baselines.sequential import Keeper, Student, train_in_turn
-from intarsia.baselines.setting import plain_run
-from intarsia.baselines.stage import Stage, numbers
+from intarsia.backbones.forward import normalized
+from intarsia.baselines.protocol import TaskResult, count
+from intarsia.baselines.sequential import ModelInTraining, Strategy, train_in_turn
 from intarsia.curvature.fisher import Fisher, diagonal_fisher
 from intarsia.curvature.head_fisher import head_fisher
 from intarsia.data.stream import Task, TaskStream
 from intarsia.heads.head import Head
 from intarsia.merging.model import ComposedModel
 from intarsia.progress import Progress, silent
-from intarsia.training.run import Run
 from intarsia.training.settings import Settings
+from intarsia.training.steps import features_of
 
 
-class Anchored(Keeper):
+class Anchored(Strategy):
     """The Fisher of all tasks and where the last one ended."""
 
     def __init__(self, strength: float) -> None:
@@ -40,66 +43,70 @@ class Anchored(Keeper):
         self.vector: Mapping[str, Tensor] = {}
         self.head: dict[str, Tensor] = {}
 
-    def numbers(self) -> int:
+    def stored(self) -> int:
         """Fisher of weights and head; the anchor is where the network stands."""
-        return numbers(self.fisher, self.head_fisher)
+        return count(self.fisher, self.head_fisher)
 
-    def loss(self, student: Student) -> Tensor | None:
+    def loss(self, model: ModelInTraining) -> Tensor | None:
         """The quadratic; of the head, rows that were there when the last task ended."""
         if not self.fisher:
             return None
-        total = torch.zeros((), device=student.run.backbone.device)
-        for name, layer in student.adapter.layers.items():
+        total = torch.zeros((), device=model.backbone.device)
+        for name, layer in model.adapter.layers.items():
             total = total + (self.fisher[name] * (layer.delta() - self.vector[name]).square()).sum()
-        for name, parameter in student.head.named_parameters():
+        for name, parameter in model.head.named_parameters():
             known = len(self.head[name])
             total = total + (self.head_fisher[name] * (parameter[:known] - self.head[name]).square()).sum()
         return 0.5 * self.strength * total
 
-    def learned(self, task: Task, run: Run, model: ComposedModel, generator: torch.Generator) -> None:
+    def learned(
+        self, task: Task, backbone: Backbone, model: ComposedModel, generator: torch.Generator, progress: Progress
+    ) -> None:
         """Add the task's Fisher, taken here and now, and move the anchor here."""
         here = Backbone(
             model.network,
-            name=run.backbone.name,
-            preprocessing=run.backbone.preprocessing,
-            targets=run.backbone.patterns,
+            name=backbone.name,
+            preprocessing=backbone.preprocessing,
+            targets=backbone.patterns,
         )
-        images = task.train.tensor(run.backbone.preprocessing)
-        fisher: Fisher = diagonal_fisher(
-            here, model.head, run.batches(task.name, "Fisher", images), generator=generator
+        images = task.train.tensor(backbone.preprocessing)
+        batches = normalized(
+            images, backbone.preprocessing, backbone.device, progress=progress, phase=f"{task.name}: Fisher"
         )
-        features = torch.cat([here.features(x) for x in run.batches(task.name, "features", images)])
+        fisher: Fisher = diagonal_fisher(here, model.head, batches, generator=generator)
+        features = features_of(here, task, progress).to(backbone.device)
         weight, bias = head_fisher(features, model.head.weight, model.head.bias)
         unit = fisher.scale() / fisher.count
         self.fisher = _added(self.fisher, fisher.mean(0.0, unit=True))
         self.head_fisher = _added(self.head_fisher, Head(weight / unit, bias / unit).tensors())
-        self.vector = {name: w - run.backbone.tuned[name] for name, w in here.tuned.items()}
+        self.vector = {name: w - backbone.tuned[name] for name, w in here.tuned.items()}
         self.head = Head(model.head.weight, model.head.bias).tensors()
 
 
-def learn(
-    backbone: Backbone,
-    stream: TaskStream,
-    *,
-    adapter: Adapter | None = None,
-    training: Settings | None = None,
-    progress: Progress = silent,
-    strength: float = 10.0,
-) -> Iterator[Stage]:
-    """Train one network on task after task, held by the Fisher of those before.
+@dataclass(frozen=True)
+class EWC:
+    """One network from task to task, held by the Fisher of those before.
 
     Args:
-        backbone: theta0.
-        stream: the tasks.
-        adapter: what is trained of it; all tuned weights if None.
-        training: epochs, batches, learning rate, seed.
-        progress: told how far the work is.
-        strength: of the quadratic, on a Fisher of unit mean over the tuned weights.
-
-    Yields:
-        The method after each task.
+        strength: of the quadratic, on a Fisher of unit mean over the trainable weights.
+        adapter: what is trained of the network.
     """
-    yield from train_in_turn(plain_run(backbone, stream, adapter or Full(), training, progress), Anchored(strength))
+
+    strength: float = 10.0
+    adapter: Adapter = field(default_factory=Full)
+    about: ClassVar[str] = "all trainable weights, held by the Fisher of earlier tasks"
+
+    def train(
+        self,
+        backbone: Backbone,
+        stream: TaskStream,
+        settings: Settings,
+        *,
+        folder: Path | None = None,
+        progress: Progress = silent,
+    ) -> Iterator[TaskResult]:
+        """See ``Baseline``."""
+        return train_in_turn(backbone, stream, self.adapter, settings, Anchored(self.strength), progress)
 
 
 def _added(sums: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, Tensor]:

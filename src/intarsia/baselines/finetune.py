@@ -1,36 +1,39 @@
 """Sequential fine-tuning: nothing is done against forgetting. The floor of every comparison."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
 
 from intarsia.adapters.full import Full
 from intarsia.adapters.protocol import Adapter
 from intarsia.backbones.backbone import Backbone
-from intarsia.baselines.sequential import Keeper, train_in_turn
-from intarsia.baselines.setting import plain_run
-from intarsia.baselines.stage import Stage
+from intarsia.baselines.protocol import TaskResult
+from intarsia.baselines.sequential import Strategy, train_in_turn
 from intarsia.data.stream import TaskStream
 from intarsia.progress import Progress, silent
 from intarsia.training.settings import Settings
 
 
-def learn(
-    backbone: Backbone,
-    stream: TaskStream,
-    *,
-    adapter: Adapter | None = None,
-    training: Settings | None = None,
-    progress: Progress = silent,
-) -> Iterator[Stage]:
-    """Train one network on task after task, cross-entropy over all classes seen.
+@dataclass(frozen=True)
+class FineTuning:
+    """One network from task to task, cross-entropy over all classes seen.
 
     Args:
-        backbone: theta0.
-        stream: the tasks.
-        adapter: what is trained of it; all tuned weights if None.
-        training: epochs, batches, learning rate, seed.
-        progress: told how far the work is.
-
-    Yields:
-        The method after each task.
+        adapter: what is trained of it.
     """
-    yield from train_in_turn(plain_run(backbone, stream, adapter or Full(), training, progress), Keeper())
+
+    adapter: Adapter = field(default_factory=Full)
+    about: ClassVar[str] = "all trainable weights, task after task"
+
+    def train(
+        self,
+        backbone: Backbone,
+        stream: TaskStream,
+        settings: Settings,
+        *,
+        folder: Path | None = None,
+        progress: Progress = silent,
+    ) -> Iterator[TaskResult]:
+        """See ``Baseline``."""
+        return train_in_turn(backbone, stream, self.adapter, settings, Strategy(), progress)

@@ -14,6 +14,8 @@ An image's class is the largest mean, over the experts that know it, of softmax(
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,20 +25,21 @@ from torch.nn import functional as F
 from intarsia.adapters.full import Full
 from intarsia.adapters.protocol import Adapter
 from intarsia.backbones.backbone import Backbone
+from intarsia.backbones.forward import outputs
 from intarsia.backbones.preprocessing import Preprocessing
-from intarsia.baselines.fitting import fit
-from intarsia.baselines.sequential import GrowingHead, new_head
-from intarsia.baselines.setting import plain_run
-from intarsia.baselines.stage import Stage, numbers
+from intarsia.baselines.protocol import TaskResult, count
+from intarsia.baselines.sequential import new_head
 from intarsia.class_stats.shrinkage import basis_of
+from intarsia.data.augmentation import Augmentation
 from intarsia.data.stream import Task, TaskStream
 from intarsia.heads.head import Head
+from intarsia.heads.trained_head import TrainableHead
 from intarsia.merging.merge import moved
-from intarsia.merging.model import answers
 from intarsia.progress import Progress, Timings, silent
-from intarsia.training.run import Run
-from intarsia.training.schedule import Batch
+from intarsia.training.loop import Loss, adamw, network_to_train, train, training_batch
+from intarsia.training.schedule import Batch, Seeds
 from intarsia.training.settings import Settings
+from intarsia.training.steps import features_of
 
 
 @dataclass(frozen=True)
@@ -87,12 +90,12 @@ class Expert:
 
     def features(self, images: Tensor, preprocessing: Preprocessing) -> Tensor:
         """(N, d), on the CPU, of uint8 images."""
-        return answers(self, images, preprocessing, self.narrow.weight.device)
+        return outputs(self, images, preprocessing, self.narrow.weight.device)
 
-    def numbers(self) -> int:
+    def stored(self) -> int:
         """Of weights and Gaussians; a triangle is what is not zero of it."""
         triangles = sum(len(g.mean) * (len(g.mean) + 3) // 2 for g in self.known.values())
-        return numbers(self.state, self.narrow.state_dict()) + triangles
+        return count(self.state, self.narrow.state_dict()) + triangles
 
 
 @dataclass(frozen=True)
@@ -124,59 +127,95 @@ class Ensemble:
         return (total / knowing).clamp_min(1e-300).log()
 
 
-def learn(
-    backbone: Backbone,
-    stream: TaskStream,
-    *,
-    adapter: Adapter | None = None,
-    training: Settings | None = None,
-    progress: Progress = silent,
-    experts: int = 5,
-    distillation: float = 0.99,
-    temperature: float = 3.0,
-    width: int = 64,
-) -> Iterator[Stage]:
-    """Train an ensemble of experts, one of them a task.
+@dataclass(frozen=True)
+class SEED:
+    """An ensemble of experts, one of which is trained on each task.
 
     Args:
-        backbone: theta0.
-        stream: the tasks.
-        adapter: what is trained of an expert; all tuned weights if None.
-        training: epochs, batches, learning rate, seed.
-        progress: told how far the work is.
         experts: at most so many.
         distillation: a, the share of the old features in the loss of an expert that is trained again.
         temperature: of the softmax over log densities.
         width: d, features of an expert; fewer than a task has images, and no more than the backbone has.
-
-    Yields:
-        The ensemble after each task.
+        adapter: what is trained of an expert.
     """
-    run = plain_run(backbone, stream, adapter or Full(), training, progress)
-    made: list[Expert] = []
-    classes: dict[str, tuple[str, ...]] = {}
-    for number, task in enumerate(run.stream, start=1):
-        timings, classes = Timings(), {**classes, task.name: task.classes}
-        images = task.train.tensor(backbone.preprocessing)
-        if len(made) < experts:
-            place = len(made)
-            before, features = _untrained(run, run.features(task.name, images), width)
-        else:
-            seen = [expert.features(images, backbone.preprocessing) for expert in made]
-            place = least_overlap([_gaussians(task, own) for own in seen])
-            before, features = made[place], seen[place]
-        head = new_head(run, features, task, number)
-        timings.lap("set-up")
-        trained = _train(run, task, number, before, head, distillation if before.state else 0.0)
-        made[place : place + 1] = [trained]
-        timings.lap("training")
-        for expert in made:
-            own = _gaussians(task, expert.features(images, backbone.preprocessing))
-            expert.known |= dict(zip(task.classes, own, strict=True))
-        timings.lap("set-up")
-        model = Ensemble(tuple(made), classes, backbone.preprocessing, temperature)
-        kept = sum(expert.numbers() for expert in made)
-        yield Stage(model, timings.seconds["set-up"], timings.seconds["training"], kept)
+
+    experts: int = 5
+    distillation: float = 0.99
+    temperature: float = 3.0
+    width: int = 64
+    adapter: Adapter = field(default_factory=Full)
+    about: ClassVar[str] = "five experts of 64 features, Gaussians of the classes"
+
+    def train(
+        self,
+        backbone: Backbone,
+        stream: TaskStream,
+        settings: Settings,
+        *,
+        folder: Path | None = None,
+        progress: Progress = silent,
+    ) -> Iterator[TaskResult]:
+        """See ``Baseline``."""
+        stream.decode(backbone.preprocessing, progress)
+        made: list[Expert] = []
+        classes: dict[str, tuple[str, ...]] = {}
+        for number, task in enumerate(stream, start=1):
+            timings, classes = Timings(), {**classes, task.name: task.classes}
+            seeds, images = Seeds(settings.seed, number), task.train.tensor(backbone.preprocessing)
+            if len(made) < self.experts:
+                place = len(made)
+                before, features = _untrained(backbone, features_of(backbone, task, progress), self.width)
+            else:
+                seen = [expert.features(images, backbone.preprocessing) for expert in made]
+                place = least_overlap([_gaussians(task, own) for own in seen])
+                before, features = made[place], seen[place]
+            head = new_head(backbone, features, task, settings, seeds)
+            timings.lap("set-up")
+            made[place : place + 1] = [
+                self._trained(backbone, task, before, head, settings, stream.augmentation, seeds, progress)
+            ]
+            timings.lap("training")
+            for expert in made:
+                own = _gaussians(task, expert.features(images, backbone.preprocessing))
+                expert.known |= dict(zip(task.classes, own, strict=True))
+            timings.lap("set-up")
+            model = Ensemble(tuple(made), classes, backbone.preprocessing, self.temperature)
+            stored = sum(expert.stored() for expert in made)
+            yield TaskResult(model, timings.seconds["set-up"], timings.seconds["training"], stored)
+
+    def _trained(
+        self,
+        backbone: Backbone,
+        task: Task,
+        before: Expert,
+        start: Head,
+        settings: Settings,
+        augmentation: Augmentation,
+        seeds: Seeds,
+        progress: Progress,
+    ) -> Expert:
+        """An expert after one more task; one that is trained again is held to what its features were."""
+        generator, distillation = seeds.generator("training"), self.distillation if before.state else 0.0
+        images, labels = task.train.tensor(backbone.preprocessing), task.train.labels
+        head, narrow = TrainableHead(start), deepcopy(before.narrow).requires_grad_()
+        with backbone.attach(self.adapter, seeds.generator("adapter")) as adapter:
+            adapter.load(before.state or adapter.state())
+            network = network_to_train(backbone, settings)
+
+            def loss(batch: Batch) -> Loss:
+                x = training_batch(images[batch.index], backbone, augmentation, settings, generator)
+                features = narrow(network(x))
+                found = F.cross_entropy(head(features), labels[batch.index].to(features.device))
+                if not distillation:
+                    return Loss(found)
+                with torch.no_grad():
+                    then = before(x)
+                return Loss((1 - distillation) * found + distillation * F.mse_loss(features, then))
+
+            optimizer = adamw(settings, [*adapter.parameters(), *narrow.parameters(), *head.parameters()])
+            train(optimizer, settings, len(images), generator, loss, name=task.name, progress=progress)
+            state, vector = adapter.state(), adapter.vector()
+        return Expert(state, moved(backbone, lambda name, _: vector[name]), narrow, dict(before.known))
 
 
 def least_overlap(candidates: Sequence[Sequence[ClassGaussian]]) -> int:
@@ -195,7 +234,7 @@ def _gaussians(task: Task, features: Tensor) -> list[ClassGaussian]:
     return [ClassGaussian.of(features[task.train.labels == c]) for c in range(len(task.classes))]
 
 
-def _untrained(run: Run, features: Tensor, width: int) -> tuple[Expert, Tensor]:
+def _untrained(backbone: Backbone, features: Tensor, width: int) -> tuple[Expert, Tensor]:
     """Theta0, narrowed to the principal axes of a task's features (N, D) there, and the narrowed features."""
     mean = features.mean(0)
     most = max(1, min(width, len(features) - 1))  # N images vary along N - 1 axes
@@ -204,27 +243,4 @@ def _untrained(run: Run, features: Tensor, width: int) -> tuple[Expert, Tensor]:
     narrow.weight.copy_(axes)
     narrow.bias.copy_(-axes @ mean)
     narrowed = narrow(features)
-    return Expert({}, run.backbone.model, narrow.to(run.backbone.device)), narrowed
-
-
-def _train(run: Run, task: Task, number: int, before: Expert, start: Head, distillation: float) -> Expert:
-    backbone, generator = run.backbone, run.generator(number, "training")
-    images, labels = task.train.tensor(backbone.preprocessing), task.train.labels
-    head, narrow = GrowingHead(start), deepcopy(before.narrow).requires_grad_()
-    with backbone.attach(run.adapter, run.generator(number, "adapter")) as adapter:
-        adapter.load(before.state or adapter.state())
-        network = run.trained_network()
-
-        def loss(batch: Batch) -> Tensor:
-            x = run.varied(images[batch.index], generator)
-            features = narrow(network(x))
-            found = F.cross_entropy(head(features), labels[batch.index].to(features.device))
-            if not distillation:
-                return found
-            with torch.no_grad():
-                then = before(x)
-            return (1 - distillation) * found + distillation * F.mse_loss(features, then)
-
-        fit(run, task, [*adapter.parameters(), *narrow.parameters(), *head.parameters()], generator, loss)
-        state, vector = adapter.state(), adapter.vector()
-    return Expert(state, moved(backbone, lambda name, _: vector[name]), narrow, dict(before.known))
+    return Expert({}, backbone.model, narrow.to(backbone.device)), narrowed

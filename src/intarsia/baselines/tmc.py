@@ -16,27 +16,28 @@ The answer of the mean is then exactly the mean of the answers.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from intarsia.adapters.full import Full
 from intarsia.backbones.backbone import Backbone
+from intarsia.backbones.forward import outputs
 from intarsia.backbones.preprocessing import Preprocessing
-from intarsia.baselines.fitting import fit
-from intarsia.baselines.setting import plain_run
-from intarsia.baselines.stage import Stage, numbers
+from intarsia.baselines.protocol import TaskResult, count
 from intarsia.curvature.linearized import Tangent
+from intarsia.data.augmentation import Augmentation
 from intarsia.data.stream import Task, TaskStream
 from intarsia.evaluation.editing import NEGATED, Editable
 from intarsia.heads.head import Head
-from intarsia.merging.model import answers
 from intarsia.progress import Progress, Timings, silent
 from intarsia.task_vector import TaskVector
-from intarsia.training.run import Run
-from intarsia.training.schedule import Batch
+from intarsia.training.loop import Loss, adamw, train, training_batch
+from intarsia.training.schedule import Batch, Seeds
 from intarsia.training.settings import Settings
+from intarsia.training.steps import features_of
 
 TARGET = 15.0
 """What the loss asks of the answer for an image's own class; zero of the others."""
@@ -114,44 +115,44 @@ class TangentClassifier:
             features, derivative = self.tangent(x, self.vector)
             return torch.cat([self.heads[t](features, derivative, parts.get(t, 0.0)) for t in self.classes], 1)
 
-        return answers(joined, images, self.preprocessing, self.tangent.backbone.device)
+        return outputs(joined, images, self.preprocessing, self.tangent.backbone.device)
 
 
-def learn(
-    backbone: Backbone,
-    stream: TaskStream,
-    *,
-    training: Settings | None = None,
-    progress: Progress = silent,
-) -> Iterator[Stage]:
-    """Train a tangent model for every task, alone, and average them.
+@dataclass(frozen=True)
+class TMC:
+    """A tangent model for every task, trained alone; their mean answers."""
 
-    Args:
-        backbone: theta0.
-        stream: the tasks.
-        training: epochs, batches, learning rate, seed.
-        progress: told how far the work is.
+    about: ClassVar[str] = "tangent models, their mean"
 
-    Yields:
-        The mean of the models after each task.
-    """
-    run = plain_run(backbone, stream, Full(), training, progress)
-    vectors: dict[str, TaskVector] = {}
-    heads: dict[str, TangentHead] = {}
-    classes: dict[str, tuple[str, ...]] = {}
-    for number, task in enumerate(run.stream, start=1):
-        timings, classes = Timings(), {**classes, task.name: task.classes}
-        start = least_squares(run.features(task.name, task.train.tensor(backbone.preprocessing)), task.train.labels)
-        timings.lap("set-up")
-        vectors[task.name], heads[task.name] = _train(run, task, start.to(backbone.device), number)
-        timings.lap("training")
-        model = TangentClassifier(Tangent(backbone), dict(vectors), dict(heads), classes, backbone.preprocessing)
-        kept = numbers(*vectors.values(), *(vars(head) for head in heads.values()))
-        modules = Editable.of(model, model.specialize, partial(model.negate, scale=NEGATED), model.unlearn)
-        last = number == len(run.stream)
-        yield Stage(
-            model, timings.seconds["set-up"], timings.seconds["training"], kept, modules=modules if last else None
-        )
+    def train(
+        self,
+        backbone: Backbone,
+        stream: TaskStream,
+        settings: Settings,
+        *,
+        folder: Path | None = None,
+        progress: Progress = silent,
+    ) -> Iterator[TaskResult]:
+        """See ``Baseline``."""
+        stream.decode(backbone.preprocessing, progress)
+        vectors: dict[str, TaskVector] = {}
+        heads: dict[str, TangentHead] = {}
+        classes: dict[str, tuple[str, ...]] = {}
+        for number, task in enumerate(stream, start=1):
+            timings, classes = Timings(), {**classes, task.name: task.classes}
+            start = least_squares(features_of(backbone, task, progress), task.train.labels).to(backbone.device)
+            timings.lap("set-up")
+            generator = Seeds(settings.seed, number).generator("training")
+            trained = _train(backbone, task, start, settings, stream.augmentation, generator, progress)
+            vectors[task.name], heads[task.name] = trained
+            timings.lap("training")
+            model = TangentClassifier(Tangent(backbone), dict(vectors), dict(heads), classes, backbone.preprocessing)
+            stored = count(*vectors.values(), *(vars(head) for head in heads.values()))
+            modules = None
+            if number == len(stream):
+                modules = Editable.of(model, model.specialize, partial(model.negate, scale=NEGATED), model.unlearn)
+            seconds = timings.seconds
+            yield TaskResult(model, seconds["set-up"], seconds["training"], stored, modules=modules)
 
 
 def targets(labels: Tensor, classes: int) -> Tensor:
@@ -168,17 +169,26 @@ def least_squares(features: Tensor, labels: Tensor) -> Head:
     return Head(weight.reshape(-1, features.shape[1]), bias.reshape(-1))
 
 
-def _train(run: Run, task: Task, start: Head, number: int) -> tuple[TaskVector, TangentHead]:
-    tangent, generator = Tangent(run.backbone), run.generator(number, "training")
-    images, wanted = task.train.tensor(run.backbone.preprocessing), targets(task.train.labels, len(task.classes))
-    tau = {name: nn.Parameter(torch.zeros_like(w)) for name, w in run.backbone.tuned.items()}
+def _train(
+    backbone: Backbone,
+    task: Task,
+    start: Head,
+    settings: Settings,
+    augmentation: Augmentation,
+    generator: torch.Generator,
+    progress: Progress,
+) -> tuple[TaskVector, TangentHead]:
+    tangent = Tangent(backbone)
+    images, wanted = task.train.tensor(backbone.preprocessing), targets(task.train.labels, len(task.classes))
+    tau = {name: nn.Parameter(torch.zeros_like(w)) for name, w in backbone.tuned.items()}
     change, more = nn.Parameter(torch.zeros_like(start.weight)), nn.Parameter(torch.zeros_like(start.bias))
 
-    def loss(batch: Batch) -> Tensor:
-        features = tangent(run.varied(images[batch.index], generator), tau)
-        logits = TangentHead(start.weight, start.bias, change, more)(*features, part=1.0)
-        return F.mse_loss(logits, wanted[batch.index].to(logits.device))
+    def loss(batch: Batch) -> Loss:
+        x = training_batch(images[batch.index], backbone, augmentation, settings, generator)
+        logits = TangentHead(start.weight, start.bias, change, more)(*tangent(x, tau), part=1.0)
+        return Loss(F.mse_loss(logits, wanted[batch.index].to(logits.device)))
 
-    fit(run, task, [*tau.values(), change, more], generator, loss)
+    optimizer = adamw(settings, [*tau.values(), change, more])
+    train(optimizer, settings, len(images), generator, loss, name=task.name, progress=progress)
     vector = TaskVector({name: p.detach().clone() for name, p in tau.items()})
     return vector, TangentHead(start.weight, start.bias, change.detach().clone(), more.detach().clone())

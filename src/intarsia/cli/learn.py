@@ -20,16 +20,15 @@ from intarsia.errors import InputError
 from intarsia.evaluation.metrics import recorded_stream
 from intarsia.machine import on_device
 from intarsia.pool import Pool
-from intarsia.regularizers.iel import IEL
-from intarsia.regularizers.ita import ITA
+from intarsia.regularizers.protocol import Regularizer
 from intarsia.regularizers.records import Method, build_regularizer
 from intarsia.study.choice import Source
 from intarsia.study.estimate import estimate
 from intarsia.study.paper import preset
 from intarsia.training.checkpoint import Checkpoint, stopping
+from intarsia.training.fine_tuning import Configuration
 from intarsia.training.learner import learn
 from intarsia.training.recommended import recommended, resolved
-from intarsia.training.run import Run
 from intarsia.training.settings import Training
 
 
@@ -90,7 +89,8 @@ class Learn:
         adapter: Adapter = build_adapter(self.adapter, self.rank)
         if self.dry_run:
             settings = resolved(self.training, recommended(self.method, self.adapter)[1])
-            cost = estimate(Run(theta0, adapter, regularizer, settings, stream), keep_fishers=self.keep_fishers)
+            configuration = Configuration(adapter, regularizer, settings, stream.augmentation)
+            cost = estimate(theta0, stream, configuration, keep_fishers=self.keep_fishers)
             if not self.json:
                 facts(cost.record())
             return cost.record()
@@ -120,7 +120,7 @@ class Learn:
             return self.source.load("sketches", self.training.seed or 0)
         return reloaded(checkpoint.asked()["stream"]) if checkpoint.exists else recorded_stream(Pool.open(self.out))
 
-    def _regularizer(self) -> ITA | IEL:
+    def _regularizer(self) -> Regularizer:
         name, strength = ("alpha", self.alpha) if self.method == "ita" else ("beta", self.beta)
         other = "beta" if name == "alpha" else "alpha"
         if getattr(self, other) is not None:

@@ -9,14 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.backbones.backbone import Backbone
+from intarsia.backbones.forward import outputs
 from intarsia.backbones.preprocessing import Preprocessing
 from intarsia.data.decoding import decode
 from intarsia.errors import InputError
 from intarsia.heads.head import Head
 from intarsia.store.files import Seen, load, read_json, reading, save, write_json, writing
-
-PREDICT_BATCH = 64
-
 
 CARD, WEIGHTS = "model.json", "model.safetensors"
 
@@ -62,10 +60,9 @@ class ComposedModel(nn.Module):
         """Logits (B, C) of normalised images (B, channels, size, size)."""
         return self.head(self.network(images))
 
-    @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
         """Logits (N, C), on the CPU, of uint8 images (N, channels, R, R) as a stream holds them."""
-        return answers(self, images, self.preprocessing, self.head.weight.device)
+        return outputs(self, images, self.preprocessing, self.head.weight.device)
 
     def predict(self, paths: Sequence[str | Path]) -> list[str]:
         """Class names of image files.
@@ -136,12 +133,3 @@ class ComposedModel(nn.Module):
             )
         model.load_state_dict(state)
         return model
-
-
-@torch.no_grad()
-def answers(
-    network: Callable[[Tensor], Tensor], images: Tensor, preprocessing: Preprocessing, device: torch.device
-) -> Tensor:
-    """What a network says of uint8 images (N, channels, R, R), normalised batch by batch; (N, ...) on the CPU."""
-    batches = images.split(PREDICT_BATCH)
-    return torch.cat([network(preprocessing.normalize(b.to(device))).cpu() for b in batches])

@@ -1,35 +1,33 @@
 """IEL: incremental ensemble learning (Eq. 15, 18, 19)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from intarsia.regularizers.quadratic import DiagonalQuadratic, check_strength
+from intarsia.regularizers.protocol import FLOOR, check_strength
+from intarsia.regularizers.quadratic import DiagonalQuadratic
 
 
 @dataclass(frozen=True)
-class IEL(DiagonalQuadratic):
-    """Incremental ensemble learning (Eq. 15, 18, 19): beta times the gap Omega, seen from the current task vector.
+class IEL:
+    """Incremental ensemble learning: beta times the gap Omega, seen from the current task vector.
+
+    The exact gradient of beta Omega is 1/T of the published row; published betas go with the row as it stands, and so
+    does this code.
 
     Args:
-        beta: strength, 0 or more; the gradient is the published row, T times the exact one of beta Omega.
-        fisher: mean Fisher of all tasks seen, this one included, by weight name, floored.
-        total: S, the sum of the earlier task vectors; None for the first task.
-        tasks: T, this task included; the first task counts as T = 2 with S = 0.
-        floor: what stands in for the Fisher where there is none.
+        beta: strength, 0 or more.
 
     Raises:
-        InputError: beta is negative.
+        InputError: beta is negative or not finite.
     """
 
     beta: float = 20.0
-    fisher: Mapping[str, Tensor] | None = None
-    total: Mapping[str, Tensor] | None = None
-    tasks: int = 2
-    floor: float = 1e-5
     kind: ClassVar[str] = "iel"
+    through_mean: ClassVar[bool] = True
+    fisher_over: ClassVar[Literal["others", "seen"]] = "seen"
 
     def __post_init__(self) -> None:
         check_strength("beta", self.beta)
@@ -39,12 +37,9 @@ class IEL(DiagonalQuadratic):
         """Beta."""
         return self.beta
 
-    def on(self, fisher: Mapping[str, Tensor] | None, total: Mapping[str, Tensor] | None, tasks: int) -> Self:
-        """This regularizer for task number ``tasks`` of a stream."""
-        return replace(self, fisher=fisher, total=total, tasks=max(tasks, 2))
-
-    def quadratic(self, name: str, like: Tensor) -> tuple[Tensor, Tensor]:
-        """(beta F (1 - 1/T), beta F S/T)."""
-        fisher = like.new_full((), self.floor) if self.fisher is None else self.fisher[name]
-        pull = like.new_zeros(()) if self.total is None else self.beta * fisher * self.total[name] / self.tasks
-        return self.beta * fisher * (1 - 1 / self.tasks), pull
+    def bind(
+        self, fisher: Mapping[str, Tensor] | None, total: Mapping[str, Tensor] | None = None, tasks: int = 1
+    ) -> DiagonalQuadratic:
+        """Beta T Omega, up to a constant; the first task counts as T = 2 with S = 0."""
+        tasks = max(tasks, 2)
+        return DiagonalQuadratic(self.beta, FLOOR if fisher is None else fisher, 1 - 1 / tasks, total, tasks)

@@ -1,35 +1,34 @@
 """ITA: individual training (Eq. 11, 12)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from intarsia.regularizers.quadratic import DiagonalQuadratic, check_strength
+from intarsia.regularizers.protocol import FLOOR, check_strength
+from intarsia.regularizers.quadratic import DiagonalQuadratic
 
 
 @dataclass(frozen=True)
-class ITA(DiagonalQuadratic):
-    """Individual training (Eq. 11, 12): a task vector is held near theta0, alone, by the *other* tasks' Fisher.
+class ITA:
+    """Individual training: a task vector is held near theta0, alone, by the *other* tasks' Fisher.
 
     Args:
         alpha: strength, 0 or more.
-        fisher: mean Fisher by weight name, floored; None (no other task yet) stands for the floor alone.
-        floor: what stands in for the Fisher where there is none.
 
     Raises:
-        InputError: alpha is negative.
+        InputError: alpha is negative or not finite.
 
     Example:
-        >>> penalty = ITA(0.02, fisher.mean())
-        >>> penalty.step(adapter, scale=1.0)
+        >>> penalty = ITA(0.02).bind(fisher.mean())
+        >>> penalty.step(adapter)
     """
 
     alpha: float = 0.02
-    fisher: Mapping[str, Tensor] | None = None
-    floor: float = 1e-5
     kind: ClassVar[str] = "ita"
+    through_mean: ClassVar[bool] = False
+    fisher_over: ClassVar[Literal["others", "seen"]] = "others"
 
     def __post_init__(self) -> None:
         check_strength("alpha", self.alpha)
@@ -39,11 +38,8 @@ class ITA(DiagonalQuadratic):
         """Alpha."""
         return self.alpha
 
-    def on(self, fisher: Mapping[str, Tensor] | None, total: Mapping[str, Tensor] | None, tasks: int) -> Self:
-        """This regularizer for one task of a stream; ITA looks at the Fisher alone."""
-        return replace(self, fisher=fisher)
-
-    def quadratic(self, name: str, like: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha F, 0)."""
-        fisher = like.new_full((), self.floor) if self.fisher is None else self.fisher[name]
-        return self.alpha * fisher, like.new_zeros(())
+    def bind(
+        self, fisher: Mapping[str, Tensor] | None, total: Mapping[str, Tensor] | None = None, tasks: int = 1
+    ) -> DiagonalQuadratic:
+        """alpha/2 sum F tau^2; without another task the floor alone stands for F."""
+        return DiagonalQuadratic(self.alpha, FLOOR if fisher is None else fisher)

@@ -193,7 +193,7 @@ class _Runs:
         settings = {
             "bench": self.bench.record(),
             "training": _training(self.bench, method, seed).record(),
-            "options": dict(method.options),
+            "options": method.options,
         }
         path = self.folder / f"{name}-{seed}.json"
         if path.is_file():
@@ -266,7 +266,8 @@ def measure(bench: Bench, name: str, seed: int, folder: Path) -> dict[str, Any]:
     scores, set_up, training, stage = Scores(stream), 0.0, 0.0, None
     edited: list[dict[str, Any]] = []
     with shown([task.name for task in stream]) as progress:
-        for stage in method.learn(theta0, stream, _training(bench, method, seed), progress, folder):
+        settings = _training(bench, method, seed)
+        for stage in method.baseline.train(theta0, stream, settings, folder=folder, progress=progress):
             scores.add(stage.model)
             set_up, training = set_up + stage.set_up_seconds, training + stage.training_seconds
             if stage.modules is not None and seed == 0:
@@ -279,7 +280,7 @@ def measure(bench: Bench, name: str, seed: int, folder: Path) -> dict[str, Any]:
         "set_up_minutes": set_up / 60,
         "training_minutes": training / 60,
         "memory_mib": peak_memory(),
-        "numbers_per_task": stage.numbers / len(stream),
+        "numbers_per_task": stage.stored / len(stream),
         "images_kept": stage.images,
         "edits": edited,
         "backbone": theta0.hash,
@@ -289,4 +290,4 @@ def measure(bench: Bench, name: str, seed: int, folder: Path) -> dict[str, Any]:
 
 
 def _training(bench: Bench, method: Method, seed: int) -> Settings:
-    return replace(method.training, epochs=bench.epochs, batch_size=bench.batch_size, seed=seed)
+    return replace(method.settings, epochs=bench.epochs, batch_size=bench.batch_size, seed=seed)

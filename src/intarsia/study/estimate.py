@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from intarsia.backbones.backbone import Backbone
+from intarsia.backbones.forward import BATCH, outputs
 from intarsia.data.image_set import ImageSet
-from intarsia.data.stream import Task
+from intarsia.data.stream import Task, TaskStream
 from intarsia.heads.alignment import alignment_steps
 from intarsia.machine import peak_memory
-from intarsia.training.preparation import Memory, prepare
-from intarsia.training.run import FEATURE_BATCH, Run
-from intarsia.training.tuning import fine_tune
+from intarsia.training.fine_tuning import Configuration, fine_tune
+from intarsia.training.state import LearnerState
+from intarsia.training.task import prepare
 
 BATCHES = 4
 """Batches on which a step is timed."""
@@ -52,23 +54,28 @@ class Estimate:
         return {key: round(value, 2) if isinstance(value, float) else value for key, value in asdict(self).items()}
 
 
-def estimate(run: Run, *, keep_fishers: bool = False) -> Estimate:
+def estimate(
+    backbone: Backbone, stream: TaskStream, configuration: Configuration, *, keep_fishers: bool = False
+) -> Estimate:
     """Learn a few images of the first task and scale up; nothing is written, and no other image is decoded.
 
     Args:
-        run: what would be run.
+        backbone: theta0.
+        stream: the tasks.
+        configuration: how they would be learned.
         keep_fishers: whether each task's Fisher would be kept.
 
     Raises:
         InputError: an image of the few cannot be read.
     """
-    training, tasks = run.training, list(run.stream)
+    training, tasks = configuration.settings, list(stream)
     few = _few(tasks[0], BATCHES * training.batch_size)
-    quick, memory = replace(run, training=replace(training, epochs=1)), Memory()
-    pixels = few.train.tensor(run.backbone.preprocessing)
-    run.features(few.name, pixels[:FEATURE_BATCH])  # the first pass through a network is slower than those after it
-    prepared = prepare(quick, few, memory)
-    tuned = fine_tune(quick, prepared, memory, prepared.fisher)
+    quick = replace(configuration, settings=replace(training, epochs=1))
+    pixels = few.train.tensor(backbone.preprocessing)
+    warm = pixels[:BATCH]  # the first pass through a network is slower than those after it
+    outputs(backbone.features, warm, backbone.preprocessing, backbone.device)
+    prepared, state = prepare(backbone, few, LearnerState(), quick.settings)
+    tuned = fine_tune(backbone, prepared, state, prepared.fisher, quick)
 
     images, classes = sum(len(t.train) for t in tasks), sum(len(t.classes) for t in tasks)
     per_image, per_class = images / len(few.train), classes / len(few.classes)
@@ -82,7 +89,7 @@ def estimate(run: Run, *, keep_fishers: bool = False) -> Estimate:
     )  # over the images for drift and anchor: one in the first task, which is timed, then three
     fine = (t["training"] * training.epochs + t["drift"] * passes) * per_image + t["regularizer"] * len(tasks)
 
-    weights = _mib(*run.backbone.tuned.values())
+    weights = _mib(*backbone.tuned.values())
     head, scatter = _mib(*tuned.head.tensors().values()), _mib(prepared.statistics.scatter)
     shared = scatter + _mib(prepared.statistics.basis)
     drifts = _mib(*tuned.drift.tensors().values())

@@ -22,7 +22,7 @@ from torch import Tensor
 from intarsia.adapters.attachment import Attachment
 from intarsia.curvature.fisher import Fisher
 from intarsia.errors import InputError
-from intarsia.heads.trained_head import TrainedHead
+from intarsia.heads.trained_head import RegularizedHead
 from intarsia.numerics import digest
 from intarsia.store.files import parse_metadata, parse_tensors, read, read_json, reading, save, write_json
 from intarsia.store.index import INDEX
@@ -46,7 +46,7 @@ class Trained:
     """
 
     adapter: Attachment
-    head: TrainedHead
+    head: RegularizedHead
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
     losses: list[float]

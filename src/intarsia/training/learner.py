@@ -1,14 +1,11 @@
 """Learning a stream: each task in the six steps of docs/method.md section 3.
 
 1 features at theta0 · 2 class statistics · 3 reference heads · 4 Fisher at theta0 · 5 fine-tuning · 6 store.
-Steps 1 to 4 are ``prepare``, step 5 is ``fine_tune``, step 6 is ``Pool.add``. What is carried from task to task does
-not grow with their number, but for the heads and class statistics, which grow with the classes.
+They are in ``task``; what a step knows of the tasks before is a ``LearnerState``. What is carried from task to task
+does not grow with their number, but for the heads and class statistics, which grow with the classes.
 """
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,40 +15,20 @@ from intarsia.backbones.backbone import Backbone
 from intarsia.curvature.fisher import Fisher
 from intarsia.data.stream import TaskStream
 from intarsia.errors import DivergenceError, InputError
-from intarsia.heads.head import Head
-from intarsia.machine import give_back_memory, machine, peak_memory
+from intarsia.machine import give_back_memory
 from intarsia.pool import Pool
 from intarsia.progress import Progress, silent
-from intarsia.regularizers.iel import IEL
 from intarsia.regularizers.ita import ITA
+from intarsia.regularizers.protocol import Regularizer
 from intarsia.regularizers.records import regularizer_record
-from intarsia.store.card import Card, Influence
 from intarsia.store.index import INDEX
 from intarsia.store.lock import one_writer
-from intarsia.store.module import Module
 from intarsia.training.checkpoint import Checkpoint
-from intarsia.training.preparation import Memory, Prepared, prepare
+from intarsia.training.fine_tuning import Configuration
 from intarsia.training.recommended import recommended, resolved
-from intarsia.training.run import Run
 from intarsia.training.settings import Settings, Training
-from intarsia.training.tuning import fine_tune
-
-
-@dataclass(frozen=True)
-class Learned:
-    """All six steps of one task.
-
-    Args:
-        module: for the pool.
-        fisher: the task's own.
-        reference: reference heads of all classes up to the task's.
-        log: when, how long, on what.
-    """
-
-    module: Module
-    fisher: Fisher
-    reference: Head
-    log: dict[str, Any]
+from intarsia.training.state import LearnedTask, LearnerState, PreparedTask
+from intarsia.training.task import finish, prepare
 
 
 def learn(
@@ -60,7 +37,7 @@ def learn(
     *,
     out: str | Path,
     adapter: Adapter | None = None,
-    regularizer: ITA | IEL | None = None,
+    regularizer: Regularizer | None = None,
     training: Training | None = None,
     add: bool = False,
     resume: bool = False,
@@ -123,10 +100,11 @@ def learn(
             for task in stream:
                 pool.check_new(task.name, task.classes)
         stream.decode(backbone.preprocessing)
-        memory = _memory(pool, checkpoint, settings) if resume else Memory.of(pool)
+        state = _state(pool, checkpoint, settings) if resume else LearnerState.of(pool)
         if not resume:
-            checkpoint.begin(asked, memory.fisher if settings.fisher_over == "others" else None)
-        _learn(Run(backbone, adapter, regularizer, settings, stream, progress, checkpoint), pool, memory, keep_fishers)
+            checkpoint.begin(asked, state.fisher if settings.fisher_over == "others" else None)
+        configuration = Configuration(adapter, regularizer, settings, stream.augmentation)
+        _learn(pool, stream, configuration, state, checkpoint, keep_fishers, progress)
         checkpoint.end()
     return pool
 
@@ -144,12 +122,21 @@ def _asked(pool: Pool, settings: dict[str, Any], stream: TaskStream, keep_fisher
     }
 
 
-def _learn(run: Run, pool: Pool, memory: Memory, keep_fishers: bool) -> None:
+def _learn(
+    pool: Pool,
+    stream: TaskStream,
+    configuration: Configuration,
+    state: LearnerState,
+    checkpoint: Checkpoint,
+    keep_fishers: bool,
+    progress: Progress,
+) -> None:
     """Learn the stream's tasks that are not in the pool, each as a module of it."""
-    checkpoint, known, running = run.checkpoint, pool.tasks, pool.fisher()
-    assert checkpoint is not None
+    known, running = pool.tasks, pool.fisher()
     try:
-        for learned in modules(run, memory, known):
+        for learned in learned_tasks(
+            pool.backbone, stream, configuration, state, known=known, checkpoint=checkpoint, progress=progress
+        ):
             running = learned.fisher if running is None else running + learned.fisher
             pool.log(learned.log)
             pool.add(learned.module, running, learned.reference, own_fisher=learned.fisher if keep_fishers else None)
@@ -164,12 +151,12 @@ def _learn(run: Run, pool: Pool, memory: Memory, keep_fishers: bool) -> None:
         ) from error
 
 
-def _memory(pool: Pool, checkpoint: Checkpoint, training: Settings) -> Memory:
+def _state(pool: Pool, checkpoint: Checkpoint, settings: Settings) -> LearnerState:
     """What the learner knows as it goes on; where every Fisher is taken first, as it began."""
-    if training.fisher_over != "others":
-        return Memory.of(pool)
+    if settings.fisher_over != "others":
+        return LearnerState.of(pool)
     before, fisher = checkpoint.asked()["before"], checkpoint.fisher()
-    return Memory(
+    return LearnerState(
         None if fisher is None else fisher.to(pool.backbone.device),
         pool.total(),
         pool.reference(len(before)) if before else None,
@@ -193,47 +180,48 @@ def open_for_adding(path: str | Path, backbone: Backbone, adapter: Adapter) -> P
     return pool
 
 
-def modules(run: Run, memory: Memory, known: Collection[str] = ()) -> Iterator[Learned]:
-    """Learn task by task those that are not ``known``; ``memory`` is kept up to date."""
-    if run.training.fisher_over == "others":
-        for prepared in [prepare(run, task, memory) for task in run.stream]:
+def learned_tasks(
+    backbone: Backbone,
+    stream: TaskStream,
+    configuration: Configuration,
+    state: LearnerState,
+    *,
+    known: Collection[str] = (),
+    checkpoint: Checkpoint | None = None,
+    progress: Progress = silent,
+) -> Iterator[LearnedTask]:
+    """Learn the tasks of a stream one after another, those that are not ``known``.
+
+    Args:
+        backbone: theta0.
+        stream: the tasks.
+        configuration: how they are fine-tuned.
+        state: what is known before the first.
+        known: names of tasks whose modules are there already.
+        checkpoint: where a task's training is kept at every epoch boundary; nowhere if None.
+        progress: told how far the work is.
+    """
+    settings, source = configuration.settings, stream.source()
+
+    def finished(prepared: PreparedTask, others: Fisher | None) -> tuple[LearnedTask, LearnerState]:
+        return finish(
+            backbone, prepared, state, others, configuration, source=source, checkpoint=checkpoint, progress=progress
+        )
+
+    if settings.fisher_over == "others":
+        every: list[PreparedTask] = []
+        for task in stream:
+            prepared, state = prepare(backbone, task, state, settings, progress)
+            every.append(prepared)
+        for prepared in every:
             if prepared.task.name not in known:
-                assert memory.fisher is not None
-                yield _finish(run, prepared, memory, memory.fisher - prepared.fisher)
+                assert state.fisher is not None
+                learned, state = finished(prepared, state.fisher - prepared.fisher)
+                yield learned
         return
-    for task in run.stream:
+    for task in stream:
         if task.name not in known:
-            earlier = memory.fisher
-            yield _finish(run, prepare(run, task, memory), memory, earlier)
-
-
-def _finish(run: Run, prepared: Prepared, memory: Memory, others: Fisher | None) -> Learned:
-    """Step 5, and the module for step 6. ``others`` is the Fisher of the other tasks known."""
-    assert memory.reference is not None
-    task, reference = prepared.task, memory.reference[prepared.rows]
-    tuned = fine_tune(run, prepared, memory, others)
-    others_known = tuple(t for t in memory.tasks if t != task.name)
-    earlier = memory.tasks[: prepared.number - 1]
-    through = earlier if isinstance(run.regularizer, IEL) else ()
-    card = Card(
-        task=task.name,
-        classes=task.classes,
-        images=len(task.train),
-        settings={**regularizer_record(run.regularizer), **run.training.record()},
-        stream=run.stream.source(),
-        versions={name: version(name) for name in ("intarsia", "torch", "timm")},
-        influenced_by=Influence((*memory.lost, *others_known), others_known, through, earlier),
-        measures={"fisher_error": prepared.fisher.error, **tuned.measures},
-    )
-    seconds = {**prepared.seconds, **tuned.seconds}
-    log = {
-        "task": task.name,
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "set_up_seconds": round(sum(prepared.seconds.values()), 3),
-        "training_seconds": round(sum(tuned.seconds.values()), 3),
-        "seconds": {phase: round(s, 3) for phase, s in seconds.items()},
-        "peak_memory_mib": peak_memory(),
-        "machine": machine(run.backbone.device),
-    }
-    module = tuned.module(card, reference, prepared.statistics)
-    return Learned(module, prepared.fisher, memory.reference[: prepared.rows.stop], log)
+            earlier = state.fisher
+            prepared, state = prepare(backbone, task, state, settings, progress)
+            learned, state = finished(prepared, earlier)
+            yield learned

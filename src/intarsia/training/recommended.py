@@ -32,7 +32,6 @@ def paper(method: str) -> tuple[float, Settings]:
         lr=3e-4,
         warmup=0.0,
         step="decoupled",
-        proximal_every=1,
         unit_fisher=False,
         centred=False,
         drift_pull=0.0,

@@ -1,5 +1,6 @@
-"""The budget of every method: in what order a task's images are trained on, and the learning rate of each batch."""
+"""The budget of every method: the order of a task's images, the learning rate of each batch, and the seeds."""
 
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,6 +9,28 @@ import torch
 from torch import Tensor
 
 from intarsia.training.settings import Settings
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """The sources of randomness of one task, one per purpose: nothing random is carried from task to task.
+
+    Args:
+        seed: of the run.
+        number: of the task, from 1; 0 for what belongs to no task.
+    """
+
+    seed: int
+    number: int = 0
+
+    def of(self, purpose: str) -> int:
+        """A seed for one purpose."""
+        digest = hashlib.sha256(f"{self.seed}/{self.number}/{purpose}".encode()).digest()
+        return int.from_bytes(digest[:7], "big")
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """A generator with that seed, on the CPU."""
+        return torch.Generator().manual_seed(self.of(purpose))
 
 
 @dataclass(frozen=True)
@@ -41,22 +64,22 @@ class Batch:
             group["lr"] = self.lr
 
 
-def batches(training: Settings, images: int, generator: torch.Generator, first: int = 0) -> Iterator[Batch]:
+def batches(settings: Settings, images: int, generator: torch.Generator, first: int = 0) -> Iterator[Batch]:
     """Every epoch's batches, each epoch's order drawn as it begins; the last, smaller batch is used too.
 
     A last batch of one image joins the one before: it has no gradient under feature centering.
 
     Args:
-        training: says how many epochs, images a batch, and the learning rate.
+        settings: say how many epochs, images a batch, and the learning rate.
         images: N.
         generator: of the orders, on the CPU.
         first: the epoch to begin with; the generator is as it was after the one before.
     """
-    for epoch in range(first, training.epochs):
-        cosine = 0.5 * (1 + math.cos(math.pi * epoch / training.epochs))
-        parts = list(torch.randperm(images, generator=generator).split(training.batch_size))
-        if len(parts) > 1 and len(parts[-1]) == 1 < training.batch_size:
+    for epoch in range(first, settings.epochs):
+        cosine = 0.5 * (1 + math.cos(math.pi * epoch / settings.epochs))
+        parts = list(torch.randperm(images, generator=generator).split(settings.batch_size))
+        if len(parts) > 1 and len(parts[-1]) == 1 < settings.batch_size:
             parts[-2:] = [torch.cat(parts[-2:])]
         for number, index in enumerate(parts, start=1):
-            warm = min(1.0, (epoch + number / len(parts)) / training.warmup) if training.warmup else 1.0
-            yield Batch(index, epoch, number, len(parts), cosine, training.lr * cosine * warm)
+            warm = min(1.0, (epoch + number / len(parts)) / settings.warmup) if settings.warmup else 1.0
+            yield Batch(index, epoch, number, len(parts), cosine, settings.lr * cosine * warm)

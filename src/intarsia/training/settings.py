@@ -33,8 +33,6 @@ class Training:
     compiler on a CPU."""
     step: Step | None = None
     """The regularizer's step: implicit (proximal), explicit beside the optimizer (decoupled), in the loss (coupled)."""
-    proximal_every: int | None = None
-    """Make one proximal step in place of so many, as large as they together: it is stable at any size, and dear."""
     unit_fisher: bool | None = None
     """Divide the Fisher by its mean over the tuned weights, so that one strength travels between backbones."""
     lambda_h: float | None = None
@@ -74,7 +72,7 @@ class Training:
     """Seed of everything random."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "proximal_every", "probes", "components", "alignment_epochs"):
+        for name in ("epochs", "batch_size", "probes", "components", "alignment_epochs"):
             if (count := getattr(self, name)) is not None and count < 1:
                 raise InputError(f"{name.replace('_', '-')} {count}: expected 1 or more")
         for name in (
@@ -109,7 +107,6 @@ class Settings(Training):
     dtype: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
     step: Step = "proximal"
-    proximal_every: int = 8
     unit_fisher: bool = True
     lambda_h: float = 0.025
     lambda_0: float = 0.001

@@ -1,0 +1,292 @@
+"""Step 5 of a task: fine-tuning, and what the task vector does to the features (docs/method.md sections 3 to 5)."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from intarsia.adapters.attachment import Attachment
+from intarsia.adapters.protocol import Adapter
+from intarsia.backbones.backbone import Backbone
+from intarsia.class_stats.drift import FeatureDrift, fit_drift
+from intarsia.class_stats.prototypes import Anchor
+from intarsia.curvature.fisher import Fisher
+from intarsia.data.augmentation import Augmentation
+from intarsia.errors import DivergenceError
+from intarsia.heads.head import Head
+from intarsia.heads.trained_head import RegularizedHead
+from intarsia.progress import Progress, Timings, silent
+from intarsia.regularizers.protocol import FLOOR, Penalty, Regularizer
+from intarsia.task_vector import TaskVector
+from intarsia.training.checkpoint import Checkpoint, Trained
+from intarsia.training.loop import Loss, adamw, arithmetic, network_to_train, train, training_batch
+from intarsia.training.schedule import Batch, Seeds
+from intarsia.training.settings import Settings
+from intarsia.training.state import LearnerState, PreparedTask
+from intarsia.training.steps import features_of, starting_head
+
+CPU = torch.device("cpu")
+LONGEST = 0.4
+"""Of theta0's length. Converged runs stay below 0.2; diverged ones exceeded 0.45 (docs/results.md)."""
+SMALLEST = 1e-3
+"""Features spread at least so much, as a part of their square and of 1: images may all be alike."""
+PROXIMAL_EVERY = 8
+"""One proximal step in place of so many, as large as they together: it is stable at any size, and dear."""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """How the modules of a stream are fine-tuned.
+
+    Args:
+        adapter: what a task vector is made of.
+        regularizer: what keeps it composable.
+        settings: everything else.
+        augmentation: how the stream's training images are varied.
+    """
+
+    adapter: Adapter
+    regularizer: Regularizer
+    settings: Settings
+    augmentation: Augmentation = "none"
+
+
+@dataclass(frozen=True)
+class TunedTask:
+    """What fine-tuning makes of a task.
+
+    Args:
+        vector: tau, dense.
+        parts: the adapter's parameters, by ``<weight name>.<part>``.
+        head: of the task's classes.
+        drift: what the whole of tau does to the features at theta0.
+        shift: (D,) how far the whole of tau moves the mean feature; zero if training did not put it back.
+        anchor: the task's classes in the mean of the modules.
+        measures: of the training.
+        seconds: how long each phase took, by name.
+    """
+
+    vector: TaskVector
+    parts: dict[str, Tensor]
+    head: Head
+    drift: FeatureDrift
+    shift: Tensor
+    anchor: Anchor
+    measures: dict[str, Any]
+    seconds: dict[str, float]
+
+
+def fine_tune(
+    backbone: Backbone,
+    prepared: PreparedTask,
+    state: LearnerState,
+    others: Fisher | None,
+    configuration: Configuration,
+    *,
+    checkpoint: Checkpoint | None = None,
+    progress: Progress = silent,
+) -> TunedTask:
+    """Tau and the head of one task.
+
+    Args:
+        backbone: theta0.
+        prepared: the task after steps 1 to 4.
+        state: what is known of all tasks.
+        others: the Fisher of the other tasks known, for ITA.
+        configuration: adapter, regularizer, settings.
+        checkpoint: where training is kept at every epoch boundary; nowhere if None.
+        progress: told how far the work is.
+
+    Raises:
+        DivergenceError: the loss or a weight is not finite, or the regularizer's explicit step overshoots.
+    """
+    timings, task, number, settings = Timings(), prepared.task, prepared.number, configuration.settings
+    seeds = Seeds(settings.seed, number)
+    through = configuration.regularizer.through_mean
+    penalty = _bound(configuration, state, others, number)
+    head = starting_head(prepared, state, settings, seeds, backbone.device)
+    with backbone.attach(configuration.adapter, seeds.generator("adapter")) as adapter:
+        timings.lap("regularizer")
+        before = prepared.features
+        if number > 1:
+            before = _features_in_mean(backbone, prepared, adapter, state.total, number - 1, progress)
+        timings.lap("drift")
+        adapter.compose(state.total if through else None, number if through else 1)
+        if through and state.total is not None and settings.iel_start == "mean":
+            adapter.start_at(state.total * (1 / (number - 1)))
+        timings.lap("regularizer")
+        losses = _train(backbone, prepared, adapter, head, penalty, configuration, seeds, checkpoint, progress)
+        vector, parts = adapter.vector(), adapter.state()
+        timings.lap("training")
+        alone = _features_in_mean(backbone, prepared, adapter, None, 1, progress)
+        after = alone
+        if number > 1:
+            after = _features_in_mean(backbone, prepared, adapter, state.total, number, progress)
+        timings.lap("drift")
+    norm = float(vector.norm())
+    for what, size in (("task vector", norm), ("head", head.moved())):
+        if not math.isfinite(size):
+            raise DivergenceError(_diverged(configuration, task.name, f"the {what} is not finite after training"))
+    return TunedTask(
+        vector=vector,
+        parts=parts,
+        head=head.trained().to(CPU),
+        drift=fit_drift(prepared.features, alone),
+        shift=(alone - prepared.features).mean(0) * settings.centred,
+        anchor=Anchor.of(before, after, task.train.labels, len(task.classes)),
+        measures={
+            "losses": losses,
+            "relative_norm": norm / float(TaskVector(backbone.tuned).norm()),
+            "head_moved": head.moved(),
+        },
+        seconds=timings.seconds,
+    )
+
+
+def _bound(configuration: Configuration, state: LearnerState, others: Fisher | None, number: int) -> Penalty:
+    """The regularizer of task ``number``."""
+    regularizer = configuration.regularizer
+    fisher = state.fisher if regularizer.fisher_over == "seen" else others
+    mean = None
+    if fisher is not None and fisher.count:
+        mean = fisher.mean(FLOOR, unit=configuration.settings.unit_fisher)
+    return regularizer.bind(mean, state.total if regularizer.through_mean else None, number)
+
+
+def _features_in_mean(
+    backbone: Backbone,
+    prepared: PreparedTask,
+    adapter: Attachment,
+    total: TaskVector | None,
+    tasks: int,
+    progress: Progress,
+) -> Tensor:
+    """(N, D) of the task's images in theta0 + (total + tau) / tasks."""
+    adapter.compose(total, tasks)
+    return features_of(backbone, prepared.task, progress)
+
+
+def _train(
+    backbone: Backbone,
+    prepared: PreparedTask,
+    adapter: Attachment,
+    head: RegularizedHead,
+    penalty: Penalty,
+    configuration: Configuration,
+    seeds: Seeds,
+    checkpoint: Checkpoint | None,
+    progress: Progress,
+) -> list[float]:
+    """Train adapter and head in place; the mean loss of each epoch."""
+    settings, task = configuration.settings, prepared.task
+    images, labels = task.train.tensor(backbone.preprocessing), task.train.labels
+    generator, network = seeds.generator("training"), network_to_train(backbone, settings)
+    spread = _spread(prepared.features.to(backbone.device))
+    drifts = settings.centred or settings.drift_pull > 0
+    optimizer = adamw(settings, [*adapter.parameters(), *head.parameters()])
+    trained = Trained(adapter, head, optimizer, generator, [0.0] * settings.epochs)
+
+    def loss(batch: Batch) -> Loss:
+        x = training_batch(images[batch.index], backbone, configuration.augmentation, settings, generator)
+        with arithmetic(settings, backbone.device):
+            features = network(x)
+        features = features.to(head.weight.dtype)
+        target = labels[batch.index].to(backbone.device)
+        if not drifts:
+            return Loss(F.cross_entropy(head(features), target))
+        drift = batch_drift(adapter, network, x, features, settings)
+        found = F.cross_entropy(head(features - drift if settings.centred else features), target)
+        return Loss(found, settings.drift_pull * drift.square().sum() / spread)
+
+    def before_step(batch: Batch) -> None:
+        if settings.step == "coupled":
+            penalty.add_gradient(adapter)
+            head.regularize(settings.lambda_h, settings.lambda_0, batch.cosine, settings.step)
+
+    def after_step(batch: Batch) -> None:
+        if settings.step != "coupled":
+            _regularize(penalty, adapter, configuration, backbone, task.name, batch)
+            head.regularize(settings.lambda_h, settings.lambda_0, batch.cosine, settings.step)
+
+    def after_epoch(epochs: int) -> None:
+        if checkpoint:
+            checkpoint.save(task.name, epochs, trained)
+
+    sums = train(
+        optimizer,
+        settings,
+        len(images),
+        generator,
+        loss,
+        name=task.name,
+        progress=progress,
+        complaint=lambda what: _diverged(configuration, task.name, what),
+        losses=trained.losses,
+        first=checkpoint.restore(task.name, trained) if checkpoint else 0,
+        before_step=before_step,
+        after_step=after_step,
+        after_epoch=after_epoch,
+    )
+    return [total / len(images) for total in sums]
+
+
+def _spread(features: Tensor) -> Tensor:
+    """Total variance of features (N, D) at theta0, not zero: what a drift is measured by."""
+    return features.var(0, correction=0).sum() + SMALLEST * (1 + features.square().sum(1).mean())
+
+
+def batch_drift(
+    adapter: Attachment, network: nn.Module, images: Tensor, features: Tensor, settings: Settings
+) -> Tensor:
+    """(D,) how far the mean feature of a batch lies from where theta0 puts the same images, augmented alike.
+
+    Args:
+        adapter: attached to the network.
+        network: images -> features.
+        images: (B, C, size, size), augmented and normalised.
+        features: (B, D) of them by the network as it is trained.
+        settings: of the arithmetic.
+    """
+    with torch.no_grad(), adapter.disabled(), arithmetic(settings, images.device):
+        at_theta0 = network(images).to(features.dtype)
+    return (features - at_theta0).mean(0)
+
+
+def steps_due(settings: Settings, batch: Batch) -> int:
+    """How many of the regularizer's steps are due after a batch."""
+    if settings.step != "proximal":
+        return 1
+    every = PROXIMAL_EVERY
+    return (batch.number % every or every) if batch.number % every == 0 or batch.ends_epoch else 0
+
+
+def _regularize(
+    penalty: Penalty, adapter: Attachment, configuration: Configuration, backbone: Backbone, task: str, batch: Batch
+) -> None:
+    """The regularizer's steps that are due after a batch.
+
+    An explicit step that overshoots throws the task vector further off with every batch; clipping keeps that finite,
+    and silent. So the vector's length is looked at as an epoch ends.
+
+    Raises:
+        DivergenceError: it is long out of all proportion.
+    """
+    settings = configuration.settings
+    if due := steps_due(settings, batch):
+        penalty.step(adapter, batch.cosine * due, settings.step)
+    if settings.step == "decoupled" and configuration.regularizer.strength > 0 and batch.ends_epoch:
+        size = float(adapter.vector().norm()) / float(TaskVector(backbone.tuned).norm())
+        if not size <= LONGEST:
+            what = f"the regularizer's steps overshoot: the task vector is {size:.2g} times as long as the weights"
+            raise DivergenceError(_diverged(configuration, task, f"{what} after epoch {batch.epoch + 1}"))
+
+
+def _diverged(configuration: Configuration, task: str, what: str) -> str:
+    settings, strength = configuration.settings, configuration.regularizer.strength
+    at = f"step {settings.step}, strength {strength:g}, lr {settings.lr:g}"
+    stable = settings.step == "proximal"
+    advice = "use --training.step proximal, which is stable at any strength, or a smaller strength"
+    return f"task {task!r}: {what} ({at}): {'use a smaller learning rate' if stable else advice}"

@@ -1,0 +1,94 @@
+"""What the learner knows: carried from task to task, each step makes a new one of it."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from intarsia.class_stats.mixtures import ClassStatistics
+from intarsia.curvature.fisher import Fisher
+from intarsia.data.stream import Task
+from intarsia.heads.head import Head
+from intarsia.pool import Pool
+from intarsia.store.module import Module
+from intarsia.task_vector import TaskVector
+
+
+@dataclass(frozen=True)
+class LearnerState:
+    """What is known of the tasks so far.
+
+    Args:
+        fisher: sum over the tasks prepared.
+        total: S, the sum of the task vectors learned.
+        reference: reference heads of all classes seen.
+        statistics: of the classes seen, task by task.
+        tasks: names of the tasks prepared, in order.
+        lost: tasks whose modules were dropped; their Fishers are part of the sum.
+    """
+
+    fisher: Fisher | None = None
+    total: TaskVector | None = None
+    reference: Head | None = None
+    statistics: tuple[ClassStatistics, ...] = ()
+    tasks: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, pool: Pool) -> "LearnerState":
+        """As it stood after the pool's last task."""
+        return cls(pool.fisher(), pool.total(), pool.reference(), pool.statistics(), pool.tasks, pool.index.lost)
+
+    def with_task(self, name: str, statistics: ClassStatistics, reference: Head, fisher: Fisher) -> "LearnerState":
+        """After steps 1 to 4 of one more task."""
+        return replace(
+            self,
+            fisher=fisher if self.fisher is None else self.fisher + fisher,
+            reference=reference,
+            statistics=(*self.statistics, statistics),
+            tasks=(*self.tasks, name),
+        )
+
+    def with_vector(self, vector: TaskVector) -> "LearnerState":
+        """After step 5 of one more task."""
+        return replace(self, total=vector if self.total is None else self.total + vector)
+
+
+@dataclass(frozen=True)
+class PreparedTask:
+    """A task after steps 1 to 4.
+
+    Args:
+        task: the task.
+        number: its place among all tasks, from 1.
+        rows: where its classes stand among all classes seen.
+        features: (N, D) of its training images at theta0.
+        statistics: of its classes.
+        fisher: its own, at theta0 under the reference heads.
+        seconds: how long each phase took, by name.
+    """
+
+    task: Task
+    number: int
+    rows: slice
+    features: Tensor
+    statistics: ClassStatistics
+    fisher: Fisher
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class LearnedTask:
+    """A task after all six steps.
+
+    Args:
+        module: for the pool.
+        fisher: the task's own.
+        reference: reference heads of all classes up to the task's.
+        log: when, how long, on what.
+    """
+
+    module: Module
+    fisher: Fisher
+    reference: Head
+    log: dict[str, Any]

@@ -1,0 +1,164 @@
+"""Steps 1 to 4 of a task: features at theta0, class statistics, reference heads, Fisher (docs/method.md section 3).
+
+They depend on neither method, adapter nor strength.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from intarsia.backbones.backbone import Backbone
+from intarsia.backbones.forward import normalized, outputs
+from intarsia.class_stats.mixtures import ClassStatistics, fit_statistics, sample
+from intarsia.curvature.fisher import Fisher, diagonal_fisher
+from intarsia.curvature.head_fisher import head_fisher
+from intarsia.data.stream import Task
+from intarsia.errors import DivergenceError
+from intarsia.heads.alignment import align, align_many, in_closed_form, samples
+from intarsia.heads.head import Head
+from intarsia.heads.pretraining import pretune
+from intarsia.heads.trained_head import RegularizedHead
+from intarsia.machine import give_back_memory
+from intarsia.numerics import finite
+from intarsia.progress import Progress, silent
+from intarsia.regularizers.protocol import FLOOR
+from intarsia.training.schedule import Seeds
+from intarsia.training.settings import Settings
+from intarsia.training.state import LearnerState, PreparedTask
+
+
+def features_of(backbone: Backbone, task: Task, progress: Progress = silent) -> Tensor:
+    """(N, D), on the CPU: features of a task's training images by the backbone's network as it stands."""
+    images = task.train.tensor(backbone.preprocessing)
+    return outputs(
+        backbone.features,
+        images,
+        backbone.preprocessing,
+        backbone.device,
+        progress=progress,
+        phase=f"{task.name}: features",
+    )
+
+
+def features_at_theta0(backbone: Backbone, task: Task, progress: Progress = silent) -> Tensor:
+    """Step 1: (N, D), on the CPU.
+
+    Raises:
+        DivergenceError: some are not finite.
+    """
+    features = features_of(backbone, task, progress)
+    if not finite(features):
+        raise DivergenceError(
+            f"task {task.name!r}: the backbone's features of {int((~torch.isfinite(features)).any(1).sum())} of its "
+            f"{len(features)} images are not finite: look at the weights of {backbone.name} and its preprocessing"
+        )
+    return features
+
+
+def class_statistics(features: Tensor, task: Task, settings: Settings, seeds: Seeds) -> ClassStatistics:
+    """Step 2: what stands in for the images of the task's classes once they are gone."""
+    seed = seeds.of("statistics") % 2**31
+    return fit_statistics(features, task.train.labels, len(task.classes), components=settings.components, seed=seed)
+
+
+def reference_heads(
+    features: Tensor,
+    task: Task,
+    known: Head | None,
+    statistics: Sequence[ClassStatistics],
+    settings: Settings,
+    seeds: Seeds,
+) -> Head:
+    """Step 3: a head pre-tuned for the new classes, then the heads of all classes seen aligned.
+
+    Args:
+        features: (N, D) of the task's images at theta0.
+        task: the task.
+        known: reference heads of the classes seen before it.
+        statistics: of all classes, the task's last.
+        settings: how they are trained.
+        seeds: of the task.
+    """
+    generator = seeds.generator("heads")
+    fresh = fresh_head(features, task.train.labels, len(task.classes), settings, generator)
+    return aligned(fresh if known is None else Head.join([known, fresh]), statistics, settings, generator)
+
+
+def fresh_head(features: Tensor, labels: Tensor, classes: int, settings: Settings, generator: torch.Generator) -> Head:
+    """A head for new classes, pre-tuned on their features (N, D) with labels (N,)."""
+    return pretune(
+        Head.random(classes, features.shape[1], generator),
+        features,
+        labels,
+        epochs=settings.pretune_epochs,
+        lr=settings.pretune_lr,
+        batch_size=settings.batch_size,
+        generator=generator,
+    )
+
+
+def aligned(
+    joined: Head, statistics: Sequence[ClassStatistics], settings: Settings, generator: torch.Generator
+) -> Head:
+    """Heads of all classes aligned, by SGD or in closed form, as the settings say; ``statistics`` of all of them."""
+    if in_closed_form(len(joined), settings.alignment):
+        return align_many(joined, statistics)
+    return align(joined, statistics, epochs=settings.alignment_epochs, lr=settings.pretune_lr, generator=generator)
+
+
+def fisher_at_theta0(
+    backbone: Backbone, task: Task, reference: Head, settings: Settings, seeds: Seeds, progress: Progress = silent
+) -> Fisher:
+    """Step 4: the task's Fisher under the reference heads of all classes seen.
+
+    Raises:
+        DivergenceError: it is not finite.
+    """
+    images = task.train.tensor(backbone.preprocessing)
+    batches = normalized(
+        images, backbone.preprocessing, backbone.device, progress=progress, phase=f"{task.name}: Fisher"
+    )
+    fisher = diagonal_fisher(
+        backbone,
+        reference.to(backbone.device),
+        batches,
+        estimator=settings.fisher,
+        probes=settings.probes,
+        generator=seeds.generator("fisher"),
+    )
+    if not math.isfinite(numbers := sum(float(f.sum()) for f in fisher.sums.values())):
+        raise DivergenceError(
+            f"task {task.name!r}: its Fisher sums to {numbers}, expected a finite number: the backbone's features or "
+            "gradients are not finite on these images; try --training.dtype float32, or look at the weights"
+        )
+    return fisher
+
+
+def starting_head(
+    prepared: PreparedTask, state: LearnerState, settings: Settings, seeds: Seeds, device: torch.device
+) -> RegularizedHead:
+    """Of step 5: the task's head where its training begins."""
+    assert state.reference is not None
+    reference = state.reference[prepared.rows]
+    start = reference
+    if settings.head_start == "random":
+        start = Head.random(len(reference), reference.weight.shape[1], seeds.generator("head start"))
+    fisher = fisher_of_head(prepared, state, settings, seeds)
+    give_back_memory()  # of the features drawn for it
+    return RegularizedHead(start.to(device), reference.to(device), fisher.to(device))
+
+
+def fisher_of_head(prepared: PreparedTask, state: LearnerState, settings: Settings, seeds: Seeds) -> Head:
+    """Mean Fisher of the task's head rows, floored, over features drawn from the statistics of all classes seen."""
+    assert state.reference is not None
+    known = state.tasks.index(prepared.task.name) if settings.head_fisher_over == "earlier" else len(state.tasks)
+    statistics = state.statistics[:known]
+    reference, rows = state.reference, prepared.rows
+    weight, bias = torch.zeros_like(reference.weight[rows]), torch.zeros_like(reference.bias[rows])
+    if statistics:
+        per_class = samples(sum(map(len, statistics)))
+        features, _ = sample(statistics, per_class, seeds.generator("head fisher"))
+        weight, bias = head_fisher(features, reference.weight, reference.bias, rows)
+    return Head(weight + FLOOR, bias + FLOOR)
