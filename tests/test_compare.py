@@ -18,11 +18,11 @@ from intarsia.baselines.modules import results
 from intarsia.errors import InputError
 from intarsia.evaluation.metrics import target_and_control
 from intarsia.pool import Pool
-from intarsia.training.settings import Settings
 from intarsia.study.choice import Source
 from intarsia.study.compare import Bench, compare, summary
 from intarsia.study.methods import METHODS, STANDARD
 from intarsia.study.summary import cells, markdown
+from intarsia.training.settings import Settings
 
 SMALL = ("--only", "animals", "vehicles", "--max-per-class", 4, "--epochs", 1, "--threads", 1)
 

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from intarsia.adapters.attachment import Attachment
 from intarsia.adapters.protocol import AdaptedLinear, Adapter
-from intarsia.backbones.builtin import BUILTIN, load_builtin_network
+from intarsia.backbones.builtin import BUILTIN
+from intarsia.backbones.loaders import load_network
 from intarsia.backbones.names import TARGETS, match_targets
 from intarsia.backbones.preprocessing import Preprocessing
-from intarsia.backbones.timm import load_timm
-from intarsia.errors import InputError
 from intarsia.numerics import digest
 
 
@@ -65,15 +64,7 @@ class Backbone:
         Raises:
             InputError: the name is unknown, the weights cannot be had or do not fit, a target matches nothing.
         """
-        if spec == BUILTIN:
-            model, preprocessing = load_builtin_network()
-        elif spec.startswith("timm/"):
-            model, preprocessing = load_timm(spec.removeprefix("timm/"))
-        else:
-            raise InputError(
-                f"unknown backbone {spec!r}: expected {BUILTIN!r} (built in), 'timm/<name>' or "
-                "'timm/<name>@<weights.safetensors>'"
-            )
+        model, preprocessing = load_network(spec)
         return cls(model, name=spec, preprocessing=preprocessing, targets=targets)
 
     @property

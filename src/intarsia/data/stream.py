@@ -18,8 +18,7 @@ from intarsia.backbones.preprocessing import Preprocessing
 from intarsia.data.augmentation import Augmentation
 from intarsia.data.image_set import ImageSet, Labelled, checked
 from intarsia.data.sources.arrays import of_arrays
-from intarsia.data.sources.folder import SIDES, Side
-from intarsia.data.sources.source import Source
+from intarsia.data.sources.source import SIDES, Side, Source
 from intarsia.data.sources.table import open_source
 from intarsia.data.splits import Order, Split, check_tasks, grouped, hold_out, read_split
 from intarsia.errors import InputError

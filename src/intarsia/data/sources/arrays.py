@@ -7,8 +7,7 @@ from torch import Tensor
 
 from intarsia.data.augmentation import Augmentation
 from intarsia.data.image_set import ImageSet, Labelled
-from intarsia.data.sources.folder import Side
-from intarsia.data.sources.source import Source
+from intarsia.data.sources.source import Side, Source
 from intarsia.data.splits import Split
 
 

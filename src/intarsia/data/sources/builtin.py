@@ -9,7 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from intarsia.data.image_set import Labelled
+from intarsia.data.sources.arrays import of_arrays
 from intarsia.data.sources.chalk import chalk
+from intarsia.data.sources.source import Side, Source
 from intarsia.errors import InputError
 
 names: tuple[str, ...] = ("sketches", "chalk")
@@ -79,3 +82,24 @@ def describe() -> list[dict[str, Any]]:
 def _themes() -> dict[str, tuple[str, ...]]:
     text = (resources.files("intarsia") / "assets" / "themes.json").read_text(encoding="utf-8")
     return {theme: tuple(kinds) for theme, kinds in json.loads(text).items()}
+
+
+def open_builtin(name: str, test_fraction: float | None) -> Source:
+    """A built-in data set as a source.
+
+    Raises:
+        InputError: a test fraction is given, though it has test images.
+    """
+    if test_fraction is not None:
+        raise InputError(f"A test fraction of {test_fraction} is given, but {name!r} has test images. Leave it out.")
+    drawings = load_builtin(name)
+    parts: dict[Side, Labelled] = {
+        "train": _flat(drawings.images[:, :TRAIN_PER_CLASS]),
+        "test": _flat(drawings.images[:, TRAIN_PER_CLASS:]),
+    }
+    return of_arrays(name, drawings.classes, drawings.themes, "sketch", parts)
+
+
+def _flat(images: Tensor) -> Labelled:
+    """(classes, drawings, H, W) to (N, 1, H, W) and its labels."""
+    return images.flatten(0, 1).unsqueeze(1), torch.arange(len(images)).repeat_interleave(images.shape[1])

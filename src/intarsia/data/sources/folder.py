@@ -5,20 +5,16 @@ and the fraction that is held out to test. Hidden files are ignored; any other f
 Nothing is searched deeper than that, so links that lead back upwards do no harm.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from intarsia.data.decoding import is_image
+from intarsia.data.image_set import ImageSet
+from intarsia.data.sources.arrays import labels_of
+from intarsia.data.sources.source import SIDES, Side, Source
 from intarsia.data.splits import hold_out
 from intarsia.errors import InputError
-
-Side = Literal["train", "test"]
-
-
-SIDES: tuple[Side, Side] = ("train", "test")
-
 
 _CLUTTER = ("thumbs.db", "desktop.ini")
 
@@ -118,3 +114,18 @@ def _visible(folder: Path) -> list[Path]:
     except OSError as error:
         raise InputError(f"'{folder}' cannot be read: {error.strerror}.") from error
     return [entry for entry in entries if not entry.name.startswith(".") and entry.name.lower() not in _CLUTTER]
+
+
+def open_folder(where: str, test_fraction: float | None, seed: int) -> Source:
+    """A folder of images as a source.
+
+    Raises:
+        InputError: see ``ImageFolder.open``.
+    """
+    folder = ImageFolder.open(Path(where).expanduser(), test_fraction, seed)
+
+    def gather(side: Side, kinds: Sequence[str], limit: int | None) -> ImageSet:
+        chosen = [folder.files(side, kind)[:limit] for kind in kinds]
+        return ImageSet.of_files([file for files in chosen for file in files], labels_of(map(len, chosen)))
+
+    return Source(folder.name, folder.classes, None, "photo", gather)

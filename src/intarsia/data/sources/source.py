@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from intarsia.data.augmentation import Augmentation
 from intarsia.data.image_set import ImageSet
-from intarsia.data.sources.folder import Side
 from intarsia.data.splits import Split
+
+Side = Literal["train", "test"]
+SIDES: tuple[Side, Side] = ("train", "test")
 
 
 @dataclass(frozen=True)
