@@ -201,6 +201,14 @@ def new_class() -> None:
     split({"new": ["pink"]})()
 
 
+def two_new_classes() -> None:
+    """A task with a loss: that of one class alone is zero, and nothing moves."""
+    new_class()
+    for part in ("train", "test"):
+        shutil.copytree(f"photos/{part}/blue", f"photos/{part}/violet")
+    split({"new": ["pink", "violet"]})()
+
+
 @contextmanager
 def small_files(most: int) -> Iterator[None]:
     """No file may be longer than so many bytes, as on a disk that is full."""
@@ -328,7 +336,7 @@ BAD: dict[str, list[Bad]] = {
     ],
     "Numbers and limits": [
         Bad("a learning rate that makes the loss infinite", f"{LEARN} --lr 1e30 --warmup 0 --epochs 3"),
-        Bad("a regularizer that diverges", ADD_NEW + " --step decoupled --alpha 1e30 --epochs 9", new_class),
+        Bad("a regularizer that diverges", ADD_NEW + " --step decoupled --alpha 1e30 --epochs 9", two_new_classes),
         Bad("weights that are not finite", LEARN, other_weights(lambda t: t["norm.bias"].fill_(float("nan")))),
         Bad("another process that writes", ADD + f" {PHOTOS}", within=lambda: one_writer(Path("pool"))),
         Bad(

@@ -150,6 +150,34 @@ def test_proximal_point_is_the_numeric_minimum(adapter: Adapter, strength: float
     assert all(torch.equal(layer.parts[key], old[key]) for key in old if key != moving)
 
 
+@pytest.mark.parametrize("strength", [1e9, 1e12, 1e18, 1e30])
+@pytest.mark.parametrize("curved", ["everywhere", "one input", "equal rows of A"])
+def test_proximal_step_at_any_strength_is_finite_and_never_longer(strength: float, curved: str) -> None:
+    """Systems far beyond what float64 resolves; where there is no curvature nothing moves."""
+    layer, width, rank = adapted_to(300, 12, 8), 300, 8
+    c = strength * randn(12, width, seed=1).square()
+    if curved == "one input":
+        c[:, 1:] = 0
+    if curved == "equal rows of A":
+        layer.parts["A"].data[1:] = layer.parts["A"].data[:1] * (1 + 1e-9 * randn(rank - 1, 1, seed=2))
+    c[3] = 0
+    old = values(layer)
+    layer.proximal_(c, torch.zeros_like(c))
+    new = values(layer)["B"]
+    assert bool(new.isfinite().all())
+    assert bool((new.norm(dim=1) <= old["B"].norm(dim=1) * (1 + 1e-6)).all())
+    torch.testing.assert_close(new[3], old["B"][3])
+    tau = new @ layer.parts["A"].detach()
+    assert float((c * tau * tau).sum()) <= float((c * (old["B"] @ layer.parts["A"].detach()).square()).sum()) * 1e-3
+
+
+def adapted_to(width: int, outputs: int, rank: int) -> AdaptedLinear:
+    """A LoRA layer in float64 with random parts."""
+    layer = AdaptedLinear("w.weight", nn.Linear(width, outputs, dtype=torch.float64), LoRA(rank), seeded(0))
+    layer.parts["B"].data = randn(outputs, rank, seed=1)
+    return layer
+
+
 @each_adapter
 def test_proximal_step_of_nothing_is_nothing(adapter: Adapter) -> None:
     layer = adapted(adapter)

@@ -122,7 +122,7 @@ def test_the_closed_form_is_the_discriminant_with_a_ridge_as_large_as_the_heads_
     start = head(6, 6, dtype=torch.float32)
     closed = align_many(start, tasks)
     joined = Gaussians.join([t.gaussians() for t in tasks])
-    covariance = joined.covariance()
+    covariance = joined.covariance().dense()
     ridged = covariance + CLOSED_FORM_RIDGE * torch.diag(covariance.diagonal())
     middle = joined.centres.mean(0)
     weight = (joined.centres - middle) @ torch.linalg.inv(ridged)
@@ -172,7 +172,7 @@ def test_discriminant_is_the_log_posterior_of_gaussians_with_one_covariance() ->
     parts = [first, fit_statistics(features[120:], labels[:60], 1, seed=0)]
     classes = Gaussians.join([p.gaussians() for p in parts])
     logits = discriminant(classes)(features).double()
-    covariance = classes.covariance().numpy()
+    covariance = classes.covariance().dense().numpy()
     densities = [
         multivariate_normal.logpdf(features, centre.numpy(), covariance)  # pyright: ignore[reportArgumentType]
         for centre in classes.centres

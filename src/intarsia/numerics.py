@@ -1,4 +1,4 @@
-"""Double precision where the device has it, and what tensors are: finite or not, the same or not."""
+"""Double precision where the device has it, factorizations that cannot fail, and what tensors are: finite, the same."""
 
 import hashlib
 import math
@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+
+from intarsia.errors import DivergenceError
 
 
 def wide(x: Tensor) -> Tensor:
@@ -16,6 +18,40 @@ def wide(x: Tensor) -> Tensor:
 def finite(value: Tensor) -> bool:
     """Whether all numbers of a tensor are; where their sum is, which is quick to know, they are."""
     return math.isfinite(float(value.sum())) or bool(torch.isfinite(value).all())
+
+
+def check_finite(value: Tensor, what: str) -> None:
+    """Refuse numbers that are not finite.
+
+    Raises:
+        DivergenceError: naming what they are, and how many.
+    """
+    if not finite(value):
+        bad = int((~torch.isfinite(value)).sum())
+        raise DivergenceError(
+            f"{what}: {bad} of its {value.numel()} numbers are not finite: look at the network's weights, the images' "
+            "preprocessing and the learning rate"
+        )
+
+
+def eigen(matrix: Tensor, smallest: float) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors of a symmetric matrix that is positive definite but for rounding, in float64.
+
+    Cholesky factors and inverses of statistics fail by rounding, on one processor and not on another; this does not.
+
+    Args:
+        matrix: (D, D); its lower triangle is read.
+        smallest: what the eigenvalues are in exact arithmetic at least; those below are put there.
+
+    Returns:
+        The eigenvalues (D,), ascending, and the eigenvectors (D, D) as columns.
+
+    Raises:
+        DivergenceError: the matrix is not finite.
+    """
+    check_finite(matrix, "a matrix of feature statistics")
+    values, vectors = torch.linalg.eigh(wide(matrix))
+    return values.clamp_min(smallest), vectors
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

@@ -21,6 +21,10 @@ from intarsia.numerics import wide
 ROWS = 128
 """Rows of a weight solved for at a time: their systems stay in the processor's cache."""
 
+LIFT = 2.0**-50
+"""Share, times r^2, by which the diagonals of these systems are lifted: Cholesky then succeeds on any that rounding has
+made indefinite, as the Fisher's largest entries times a large strength do. An eigendecomposition per row costs more."""
+
 
 @dataclass(frozen=True)
 class LoRA:
@@ -86,8 +90,8 @@ class LoRA:
         for c, right in zip(curvature.split(ROWS), (b + wide(pull) @ a.T).split(ROWS), strict=True):
             gram = a.new_zeros(len(c), rank, rank)
             gram.flatten(1)[:, lower] = wide(c) @ products
-            gram.diagonal(dim1=-2, dim2=-1).add_(1.0)
-            factor, _ = torch.linalg.cholesky_ex(gram)  # I + a positive matrix: only NaN fails, and shows in the loss
+            gram.diagonal(dim1=-2, dim2=-1).add_(1.0).mul_(1 + LIFT * rank * rank)
+            factor, _ = torch.linalg.cholesky_ex(gram)  # only NaN fails, and shows in the loss
             solved.append(torch.cholesky_solve(right.unsqueeze(-1), factor).squeeze(-1))
         return {"B": torch.cat(solved).to(parts["B"])}
 

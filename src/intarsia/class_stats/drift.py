@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from intarsia.class_stats.gaussians import Gaussians
+from intarsia.class_stats.shrinkage import moments, spread
+from intarsia.numerics import check_finite, eigen
 
 RIDGE = 0.02
-
-
-SMALLEST = 1e-6
 
 
 @dataclass(frozen=True)
@@ -66,13 +65,20 @@ def fit_drift(before: Tensor, after: Tensor) -> FeatureDrift:
     Args:
         before: (N, D).
         after: (N, D) of the same images, with other weights.
+
+    Raises:
+        DivergenceError: a feature is not finite.
     """
     x, drift = before.double(), after.double() - before.double()
-    mean, scale = x.mean(0), x.std(0, correction=0) + SMALLEST
+    check_finite(drift, "features before and after a change of the weights")
+    mean, variance = moments(x)
+    scale = spread(variance, mean.square() + variance)
     white = (x - mean) / scale
     gram = white.T @ white
     gram.diagonal().add_(RIDGE * len(x))
-    matrix = torch.linalg.solve(gram, white.T @ (drift - drift.mean(0))) / scale[:, None]
+    values, vectors = eigen(gram, RIDGE * len(x))
+    inside = vectors.T @ (white.T @ (drift - drift.mean(0)))
+    matrix = vectors @ (inside / values[:, None]) / scale[:, None]
     offset = drift.mean(0) - mean @ matrix
     return FeatureDrift(matrix.to(before.dtype), offset.to(before.dtype))
 

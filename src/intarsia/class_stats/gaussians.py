@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from intarsia.class_stats.shrinkage import basis_of
+from intarsia.class_stats.shrinkage import Covariance
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Gaussians:
         scatter = torch.stack([p.scatter for p in parts]).sum(0)
         return cls(torch.cat([p.centres for p in parts]), scatter, sum(p.freedom for p in parts))
 
-    def covariance(self) -> Tensor:
-        """Within classes, shrunk, (D, D) float64."""
-        basis = basis_of(self.scatter, self.freedom)
-        return basis @ basis.T
+    def covariance(self) -> Covariance:
+        """Within classes, shrunk."""
+        within = self.scatter.diagonal() / max(self.freedom, 1)
+        return Covariance.shrunk(self.scatter, self.freedom, self.centres.square().mean(0) + within)

@@ -101,6 +101,7 @@ def fit_statistics(
 
     Raises:
         ValueError: a class has no image.
+        DivergenceError: a feature is not finite.
     """
     from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415  slow to import
     from sklearn.mixture import GaussianMixture  # noqa: PLC0415
@@ -110,7 +111,10 @@ def fit_statistics(
     plain = Gaussians.of(features, labels, classes)
     scatter, freedom = plain.scatter.to(features.dtype), plain.freedom
     basis = basis_of(scatter, freedom)
-    coordinates = torch.linalg.solve_triangular(basis.double(), features.double().T, upper=False).T
+    residuals = features.double() - plain.centres[labels]  # centred, or squares of a large common mean drown the rest
+    coordinates, centres = (
+        torch.linalg.solve_triangular(basis.double(), x.T, upper=False).T for x in (residuals, plain.centres)
+    )
     width = features.shape[1]
     weights = torch.zeros(classes, components)
     means, variances = torch.zeros(classes, components, width), torch.ones(classes, components, width)
@@ -118,7 +122,7 @@ def fit_statistics(
         own = coordinates[labels == c].numpy()
         k = max(1, min(components, len(own) // IMAGES_PER_COMPONENT))
         if len(own) == 1:
-            weights[c, 0], means[c, 0] = 1.0, torch.from_numpy(own[0])
+            weights[c, 0], means[c, 0] = 1.0, centres[c]
             continue
         mixture = GaussianMixture(
             k, covariance_type="diag", init_params="k-means++", random_state=seed + c, reg_covar=1e-4
@@ -127,6 +131,6 @@ def fit_statistics(
             warnings.simplefilter("ignore", ConvergenceWarning)  # a mixture after 100 steps is good enough to draw from
             mixture.fit(own)
         weights[c, :k] = torch.from_numpy(mixture.weights_)
-        means[c, :k] = torch.from_numpy(mixture.means_)
+        means[c, :k] = torch.from_numpy(mixture.means_) + centres[c]
         variances[c, :k] = torch.from_numpy(mixture.covariances_)
     return ClassStatistics(weights, means, variances, scatter, freedom, basis)

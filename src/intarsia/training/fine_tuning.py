@@ -120,16 +120,16 @@ def fine_tune(
         timings.lap("regularizer")
         losses = _train(backbone, prepared, adapter, head, penalty, configuration, seeds, checkpoint, progress)
         vector, parts = adapter.vector(), adapter.state()
+        norm = float(vector.norm())
+        for what, size in (("task vector", norm), ("head", head.moved())):
+            if not math.isfinite(size):
+                raise DivergenceError(_diverged(configuration, task.name, f"the {what} is not finite after training"))
         timings.lap("training")
         alone = _features_in_mean(backbone, prepared, adapter, None, 1, progress)
         after = alone
         if number > 1:
             after = _features_in_mean(backbone, prepared, adapter, state.total, number, progress)
         timings.lap("drift")
-    norm = float(vector.norm())
-    for what, size in (("task vector", norm), ("head", head.moved())):
-        if not math.isfinite(size):
-            raise DivergenceError(_diverged(configuration, task.name, f"the {what} is not finite after training"))
     return TunedTask(
         vector=vector,
         parts=parts,

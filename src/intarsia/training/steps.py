@@ -21,38 +21,36 @@ from intarsia.heads.head import Head
 from intarsia.heads.pretraining import pretune
 from intarsia.heads.trained_head import RegularizedHead
 from intarsia.machine import give_back_memory
-from intarsia.numerics import finite
 from intarsia.progress import Progress, silent
 from intarsia.regularizers.protocol import FLOOR
 from intarsia.training.schedule import Seeds
 from intarsia.training.settings import Settings
 from intarsia.training.state import LearnerState, PreparedTask
 
+LARGEST_FEATURE = 1e15
+"""Sums of squares of larger features leave float32."""
+
 
 def features_of(backbone: Backbone, task: Task, progress: Progress = silent) -> Tensor:
-    """(N, D), on the CPU: features of a task's training images by the backbone's network as it stands."""
-    images = task.train.tensor(backbone.preprocessing)
-    return outputs(
+    """(N, D), on the CPU: features of a task's training images by the backbone's network as it stands; step 1.
+
+    Raises:
+        DivergenceError: some are not finite, or so large that their squares are not.
+    """
+    features = outputs(
         backbone.features,
-        images,
+        task.train.tensor(backbone.preprocessing),
         backbone.preprocessing,
         backbone.device,
         progress=progress,
         phase=f"{task.name}: features",
     )
-
-
-def features_at_theta0(backbone: Backbone, task: Task, progress: Progress = silent) -> Tensor:
-    """Step 1: (N, D), on the CPU.
-
-    Raises:
-        DivergenceError: some are not finite.
-    """
-    features = features_of(backbone, task, progress)
-    if not finite(features):
+    if not float(features.abs().max()) <= LARGEST_FEATURE:
+        bad = int((~(features.abs() <= LARGEST_FEATURE)).any(1).sum())
         raise DivergenceError(
-            f"task {task.name!r}: the backbone's features of {int((~torch.isfinite(features)).any(1).sum())} of its "
-            f"{len(features)} images are not finite: look at the weights of {backbone.name} and its preprocessing"
+            f"task {task.name!r}: the backbone's features of {bad} of its {len(features)} images are not finite, or "
+            f"larger than {LARGEST_FEATURE:g}: look at the weights of {backbone.name} and its preprocessing; if this "
+            "comes after training, use a smaller learning rate or strength"
         )
     return features
 

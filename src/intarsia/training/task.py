@@ -20,7 +20,7 @@ from intarsia.training.fine_tuning import Configuration, TunedTask, fine_tune
 from intarsia.training.schedule import Seeds
 from intarsia.training.settings import Settings
 from intarsia.training.state import LearnedTask, LearnerState, PreparedTask
-from intarsia.training.steps import class_statistics, features_at_theta0, fisher_at_theta0, reference_heads
+from intarsia.training.steps import class_statistics, features_of, fisher_at_theta0, reference_heads
 
 
 def prepare(
@@ -34,7 +34,7 @@ def prepare(
     timings, number = Timings(), len(state.tasks) + 1
     seeds = Seeds(settings.seed, number)
 
-    features = features_at_theta0(backbone, task, progress)
+    features = features_of(backbone, task, progress)
     timings.lap("features")
     statistics = class_statistics(features, task, settings, seeds)
     timings.lap("statistics")
