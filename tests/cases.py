@@ -42,6 +42,7 @@ GREY = Preprocessing(size=8, resize=8, channels=1, mean=(0.5,), std=(0.25,))
 PLAIN = Settings(unit_fisher=False, batch_size=64, epochs=3, lr=3e-4)
 QUICK = replace(PLAIN, epochs=2, batch_size=8, lr=1e-2, pretune_epochs=1, augment=False)
 ADAPTERS: tuple[Adapter, ...] = (LoRA(2), Full(), IA3())
+REPEATED = ("called twice", "two names of one layer", "one parameter of two layers", "on other tokens")
 KINDS = tuple(adapter.kind for adapter in ADAPTERS)
 
 
@@ -82,6 +83,30 @@ class SplitNet(nn.Module):
         return self.mlp["fc1"](self.blocks(images.squeeze(1)).mean(1)).tanh()
 
 
+class Repeated(nn.Module):
+    """Images (B, 1, 8, 8) -> features (B, 8); ``how`` says why the first layer's weight is used twice."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        first, middle = nn.Linear(8, 8), nn.Linear(8, 8)
+        second = nn.Linear(8, 8) if how == "one parameter of two layers" else first
+        second.weight = first.weight
+        self.blocks = nn.ModuleDict({"fc1": first, "fc2": middle})
+        if how != "called twice":
+            self.again = nn.ModuleDict({"fc1": second})
+        self.pooled = nn.Linear(8, 8)
+        self.how = how
+
+    def forward(self, images: Tensor) -> Tensor:
+        fc1, fc2 = self.blocks["fc1"], self.blocks["fc2"]
+        second = fc1 if self.how == "called twice" else self.again["fc1"]
+        x = fc2(fc1(images.squeeze(1)).tanh()).tanh()
+        if self.how == "on other tokens":
+            second(x[:, :3])  # what comes of it goes nowhere
+            return fc1(x[:, :2]).mean(1)
+        return second(x).mean(1) + fc1(x.mean(1))
+
+
 def redraw(model: nn.Module, seed: int, dtype: torch.dtype) -> nn.Module:
     """Every parameter anew, large enough that no gradient is near zero; a function of the seed alone."""
     generator = seeded(seed)
@@ -113,6 +138,12 @@ def split_backbone(seed: int = 0, dtype: torch.dtype = torch.float64) -> Backbon
     with torch.random.fork_rng():
         model = SplitNet()
     return Backbone(redraw(model, seed, dtype), name="split", preprocessing=GREY)
+
+
+def repeated(how: str, dtype: torch.dtype = torch.float64) -> Backbone:
+    with torch.random.fork_rng():
+        model = Repeated(how)
+    return Backbone(redraw(model, 3, dtype), name=how, preprocessing=GREY, targets=["*fc1", "*fc2"])
 
 
 def inputs(count: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,9 +10,26 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cases import ADAPTERS, KINDS, backbone, inputs, newton, randn, same, seeded, shake, split_backbone
-from intarsia import IA3, InputError, LoRA
+from cases import (
+    ADAPTERS,
+    GREY,
+    KINDS,
+    QUICK,
+    REPEATED,
+    backbone,
+    inputs,
+    newton,
+    randn,
+    repeated,
+    same,
+    seeded,
+    shake,
+    split_backbone,
+    stream,
+)
+from intarsia import IA3, Full, InputError, LoRA, learn
 from intarsia.adapters import AdaptedLinear, Adapter, Attachment
+from intarsia.merging.model import ComposedModel
 
 each_adapter = pytest.mark.parametrize("adapter", ADAPTERS, ids=KINDS)
 
@@ -316,3 +334,43 @@ def test_nearest_ia3_update_is_the_least_squares_fit() -> None:
         torch.linalg.lstsq(w[:, None], row[:, None]).solution.squeeze() for w, row in zip(theta0, tau, strict=True)
     ]
     torch.testing.assert_close(layer.parts["l"].detach() - 1, torch.stack(fitted).detach())
+
+
+@each_adapter
+@pytest.mark.parametrize("how", REPEATED)
+def test_a_weight_used_twice_is_adapted_at_every_place(adapter: Adapter, how: str) -> None:
+    """Forward and gradients are those of the dense weight at all of its places; composed, disabled, taken off too."""
+    theta0, x = repeated(how), inputs(3)
+    plain = theta0.features(x)
+    with theta0.attach(adapter, seeded(1)) as attachment:
+        shake(attachment, 2)
+        total = {name: theta0.tuned[name] * randn(len(w), 1, seed=9) for name, w in theta0.tuned.items()}
+        attachment.compose(None if isinstance(adapter, LoRA) else total, 2)
+        parts = list(attachment.parameters())
+        features = theta0.model(x)
+        got = torch.autograd.grad(features.sin().sum(), parts)
+        tau = {name: layer.delta() for name, layer in attachment.layers.items()}
+        with attachment.disabled():
+            assert torch.equal(theta0.features(x), plain)
+        moved = {
+            f"{theta0.targets[name]}.weight": w + ((0 if isinstance(adapter, LoRA) else total[name]) + tau[name]) / 2
+            for name, w in theta0.tuned.items()
+        }
+    assert torch.equal(theta0.features(x), plain)
+    dense = torch.func.functional_call(theta0.model, moved, (x,))
+    torch.testing.assert_close(features, dense)
+    torch.testing.assert_close(got, torch.autograd.grad(dense.sin().sum(), parts))
+
+
+@pytest.mark.parametrize("how", REPEATED)
+def test_a_weight_used_twice_is_learned_merged_and_kept(how: str, tmp_path: Path) -> None:
+    pool = learn(repeated(how, torch.float32), stream(2), adapter=Full(), training=QUICK, out=tmp_path / "p")
+    theta0 = repeated(how, torch.float32)
+    model, images = pool.mean(), stream(2)[0].test.tensor(GREY)
+    mean = {n: (pool.vector("task01")[n] + pool.vector("task02")[n]) / 2 for n in pool.vector("task01")}
+    moved = {f"{theta0.targets[n]}.weight": w + mean[n] for n, w in theta0.tuned.items()}
+    expected = torch.func.functional_call(theta0.model, moved, (GREY.normalize(images),))
+    torch.testing.assert_close(model.network(GREY.normalize(images)), expected)
+    model.save(tmp_path / "m")
+    again = ComposedModel.load(tmp_path / "m", theta0)
+    torch.testing.assert_close(again.logits(images), model.logits(images))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cases import backbone, head, inputs, randn, same, seeded, split_backbone
+from cases import REPEATED, backbone, head, inputs, randn, repeated, same, seeded, split_backbone
 from intarsia import Backbone, diagonal_fisher
 from intarsia.curvature.estimators import Estimator, logit_vectors
 from intarsia.curvature.fisher import Fisher
@@ -266,3 +266,25 @@ def test_head_fisher_is_its_autograd() -> None:
     torch.testing.assert_close(list(got), expected)
     some = head_fisher(features, classifier.weight, classifier.bias, slice(1, 3))
     torch.testing.assert_close(list(some), [e[1:3] for e in expected])
+
+
+# A weight used more than once in one forward
+
+
+@pytest.mark.parametrize("how", REPEATED)
+def test_calls_of_one_weight_are_summed_before_they_are_squared(how: str) -> None:
+    theta0, classifier, images = repeated(how), head(3, 8), inputs(5)
+    assert list(theta0.tuned) == ["blocks.fc1.weight", "blocks.fc2.weight"]
+    fisher = diagonal_fisher(theta0, classifier, images.split(3), estimator="exact")
+    expected = by_loops(theta0, classifier, images)
+    torch.testing.assert_close(dict(fisher.sums), expected)
+    assert not any(m._forward_hooks for m in theta0.model.modules())
+
+
+@pytest.mark.parametrize("count", [1, 64, 65])
+def test_any_number_of_images_in_batches_of_64(count: int) -> None:
+    theta0, classifier = problem("split")
+    images = inputs(count)
+    fisher = diagonal_fisher(theta0, classifier, images.split(64), estimator="exact")
+    torch.testing.assert_close(flat(fisher.sums), flat(by_loops(theta0, classifier, images)))
+    assert fisher.count == count

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +14,11 @@ pytest.importorskip("triton")
 
 PROGRAM = """
 import torch
-from intarsia.fisher import add_squares as plain
-from intarsia.kernels import add_squares
+from cases import head, inputs, seeded, split_backbone
+from intarsia.curvature import fisher, squares
+from intarsia.curvature.fisher import diagonal_fisher
+from intarsia.curvature.squares import add_squares_by_products as plain
+from intarsia.curvature.triton_squares import add_squares
 
 generator = torch.Generator().manual_seed(0)
 for images, tokens, width, outputs in ((3, 5, 7, 4), (11, 40, 70, 65), (1, 33, 64, 128), (16, 1, 3, 130)):
@@ -28,12 +32,28 @@ for images, tokens, width, outputs in ((3, 5, 7, 4), (11, 40, 70, 65), (1, 33, 6
     turned = start.clone()  # a transposed input is made contiguous
     add_squares(turned, a.transpose(1, 2).contiguous().transpose(1, 2), g, 0.5)
     torch.testing.assert_close(turned, expected, rtol=1e-5, atol=1e-4)
+
+into = torch.ones(4, 7)  # no image at all, as half of a batch of one: nothing is launched, nothing added
+add_squares(into, torch.zeros(0, 5, 7), torch.zeros(0, 5, 4))
+assert into.eq(1).all()
+
+theta0, classifier = split_backbone(dtype=torch.float32), head(3, 8, dtype=torch.float32)
+for count in (1, 65):
+    images = inputs(count, dtype=torch.float32)
+    expected = diagonal_fisher(theta0, classifier, images.split(64), generator=seeded(0))
+    fisher.add_squares = add_squares
+    got = diagonal_fisher(theta0, classifier, images.split(64), generator=seeded(0))
+    fisher.add_squares = squares.add_squares
+    for name, sums in expected.sums.items():
+        torch.testing.assert_close(got.sums[name], sums, rtol=1e-4, atol=1e-6)
+    assert abs(got.error - expected.error) < 1e-4
 print("equal")
 """
 
 
 def test_kernel_adds_what_the_plain_path_adds() -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    paths = [str(Path(__file__).parent), *sys.path]  # of this process: where cases and the package are
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-c", PROGRAM]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr

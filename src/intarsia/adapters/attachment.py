@@ -1,4 +1,8 @@
-"""An adapter attached to a network: its adapted layers by weight name."""
+"""An adapter attached to a network: its adapted layers by weight name.
+
+A weight may be used at several places, by one layer under two names or by layers that share it: all of them wear the
+same update.
+"""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,13 +35,22 @@ class Attachment:
         self.adapter = adapter
         self.layers: dict[str, AdaptedLinear] = {}
         self._model = model
-        self._paths = dict(targets)
-        for name, path in self._paths.items():
+        self._plain: dict[str, nn.Linear] = {}
+        self._adapted: list[AdaptedLinear] = []
+        for name, path in targets.items():
             linear = model.get_submodule(path)
             if not isinstance(linear, nn.Linear):
                 raise TypeError(f"{name}: {path} is a {type(linear).__name__}, expected nn.Linear")
             self.layers[name] = AdaptedLinear(name, linear, adapter, generator)
-            _replace(model, path, self.layers[name])
+            self._attach(self.layers[name], sharing(model, path))
+
+    def _attach(self, layer: AdaptedLinear, places: Mapping[str, nn.Linear]) -> None:
+        """Replace the plain layers at all places of one weight."""
+        adapted = {id(plain): layer if plain is layer.linear else layer.on(plain) for plain in places.values()}
+        for path, plain in places.items():
+            _replace(self._model, path, adapted[id(plain)])
+        self._plain |= places
+        self._adapted += adapted.values()
 
     def __enter__(self) -> Self:
         return self
@@ -47,24 +60,24 @@ class Attachment:
 
     def remove(self) -> None:
         """Put the plain layers back; the layers' parts stay readable."""
-        for name, path in self._paths.items():
-            _replace(self._model, path, self.layers[name].linear)
+        for path, plain in self._plain.items():
+            _replace(self._model, path, plain)
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """The network is theta0 again while the block runs."""
-        for layer in self.layers.values():
+        for layer in self._adapted:
             layer.enabled = False
         try:
             yield
         finally:
-            for layer in self.layers.values():
+            for layer in self._adapted:
                 layer.enabled = True
 
     def compose(self, total: Mapping[str, Tensor] | None, tasks: int) -> None:
         """Train inside theta0 + (total + tau) / tasks from now on (IEL); ``(None, 1)`` is a module alone (ITA)."""
-        for name, layer in self.layers.items():
-            layer.compose(None if total is None else total[name], tasks)
+        for layer in self._adapted:
+            layer.compose(None if total is None else total[layer.name], tasks)
 
     def start_at(self, vector: Mapping[str, Tensor]) -> None:
         """Put the task vector to ``vector``, or as near to it as the adapter comes."""
@@ -98,6 +111,13 @@ class Attachment:
         for name, layer in self.layers.items():
             for part, value in layer.parts.items():
                 value.copy_(state[f"{name}.{part}"])
+
+
+def sharing(model: nn.Module, path: str) -> dict[str, nn.Linear]:
+    """Path -> linear layer, of all that use the very weight of the one at ``path``."""
+    weight = model.get_submodule(path).get_parameter("weight")
+    layers = model.named_modules(remove_duplicate=False)
+    return {other: layer for other, layer in layers if isinstance(layer, nn.Linear) and layer.weight is weight}
 
 
 def _replace(model: nn.Module, path: str, layer: nn.Module) -> None:

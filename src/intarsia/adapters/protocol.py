@@ -65,6 +65,7 @@ class AdaptedLinear(nn.Module):
 
     def __init__(self, name: str, linear: nn.Linear, adapter: Adapter, generator: torch.Generator) -> None:
         super().__init__()
+        self.name = name
         self.linear = linear
         self.adapter = adapter
         parts = adapter.initial(name, linear.weight.detach(), generator)
@@ -73,6 +74,12 @@ class AdaptedLinear(nn.Module):
         self.enabled = True
         self.base = linear.weight.detach()
         self.compose(None, 1)
+
+    def on(self, linear: nn.Linear) -> "AdaptedLinear":
+        """The same update, its parts shared, on another layer that has the same weight."""
+        other = AdaptedLinear(self.name, linear, self.adapter, torch.Generator())
+        other.parts = self.parts
+        return other
 
     def compose(self, total: Tensor | None, tasks: int) -> None:
         """Train inside theta0 + (total + tau) / tasks; ``compose(None, 1)`` is a module alone."""

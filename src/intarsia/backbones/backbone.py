@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from intarsia.adapters.attachment import Attachment
+from intarsia.adapters.attachment import Attachment, sharing
 from intarsia.adapters.protocol import AdaptedLinear, Adapter
 from intarsia.backbones.builtin import BUILTIN
 from intarsia.backbones.loaders import load_network
@@ -71,6 +71,10 @@ class Backbone:
     def tuned(self) -> dict[str, Tensor]:
         """Canonical name -> pre-trained weight (O, I) of every tuned weight."""
         return {name: self._linear(path).weight.detach() for name, path in self.targets.items()}
+
+    def layers(self, name: str) -> list[nn.Linear]:
+        """The layers that use a tuned weight: one, or several that share it."""
+        return list({id(layer): layer for layer in sharing(self.model, self.targets[name]).values()}.values())
 
     @property
     def device(self) -> torch.device:

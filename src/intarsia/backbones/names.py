@@ -48,7 +48,9 @@ def match_targets(model: nn.Module, name: str, patterns: Sequence[str]) -> dict[
     shared = {name for name, count in Counter(map(canonical, paths)).items() if count > 1}  # two towers, say
     layers = {path if canonical(path) in shared else canonical(path): path for path in paths}
     unmatched = [p for p in patterns if not any(fnmatchcase(layer, p) for layer in layers)]
-    chosen = {f"{n}.weight": path for n, path in layers.items() if any(fnmatchcase(n, p) for p in patterns)}
+    matched = {f"{n}.weight": path for n, path in layers.items() if any(fnmatchcase(n, p) for p in patterns)}
+    first = {id(model.get_submodule(path).get_parameter("weight")): name for name, path in reversed(matched.items())}
+    chosen = {name: path for name, path in matched.items() if name in first.values()}  # one name per shared weight
     if chosen and (not unmatched or tuple(patterns) == TARGETS):
         return chosen
     some = ", ".join(list(layers)[:6]) or "none at all"

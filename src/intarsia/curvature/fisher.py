@@ -4,7 +4,8 @@ For a tuned weight W (O, I), summed over images x and classes c seen so far (doc
 
     F = sum_x sum_c p_c(x) (d log p_c(x) / dW)^2
 
-squared per image, over all of its tokens together; ``estimators`` says how the sum over classes is taken.
+squared per image, over all of its tokens and all calls of the weight together; ``estimators`` says how the sum over
+classes is taken.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -14,15 +15,31 @@ import torch
 from torch import Tensor
 
 from intarsia.backbones.backbone import Backbone
-from intarsia.curvature.estimators import Estimator, logit_vectors
+from intarsia.curvature.estimators import Estimator
 from intarsia.curvature.squares import add_squares
-from intarsia.curvature.taps import Taps
-from intarsia.errors import InputError
+from intarsia.curvature.taps import pull_back
 from intarsia.numerics import wide
 
 
+class DiagonalMetric(dict[str, Tensor]):
+    """A positive diagonal by weight name, (O, I) each: |tau|_F^2 = sum F tau^2."""
+
+    def value(self, vector: Mapping[str, Tensor]) -> Tensor:
+        """|tau|_F^2 / 2, a scalar in float64."""
+        terms = [(wide(f) * wide(vector[name]).square()).sum().cpu() for name, f in self.items()]
+        return 0.5 * torch.stack(terms).sum()
+
+    def gradient(self, name: str, tau: Tensor) -> Tensor:
+        """F tau (O, I), elementwise."""
+        return self[name] * tau
+
+    def quadratic(self, name: str, tau: Tensor) -> tuple[Tensor, Tensor]:
+        """(F, 0): it is its own bound."""
+        return self[name], torch.zeros_like(tau)
+
+
 @dataclass(frozen=True)
-class Fisher:
+class DiagonalFisher:
     """A diagonal Fisher as a sum over images, so that tasks of different sizes add up right.
 
     Args:
@@ -35,22 +52,22 @@ class Fisher:
     count: int
     error: float | None = None
 
-    def __add__(self, other: "Fisher") -> "Fisher":
+    def __add__(self, other: "DiagonalFisher") -> "DiagonalFisher":
         """The Fisher of both sets of images: sums and counts add."""
         if self.sums.keys() != other.sums.keys():
             raise ValueError("Fishers over different weights cannot be added")
-        return Fisher({n: f + other.sums[n] for n, f in self.sums.items()}, self.count + other.count)
+        return DiagonalFisher({n: f + other.sums[n] for n, f in self.sums.items()}, self.count + other.count)
 
-    def __sub__(self, other: "Fisher") -> "Fisher":
+    def __sub__(self, other: "DiagonalFisher") -> "DiagonalFisher":
         """Take a set of images out again; the inverse of ``+`` up to rounding, never below zero."""
         sums = {n: (f - other.sums[n]).clamp_min(0) for n, f in self.sums.items()}
-        return Fisher(sums, self.count - other.count)
+        return DiagonalFisher(sums, self.count - other.count)
 
-    def to(self, device: torch.device) -> "Fisher":
+    def to(self, device: torch.device) -> "DiagonalFisher":
         """The same on another device."""
-        return Fisher({n: f.to(device) for n, f in self.sums.items()}, self.count, self.error)
+        return DiagonalFisher({n: f.to(device) for n, f in self.sums.items()}, self.count, self.error)
 
-    def mean(self, floor: float = 1e-5, *, unit: bool = False) -> dict[str, Tensor]:
+    def mean(self, floor: float = 1e-5, *, unit: bool = False) -> DiagonalMetric:
         """F by weight name: sums / N + floor; with ``unit``, scaled to mean 1 over all tuned weights before the floor.
 
         Raises:
@@ -59,12 +76,24 @@ class Fisher:
         if self.count < 1:
             raise ValueError("a Fisher of no images has no mean")
         divisor = self.scale() if unit else float(self.count)
-        return {name: f / divisor + floor for name, f in self.sums.items()}
+        return DiagonalMetric({name: f / divisor + floor for name, f in self.sums.items()})
 
     def scale(self) -> float:
         """Mean of the sums over all tuned weights; above zero, though one class leaves all of them zero."""
         numbers = sum(f.numel() for f in self.sums.values())
         return max(float(sum(wide(f).sum() for f in self.sums.values())) / numbers, 1e-30)
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """What is stored, beside the count."""
+        return self.sums
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], count: int) -> "DiagonalFisher":
+        """The inverse of ``tensors``."""
+        return cls(tensors, count)
+
+
+Fisher = DiagonalFisher
 
 
 def diagonal_fisher(
@@ -75,7 +104,7 @@ def diagonal_fisher(
     estimator: Estimator = "rademacher",
     probes: int = 1,
     generator: torch.Generator | None = None,
-) -> Fisher:
+) -> DiagonalFisher:
     """Diagonal Fisher of ``head(backbone(x))`` by the backbone's tuned weights.
 
     Args:
@@ -91,6 +120,7 @@ def diagonal_fisher(
 
     Raises:
         ValueError: probes below 1, or no batch at all.
+        InputError: a layer sees something else than whole images.
 
     Example:
         >>> fisher = diagonal_fisher(Backbone.load(), head, [images], generator=torch.Generator().manual_seed(0))
@@ -99,43 +129,21 @@ def diagonal_fisher(
         raise ValueError(f"probes = {probes}: expected 1 or more")
     halves = [{name: torch.zeros_like(w) for name, w in backbone.tuned.items()} for _ in range(2)]
     count = 0
+    weight = 1.0 / probes if estimator != "exact" else 1.0
     for images in batches:
-        _accumulate(backbone, head, images, halves, count, estimator, probes, generator)
+        first = count  # images are numbered from it on, and go to the two halves by parity
+
+        def squares(name: str, a: Tensor, g: Tensor, first: int = first) -> None:
+            for parity in range(2):
+                chosen = slice((parity - first) % 2, None, 2)
+                add_squares(halves[parity][name], a[chosen], g[chosen], weight)
+
+        pull_back(backbone, head, images, squares, estimator=estimator, probes=probes, generator=generator)
         count += len(images)
     if count == 0:
         raise ValueError("a Fisher needs at least one image")
     sums = {name: f + halves[1][name] for name, f in halves[0].items()}
-    return Fisher(sums, count, _half_sample_error(halves, sums))
-
-
-def _accumulate(
-    backbone: Backbone,
-    head: Callable[[Tensor], Tensor],
-    images: Tensor,
-    halves: list[dict[str, Tensor]],
-    first: int,
-    estimator: Estimator,
-    probes: int,
-    generator: torch.Generator | None,
-) -> None:
-    """Add one batch; its images number ``first``, ``first`` + 1, ... and go to the two halves by parity."""
-    weight = 1.0 / probes if estimator != "exact" else 1.0
-
-    def squares(name: str, a: Tensor, g: Tensor) -> None:
-        if len(a) != len(images):
-            raise InputError(
-                f"{name} of {backbone.name} sees {len(a)} pieces of {len(images)} images (a windowed network?): a "
-                "Fisher is squared per image; name targets that see whole images"
-            )
-        for parity in range(2):
-            chosen = slice((parity - first) % 2, None, 2)
-            add_squares(halves[parity][name], a[chosen], g[chosen], weight)
-
-    with Taps(backbone, squares), torch.enable_grad():
-        logits = head(backbone.model(images))
-        vectors = logit_vectors(logits.detach(), estimator, probes, generator)
-        for k, v in enumerate(vectors):
-            logits.backward(v, retain_graph=k + 1 < len(vectors))
+    return DiagonalFisher(sums, count, _half_sample_error(halves, sums))
 
 
 def _half_sample_error(halves: list[dict[str, Tensor]], sums: dict[str, Tensor]) -> float:

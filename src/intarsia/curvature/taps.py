@@ -1,49 +1,115 @@
-"""Taps on layers: their inputs and the gradients of their outputs, during a backward pass.
+"""Taps on layers: their inputs and the gradients of their outputs, during backward passes from the logits.
 
-Convention: activations a are (B, N, I), output gradients g are (B, N, O), N tokens.
+Convention: activations a are (B, N, I), output gradients g are (B, N, O), N tokens; an image's weight gradient is
+g^T a (O, I). A weight may be used by several calls in one forward, of one layer or of layers that share it: its
+gradient is the sum over all of them, so that their tokens stand in one row, (B, N_1 + N_2 + .., I).
 """
 
+from collections import Counter
 from collections.abc import Callable
+from typing import Self
 
+import torch
 from torch import Tensor, nn
 
 from intarsia.backbones.backbone import Backbone
+from intarsia.curvature.estimators import Estimator, logit_vectors
+from intarsia.errors import InputError
 
 Receive = Callable[[str, Tensor, Tensor], None]
+"""Weight name, activations a (B, N, I), output gradients g (B, N, O)."""
 
 
 class Taps:
-    """Context manager that hands (input, output gradient) of every tuned layer to a function during backward passes.
+    """Context manager that hands (a, g) of every tuned weight to a function, once per backward pass.
 
     The weights are frozen, so the first tapped output is made a leaf that requires a gradient: nothing before it is
-    differentiated.
+    differentiated. A weight is handed on as soon as all of its calls have their gradient, so that few are held.
     """
 
     def __init__(self, backbone: Backbone, receive: Receive) -> None:
+        self._receive = receive
+        self._calls: Counter[str] = Counter()
+        self._waiting: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self._handles = [
-            backbone.model.get_submodule(path).register_forward_hook(self._tap(name, receive))
-            for name, path in backbone.targets.items()
+            layer.register_forward_hook(self._tap(name)) for name in backbone.targets for layer in backbone.layers(name)
         ]
 
-    def __enter__(self) -> None:
-        return None
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
 
-    @staticmethod
-    def _tap(name: str, receive: Receive) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    def flush(self) -> None:
+        """Hand on what is left after a backward pass: weights of which some calls do not reach the logits."""
+        for name in tuple(self._waiting):
+            self._hand_on(name)
+
+    def _tap(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             if not output.requires_grad:
                 output = output.detach().requires_grad_()
-            a = args[0].detach()
-            output.register_hook(lambda g: receive(name, _tokens(a), _tokens(g)))
+            a = _tokens(args[0].detach())
+            self._calls[name] += 1
+            output.register_hook(lambda g: self._gradient(name, a, _tokens(g)))
             return output
 
         return hook
 
+    def _gradient(self, name: str, a: Tensor, g: Tensor) -> None:
+        self._waiting.setdefault(name, []).append((a, g))
+        if len(self._waiting[name]) == self._calls[name]:
+            self._hand_on(name)
+
+    def _hand_on(self, name: str) -> None:
+        calls = self._waiting.pop(name)
+        a, g = calls[0] if len(calls) == 1 else (torch.cat(of_calls, 1) for of_calls in zip(*calls, strict=True))
+        self._receive(name, a, g)
+
+
+def pull_back(
+    backbone: Backbone,
+    head: Callable[[Tensor], Tensor],
+    images: Tensor,
+    receive: Receive,
+    *,
+    estimator: Estimator,
+    probes: int,
+    generator: torch.Generator | None,
+) -> None:
+    """Push an estimator's vectors back from the logits of a batch, and hand (a, g) of every tuned weight on.
+
+    Args:
+        backbone: theta0.
+        head: features (B, D) -> logits (B, C).
+        images: normalised (B, channels, size, size), on the backbone's device.
+        receive: called for every vector and every tuned weight.
+        estimator: which vectors (see ``estimators``).
+        probes: draws of the random ones.
+        generator: their randomness, on the CPU.
+
+    Raises:
+        InputError: a layer sees something else than whole images.
+    """
+
+    def checked(name: str, a: Tensor, g: Tensor) -> None:
+        if len(a) != len(images):
+            raise InputError(
+                f"{name} of {backbone.name} sees {len(a)} pieces of {len(images)} images (a windowed network?): a "
+                "Fisher is squared per image; name targets that see whole images"
+            )
+        receive(name, a, g)
+
+    with Taps(backbone, checked) as taps, torch.enable_grad():
+        logits = head(backbone.model(images))
+        vectors = logit_vectors(logits.detach(), estimator, probes, generator)
+        for k, v in enumerate(vectors):
+            logits.backward(v, retain_graph=k + 1 < len(vectors))
+            taps.flush()
+
 
 def _tokens(x: Tensor) -> Tensor:
-    """(B, ..., K) -> (B, N, K); a layer that sees one vector an image has N = 1."""
+    """(B, ..., K) -> (B, N, K); a layer that sees one vector per image has N = 1."""
     return x.reshape(len(x), -1, x.shape[-1])

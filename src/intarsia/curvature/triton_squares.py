@@ -1,8 +1,8 @@
 """The Fisher's sum of squares on CUDA: (O, I) += w * sum over images of (g^T a)^2, no image's product ever written.
 
 A program owns a block of the (O, I) sum and walks over the images: a product in registers, squared, added. The plain
-path (``fisher.add_squares``) writes O x I numbers an image and reads them again. Nothing here is needed: without
-Triton, or on another device, the plain path runs.
+path (``squares.add_squares_by_products``) writes O x I numbers per image and reads them again. Nothing here is needed:
+without Triton, or on another device, the plain path runs.
 """
 
 import torch
@@ -71,6 +71,8 @@ def add_squares(into: Tensor, a: Tensor, g: Tensor, weight: float = 1.0) -> None
         weight: factor.
     """
     images, tokens, width = a.shape
+    if not images:
+        return
     outputs = g.shape[2]
     a, g = (x if x.stride(2) == 1 else x.contiguous() for x in (a, g))
     splits = min(SPLITS, images)

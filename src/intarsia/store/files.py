@@ -185,7 +185,12 @@ def parse_metadata(data: bytes) -> dict[str, str]:
 def save(
     tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None, *, exact: bool = False
 ) -> Seen:
-    """Write tensors in single precision, whole numbers as they are; or all as they are (``exact``)."""
+    """Write tensors in single precision, whole numbers as they are; or all as they are (``exact``).
+
+    Tensors that share memory, as the weight of a layer under two names does, are written once per name.
+    """
     kept = {name: value.detach().to("cpu") for name, value in tensors.items()}
     single = {n: v.to(torch.float32) if v.is_floating_point() and not exact else v for n, v in kept.items()}
-    return write(safetensors.torch.save({n: v.contiguous() for n, v in single.items()}, metadata), path)
+    owners = {v.untyped_storage().data_ptr(): n for n, v in single.items()}
+    own = {n: v if owners[v.untyped_storage().data_ptr()] == n else v.clone() for n, v in single.items()}
+    return write(safetensors.torch.save({n: v.contiguous() for n, v in own.items()}, metadata), path)
