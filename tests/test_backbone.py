@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cases import GREY, WIDTH, backbone, inputs, redraw, same, seeded, split_backbone, tiny_vit
-from intarsia import Backbone, InputError, LoRA, diagonal_fisher
+from cases import GREY, QUICK, WIDTH, backbone, inputs, redraw, same, seeded, split_backbone, stream, tiny_vit
+from intarsia import Backbone, InputError, LoRA, diagonal_fisher, learn
 from intarsia.backbones.names import canonical
 
 
@@ -140,6 +140,60 @@ def test_hash_is_of_every_weight_and_name() -> None:
     assert len(seen) == 1 + sum(1 for _ in model.parameters())
     doubled = copy.deepcopy(model).double()
     assert Backbone(doubled, name="tiny", preprocessing=GREY).hash not in seen
+
+
+# Types
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_cast_and_said(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = tiny_vit().to(dtype)
+    kept = {name: value.clone() for name, value in model.state_dict().items()}
+    theta0 = Backbone(model, name="half", preprocessing=GREY)
+    said = str(dtype).removeprefix("torch.")
+    assert theta0.cast_from == said
+    assert f"cast from {said}" in repr(theta0)
+    assert backbone().cast_from is None
+    assert "cast" not in repr(backbone())
+    for name, value in theta0.model.state_dict().items():
+        assert torch.equal(value, kept[name].float())
+    x = inputs(3, dtype=torch.float32)
+    features = theta0.features(x)
+    assert features.dtype == torch.float32
+    assert torch.equal(theta0.features(x.to(torch.float64)), features)
+    assert theta0.features(x.to(dtype)).dtype == torch.float32
+    again = Backbone(tiny_vit().to(dtype), name="half", preprocessing=GREY)
+    assert again.hash == theta0.hash
+    pool = learn(theta0, stream(2), training=QUICK, out=tmp_path / "p")
+    assert bool(pool.mean().logits(stream(2)[0].test.tensor(GREY)).isfinite().all())
+
+
+def test_only_what_is_half_is_cast() -> None:
+    """A network of several types, as loaders leave them: norms single, all else half, whole numbers as they are."""
+    model = tiny_vit()
+    model.register_buffer("positions", torch.arange(3))
+    model.register_buffer("table", torch.arange(3).half())
+    model.get_submodule("blocks.0").to(torch.bfloat16)
+    theta0 = Backbone(model, name="mixed", preprocessing=GREY)
+    assert theta0.cast_from == "bfloat16 and float16"
+    assert theta0.model.get_buffer("positions").dtype == torch.int64
+    assert theta0.model.get_buffer("table").dtype == torch.float32
+    assert theta0.features(inputs(1)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+def test_quantized_weights_are_refused_by_name(dtype: torch.dtype) -> None:
+    model, path = tiny_vit(), "blocks.1.mlp.fc1"
+    weight = model.get_submodule(path).get_parameter("weight").detach()
+    model.get_submodule(path).weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+    said = str(dtype).removeprefix("torch.")
+    with pytest.raises(InputError, match=rf"backbone small: {path}\.weight is {said}: expected float32.*without quant"):
+        Backbone(model, name="small", preprocessing=GREY)
+
+
+def test_images_that_are_not_normalised_are_refused() -> None:
+    with pytest.raises(InputError, match=r"uint8.*expected normalised"):
+        backbone().features(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
 
 
 # Loading

@@ -17,20 +17,25 @@ from intarsia.backbones.names import TARGETS, match_targets
 from intarsia.backbones.preprocessing import Preprocessing
 from intarsia.numerics import digest
 
+HALF = (torch.float16, torch.bfloat16)
+
 
 class Backbone:
     """A frozen pre-trained network: images (B, C, H, W) -> features (B, D).
 
     Args:
         model: any module from normalised images to features, with named ``nn.Linear`` layers. Its parameters are
-            frozen and it is put in evaluation mode; its weights are never written.
+            frozen and it is put in evaluation mode; half precision becomes float32; else its weights are never written.
         name: what a pool calls it.
         preprocessing: how its images are prepared.
         targets: patterns over canonical layer names (``fnmatch``: ``*`` any text); the weights of the layers they
             match are tuned.
 
+    Attributes:
+        cast_from: the type that was cast to float32, ``float16`` or ``bfloat16``; None where nothing was.
+
     Raises:
-        InputError: a pattern matches no ``nn.Linear``.
+        InputError: a pattern matches no ``nn.Linear``, or weights are of a type that cannot be trained around.
 
     Example:
         >>> theta0 = Backbone.load()
@@ -41,6 +46,7 @@ class Backbone:
     def __init__(
         self, model: nn.Module, *, name: str, preprocessing: Preprocessing, targets: Sequence[str] = TARGETS
     ) -> None:
+        self.cast_from = _to_single(model, name)
         self.model = model.eval().requires_grad_(False)
         self.name = name
         self.preprocessing = preprocessing
@@ -50,7 +56,8 @@ class Backbone:
 
     def __repr__(self) -> str:
         numbers = sum(p.numel() for p in self.model.parameters())
-        return f"Backbone({self.name}, {numbers:,} weights, {len(self.targets)} tuned, {self.hash[:12]})"
+        cast = f", cast from {self.cast_from}" if self.cast_from else ""
+        return f"Backbone({self.name}, {numbers:,} weights{cast}, {len(self.targets)} tuned, {self.hash[:12]})"
 
     @classmethod
     def load(cls, spec: str = BUILTIN, *, targets: Sequence[str] = TARGETS) -> "Backbone":
@@ -97,11 +104,42 @@ class Backbone:
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """Features (B, D) of normalised images (B, C, H, W), without a graph."""
-        return self.model(images.to(self.device))
+        """Features (B, D) of normalised images (B, C, H, W), without a graph.
+
+        Raises:
+            InputError: the images are whole numbers: they are not normalised.
+        """
+        if not images.is_floating_point():
+            raise InputError(f"images of type {images.dtype}: expected normalised ones; call preprocessing.normalize")
+        first = next(iter(self.targets.values()))
+        return self.model(images.to(self.device, self._linear(first).weight.dtype))
 
     def _linear(self, path: str) -> nn.Linear:
         layer = self.model.get_submodule(path)
         layer = layer.linear if isinstance(layer, AdaptedLinear) else layer
         assert isinstance(layer, nn.Linear)
         return layer
+
+
+def _to_single(model: nn.Module, name: str) -> str | None:
+    """Cast half precision to float32, in place; what it was, None where there is none.
+
+    Raises:
+        InputError: a parameter is of a type of 8 bits or less, or of whole numbers.
+    """
+    for path, parameter in model.named_parameters():
+        if parameter.dtype not in (*HALF, torch.float32, torch.float64, torch.complex64, torch.complex128):
+            raise InputError(
+                f"backbone {name}: {path} is {_short(parameter.dtype)}: expected float32, float16 or bfloat16; load "
+                "the network without quantization"
+            )
+    tensors = [*model.parameters(), *model.buffers()]
+    halves = sorted({_short(t.dtype) for t in tensors if t.dtype in HALF})
+    for tensor in tensors:
+        if tensor.dtype in HALF:
+            tensor.data = tensor.data.float()
+    return " and ".join(halves) or None
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -4,7 +4,7 @@ Convention: kept images are uint8 `(N, C, R, R)` with R = `resize`; a network's 
 S = `size`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -16,6 +16,9 @@ from intarsia.errors import InputError
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
 
+Crop = Literal["center", "squash", "border"]
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """How a backbone wants its images."""
@@ -23,7 +26,7 @@ class Preprocessing:
     size: int
     """Side of the square the network sees."""
     resize: int
-    """Shorter side to which images are resized, and side of the central square that is kept of them, as uint8."""
+    """Side of the square that is kept of an image, as uint8; see ``crop``."""
     channels: int
     """1 (grey) or 3 (red, green, blue)."""
     mean: tuple[float, ...]
@@ -32,6 +35,9 @@ class Preprocessing:
     """Of each channel, of values in 0..1; divided by."""
     interpolation: Interpolation = "bicubic"
     """How an image is resized."""
+    crop: Crop = "center"
+    """How it becomes a square: `center`: its shorter side is resized to `resize`, and the middle is kept; `squash`:
+    both sides are; `border`: its longer side is, and the rest is filled with the mean colour."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.size <= self.resize:
@@ -46,9 +52,37 @@ class Preprocessing:
                 )
         if not all(std > 0 for std in self.std):
             raise InputError(f"Preprocessing: std is {self.std}: expected numbers above 0.")
-        if self.interpolation not in get_args(Interpolation):
-            known = ", ".join(get_args(Interpolation))
-            raise InputError(f"Preprocessing: interpolation is {self.interpolation!r}: expected one of {known}.")
+        for name, known in (("interpolation", Interpolation), ("crop", Crop)):
+            if (value := getattr(self, name)) not in get_args(known):
+                raise InputError(f"Preprocessing: {name} is {value!r}: expected one of {', '.join(get_args(known))}.")
+
+    @property
+    def fill(self) -> tuple[int, ...]:
+        """What a kept square has where the image does not reach, by channel, 0..255: the mean colour."""
+        return tuple(round(255 * mean) for mean in self.mean)
+
+    def kept(self) -> Hashable:
+        """All that the kept pixels depend on; how they are normalised comes later."""
+        fill = self.fill if self.crop == "border" else None
+        return self.size, self.resize, self.channels, self.interpolation, self.crop, fill
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """The size (height, width) that an image of such a size is resized to."""
+        if self.crop == "squash":
+            return self.resize, self.resize
+        if self.crop == "border":
+            ratio = max(height, width) / self.resize
+            return max(1, round(height / ratio)), max(1, round(width / ratio))
+        shorter = min(height, width)
+        return self.resize * height // shorter, self.resize * width // shorter
+
+    def start(self, side: int) -> int:
+        """Where, along a side of the resized image, the kept square starts; below zero where it is filled first.
+
+        Such that the later crop to `size` lies where one crop of the resized image would.
+        """
+        inner = margin(side, self.size) if side >= self.size else -((self.size - side) // 2)
+        return inner - margin(self.resize, self.size)
 
     def normalize(self, images: Tensor) -> Tensor:
         """Crop a batch to the network's size and normalise it.
@@ -77,7 +111,7 @@ class Preprocessing:
     def from_record(cls, record: Mapping[str, Any]) -> "Preprocessing":
         """The inverse of `record`."""
         known = {field.name for field in fields(cls)}
-        if not known - {"interpolation"} <= set(record) <= known:
+        if not known - {"interpolation", "crop"} <= set(record) <= known:
             raise InputError(f"Preprocessing record with {sorted(record)}: expected {sorted(known)}.")
         values = dict(record)
         values["mean"], values["std"] = tuple(values["mean"]), tuple(values["std"])

@@ -1,5 +1,6 @@
 """Backbones of timm, with weights from the hub or from a local file."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ def load_timm(spec: str) -> tuple[nn.Module, Preprocessing]:
         InputError: the name is unknown, or the weights cannot be had or do not fit.
     """
     import timm  # noqa: PLC0415  slow to import
+    from timm.data.config import resolve_model_data_config  # noqa: PLC0415
 
     name, _, weights = spec.partition("@")
     if not timm.is_model(name.split(".")[0]):
@@ -35,9 +37,10 @@ def load_timm(spec: str) -> tuple[nn.Module, Preprocessing]:
             f"backbone 'timm/{name}': its pre-trained weights could not be had ({type(error).__name__}: "
             f"{_first_line(error)}). Check name and network, or give a local file: timm/{name}@weights.safetensors"
         ) from error
+    preprocessing = timm_preprocessing(name, resolve_model_data_config(model))
     if weights:
         _load_weights(model, name, Path(weights))
-    return model, _timm_preprocessing(model)
+    return model, preprocessing
 
 
 def _load_weights(model: nn.Module, name: str, path: Path) -> None:
@@ -64,15 +67,28 @@ def _load_weights(model: nn.Module, name: str, path: Path) -> None:
     model.load_state_dict({key: state[key] for key in own})
 
 
-def _timm_preprocessing(model: nn.Module) -> Preprocessing:
-    from timm.data.config import resolve_model_data_config  # noqa: PLC0415  slow to import
+def timm_preprocessing(name: str, config: Mapping[str, Any]) -> Preprocessing:
+    """How a model of timm wants its images: what ``timm.data.create_transform(**config)`` does to evaluate it.
 
-    config: Mapping[str, Any] = resolve_model_data_config(model)
-    channels, size, _ = config["input_size"]
-    resize = max(size, round(size / config["crop_pct"]))
+    Args:
+        name: of the model.
+        config: what ``timm.data.resolve_model_data_config`` says of it.
+
+    Raises:
+        InputError: it wants what there is no preprocessing for.
+    """
+    channels, height, width = config["input_size"]
+    if height != width:
+        raise InputError(
+            f"backbone 'timm/{name}' takes images of {height} x {width} pixels: expected a square; choose another model"
+        )
+    if config["crop_pct"] > 1:
+        raise InputError(
+            f"backbone 'timm/{name}' has crop_pct {config['crop_pct']}: expected at most 1; choose another model"
+        )
+    resize = math.floor(height / config["crop_pct"])
     mean, std = tuple(config["mean"])[:channels], tuple(config["std"])[:channels]
-    interpolation = config["interpolation"] if config["interpolation"] in ("nearest", "bilinear") else "bicubic"
-    return Preprocessing(size, resize, channels, mean, std, interpolation)
+    return Preprocessing(height, resize, channels, mean, std, config["interpolation"], config["crop_mode"])
 
 
 def _first_line(error: BaseException) -> str:

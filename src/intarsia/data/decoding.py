@@ -1,16 +1,17 @@
 """Pixels: from an image file to what a network wants.
 
 A file is decoded once to a small uint8 square and kept; each batch of such squares is augmented (`augmentation`) and
-normalised on the way into the network. Without augmentation the two steps are the usual evaluation transform (resize
-the shorter side, centre crop, normalise) to the pixel.
+normalised on the way into the network. Without augmentation the two steps are the usual evaluation transform (resize,
+crop, normalise) to the pixel.
 
 Convention: kept images are uint8 `(N, C, R, R)` with R = `resize`; a network's inputs are float32 `(B, C, S, S)` with
 S = `size`.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
-from intarsia.backbones.preprocessing import Preprocessing, margin
+from intarsia.backbones.preprocessing import Preprocessing
 from intarsia.errors import InputError
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -30,6 +31,10 @@ _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 
 
 _WHITE = (255, 255, 255, 255)
+
+
+OBLONG = 4
+"""Beyond so many times its shorter side, an image's longer one is not resized as a whole."""
 
 
 def is_image(path: str | Path) -> bool:
@@ -54,7 +59,8 @@ def decode(path: str | Path, preprocessing: Preprocessing) -> Tensor:
         InputError: The file, which the message names, is missing, empty, broken, not an image, or too large to be
             decoded safely.
     """
-    return decode_all([path], preprocessing)[0]
+    with _quiet():
+        return torch.from_numpy(_decode(Path(path), preprocessing))
 
 
 def decode_all(
@@ -75,14 +81,20 @@ def decode_all(
     """
     side = preprocessing.resize
     images = torch.empty(len(paths), preprocessing.channels, side, side, dtype=torch.uint8)
-    # The warning filter is one for the whole process, so it is set here, around the threads, and not in each of them.
-    with warnings.catch_warnings(), ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        warnings.simplefilter("ignore")  # odd metadata beside good pixels
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with _quiet(), ThreadPoolExecutor(torch.get_num_threads()) as threads:
         for index, image in enumerate(threads.map(lambda path: _decode(Path(path), preprocessing), paths)):
             images[index] = torch.from_numpy(image)
             advance(1)
     return images
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Odd metadata beside good pixels is no matter; too many pixels are. Of the whole process: set around threads."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
 
 
 def fit(images: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -115,24 +127,20 @@ def _grey(images: Tensor) -> Tensor:
 
 
 def _resized(images: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Shorter side to `resize`, then the central square."""
-    height, width = (_long_side(side, min(images.shape[2:]), preprocessing.resize) for side in images.shape[2:])
+    """Resized, and the square that is kept."""
+    side = preprocessing.resize
+    height, width = preprocessing.resized(*images.shape[2:])
     if preprocessing.interpolation == "nearest":
         resized = F.interpolate(images, (height, width), mode="nearest-exact")
     else:
         resized = F.interpolate(images, (height, width), mode=preprocessing.interpolation, antialias=True)
-    top, left = (_crop_start(side, preprocessing) for side in (height, width))
-    return resized[:, :, top : top + preprocessing.resize, left : left + preprocessing.resize]
-
-
-def _long_side(side: int, shorter: int, resize: int) -> int:
-    """A side's length once the shorter one has length `resize`."""
-    return resize * side // shorter
-
-
-def _crop_start(side: int, preprocessing: Preprocessing) -> int:
-    """Where the kept square starts, such that the later crop to `size` lies where one crop from the whole would."""
-    return margin(side, preprocessing.size) - margin(preprocessing.resize, preprocessing.size)
+    top, left = preprocessing.start(height), preprocessing.start(width)
+    inside = resized[:, :, max(top, 0) : top + side, max(left, 0) : left + side]
+    if inside.shape[2:] == (side, side):
+        return inside
+    square = images.new_tensor(preprocessing.fill).view(1, -1, 1, 1).repeat(len(images), 1, side, side)
+    square[:, :, max(-top, 0) :, max(-left, 0) :][:, :, : inside.shape[2], : inside.shape[3]] = inside
+    return square
 
 
 def _decode(path: Path, preprocessing: Preprocessing) -> np.ndarray:
@@ -185,16 +193,14 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def _square(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """Resize and crop in one step, which spares the memory of a long image's ends and gives the same pixels."""
-    resize = preprocessing.resize
-    left, right = _span(image.width, min(image.size), preprocessing)
-    top, bottom = _span(image.height, min(image.size), preprocessing)
-    resample = Image.Resampling[preprocessing.interpolation.upper()]
-    return image.resize((resize, resize), resample, box=(left, top, right, bottom))
-
-
-def _span(side: int, shorter: int, preprocessing: Preprocessing) -> tuple[float, float]:
-    """Where, in a file's own pixels, the kept square starts and ends along a side."""
-    resized = _long_side(side, shorter, preprocessing.resize)
-    start, scale = _crop_start(resized, preprocessing), side / resized
-    return start * scale, min((start + preprocessing.resize) * scale, side)
+    """Resized, and the square that is kept."""
+    side, resample = preprocessing.resize, Image.Resampling[preprocessing.interpolation.upper()]
+    height, width = preprocessing.resized(image.height, image.width)
+    left, top = preprocessing.start(width), preprocessing.start(height)
+    if max(height, width) > OBLONG * side:  # resized and cropped in one, equal but for rounding: spares the long ends
+        across, down = image.width / width, image.height / height
+        right, bottom = min((left + side) * across, image.width), min((top + side) * down, image.height)
+        return image.resize((side, side), resample, box=(left * across, top * down, right, bottom))
+    square = Image.new(image.mode, (side, side), preprocessing.fill if image.mode == "RGB" else preprocessing.fill[0])
+    square.paste(image.resize((width, height), resample), (-left, -top))
+    return square

@@ -3,7 +3,7 @@
 Convention: images are uint8 `(N, C, H, W)`, decoded `(N, C, R, R)`; labels are positions among the classes asked for.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +30,7 @@ class ImageSet:
         self.labels = labels
         self.paths = paths
         self._source = source
-        self._decoded: dict[tuple[int, int, int, str], Tensor] = {}
+        self._decoded: dict[Hashable, Tensor] = {}
 
     @classmethod
     def of_files(cls, paths: Sequence[Path], labels: Tensor) -> "ImageSet":
@@ -60,8 +60,7 @@ class ImageSet:
         Raises:
             InputError: A file cannot be read; the message names it.
         """
-        # Not the whole preprocessing: mean and std come later and change no kept pixel.
-        key = (preprocessing.size, preprocessing.resize, preprocessing.channels, preprocessing.interpolation)
+        key = preprocessing.kept()
         if key in self._decoded:
             advance(len(self))
         else:
