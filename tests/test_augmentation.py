@@ -1,12 +1,18 @@
 """Augmentation stays within its bounds, differs by image and follows its generator."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
+from cases import GREY, backbone, settings
 from intarsia.backbones.preprocessing import Preprocessing
 from intarsia.data.augmentation import Augmentation, augment
 from intarsia.errors import InputError
+from intarsia.training.loop import training_batch
 
 RAW = Preprocessing(size=64, resize=64, channels=3, mean=(0.0,) * 3, std=(1.0,) * 3)
 
@@ -87,6 +93,32 @@ def test_a_photo_is_cropped_within_bounds_and_mirrored_half_the_time() -> None:
     assert inside.min() > 0.99
     assert x.min() < 0.05
     assert x.max() > 0.95
+
+
+class Devices(TorchFunctionMode):
+    """Where images are sampled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (F.grid_sample, F.affine_grid):
+            self.seen.add(args[0].device.type)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["none", "sketch", "photo"])
+def test_images_are_augmented_where_the_backbone_is(kind: Augmentation) -> None:
+    """The random numbers are drawn on the CPU whatever the device; `meta` stands in for a card."""
+    theta0, images = backbone().to("meta"), torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    here, there = generator(3), generator(3)
+    with Devices() as devices:
+        made = training_batch(images, theta0, kind, settings(augment=True), there)
+    augment(images, kind, GREY, here)
+    assert made.device.type == "meta"
+    assert devices.seen == (set() if kind == "none" else {"meta"})
+    assert torch.equal(here.get_state(), there.get_state())
 
 
 def test_an_unknown_augmentation_is_refused() -> None:

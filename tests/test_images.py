@@ -2,6 +2,7 @@
 
 import io
 import struct
+import threading
 import zlib
 from pathlib import Path
 
@@ -309,3 +310,14 @@ def test_a_record_makes_the_same_preprocessing_again() -> None:
 def test_contradictions_in_a_preprocessing_are_refused(change: dict[str, object], said: str) -> None:
     with pytest.raises(InputError, match=said):
         Preprocessing.from_record(COLOUR.record() | change)
+
+
+def test_one_file_is_decoded_without_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (20, 20), (10, 20, 30)).save(tmp_path / "image.png")
+    started: list[threading.Thread] = []
+    start = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: (started.append(thread), start(thread)))
+    assert torch.equal(decode(tmp_path / "image.png", COLOUR), decode_all([tmp_path / "image.png"], COLOUR)[0])
+    alone = len(started)
+    decode(tmp_path / "image.png", COLOUR)
+    assert len(started) == alone > 0

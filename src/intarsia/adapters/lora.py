@@ -63,11 +63,19 @@ class LoRA:
         return b @ torch.cat([parts["A"] for parts in modules])
 
     def nearest(self, parts: Parts, theta0: Tensor, tau: Tensor) -> dict[str, Tensor]:
-        """Tau cut to its r largest singular values; the rows of A are as long as before, B has the rest."""
-        u, s, v = torch.linalg.svd(wide(tau), full_matrices=False)
-        rank = len(parts["A"])
-        length = wide(parts["A"]).norm(dim=1).mean()
-        a, b = v[:rank] * length, u[:, :rank] * (s[:rank] / length)
+        """Tau cut to its r largest singular values; the rows of A are as long as before, B has the rest.
+
+        Its singular vectors are eigenvectors of the smaller of tau tau^T and tau^T tau, at a third of an SVD's cost or less.
+        """
+        dense, rank, length = wide(tau), len(parts["A"]), wide(parts["A"]).norm(dim=1).mean()
+        scale = dense.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+        dense = dense / scale  # its squares are kept from under- and overflow
+        if dense.shape[0] >= dense.shape[1]:
+            rows = torch.linalg.eigh(dense.T @ dense).eigenvectors[:, -rank:].T  # (r, I), orthonormal
+        else:
+            columns = torch.linalg.eigh(dense @ dense.T).eigenvectors[:, -rank:]
+            rows = torch.linalg.qr(dense.T @ columns).Q.T
+        a, b = rows * length, dense @ rows.T * (scale / length)
         return {"A": a.to(tau), "B": b.to(tau)}
 
     def base(self, theta0: Tensor, shift: Tensor) -> Tensor:

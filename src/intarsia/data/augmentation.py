@@ -1,6 +1,6 @@
 """Settings images changed a little, at random, batch by batch, on tensors.
 
-Convention: as in `images`; all randomness comes from a generator on the CPU.
+Convention: as in `decoding`; all randomness comes from a generator on the CPU.
 """
 
 import math
@@ -24,7 +24,7 @@ def augment(images: Tensor, kind: Augmentation, preprocessing: Preprocessing, ge
     """Change each image of a training batch a little, at random, and normalise.
 
     Args:
-        images: uint8 (B, C, R, R).
+        images: uint8 (B, C, R, R), on any device: the work is done there.
         kind: `none`: only normalise. `sketch`: shift by up to 2/28 of the side, in whole pixels; a third of them also
             scale by 0.9..1.1 and rotate by up to 10 degrees, to the nearest pixel, for interpolation softens thin
             strokes and fine grain beyond what the change is worth; the image's median where nothing comes in. `photo`:
@@ -33,7 +33,7 @@ def augment(images: Tensor, kind: Augmentation, preprocessing: Preprocessing, ge
         generator: Of all randomness, on the CPU: the same state gives the same batch, on any device.
 
     Returns:
-        Tensor: float32 (B, C, size, size), normalised.
+        Tensor: float32 (B, C, size, size), normalised, on the images' device.
     """
     if kind == "none":
         return preprocessing.normalize(images)

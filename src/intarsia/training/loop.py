@@ -136,4 +136,4 @@ def training_batch(
 ) -> Tensor:
     """(B, C, size, size) on the backbone's device: uint8 images (B, C, R, R), augmented and normalised."""
     kind = augmentation if settings.augment else "none"
-    return augment(images, kind, backbone.preprocessing, generator).to(backbone.device)
+    return augment(images.to(backbone.device), kind, backbone.preprocessing, generator)
