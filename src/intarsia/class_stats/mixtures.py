@@ -51,12 +51,6 @@ class ClassStatistics:
         """The classes with one covariance."""
         return Gaussians(self.centres().double(), self.scatter.double(), self.freedom)
 
-    def log_density(self, features: Tensor) -> Tensor:
-        """Log p(f | c) of features (N, D) under every class, (N, C)."""
-        x = torch.linalg.solve_triangular(self.basis, features.T, upper=False).T[:, None, None]  # (N, 1, 1, D)
-        gaussian = -0.5 * ((x - self.means).square() / self.variances + (2 * torch.pi * self.variances).log()).sum(-1)
-        return torch.logsumexp(gaussian + self.weights.log(), -1) - self.basis.diagonal().log().sum()
-
     def tensors(self) -> dict[str, Tensor]:
         """What a module keeps."""
         return {**vars(self), "freedom": torch.tensor(self.freedom)}
