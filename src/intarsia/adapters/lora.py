@@ -65,7 +65,7 @@ class LoRA:
     def nearest(self, parts: Parts, theta0: Tensor, tau: Tensor) -> dict[str, Tensor]:
         """Tau cut to its r largest singular values; the rows of A are as long as before, B has the rest.
 
-        Its singular vectors are eigenvectors of the smaller of tau tau^T and tau^T tau: a third of an SVD's cost or less.
+        Its singular vectors are eigenvectors of the smaller of tau tau^T and tau^T tau: a third of an SVD's cost.
         """
         dense, rank, length = wide(tau), len(parts["A"]), wide(parts["A"]).norm(dim=1).mean()
         scale = dense.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
