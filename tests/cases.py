@@ -24,6 +24,7 @@ from intarsia.class_stats.gaussians import Gaussians
 from intarsia.class_stats.mixtures import ClassStatistics
 from intarsia.class_stats.prototypes import Anchor
 from intarsia.class_stats.shrinkage import basis_of
+from intarsia.curvature.fisher import DiagonalMetric
 from intarsia.heads.head import Head
 from intarsia.store.card import Card
 from intarsia.store.module import Module
@@ -182,9 +183,11 @@ def vectors(count: int, seed: int = 0, shapes: Mapping[str, tuple[int, int]] | N
     ]
 
 
-def positive(like: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+def positive(like: Mapping[str, Tensor], seed: int) -> DiagonalMetric:
     """A positive diagonal metric of the names and shapes of ``like``."""
-    return {n: randn(*w.shape, seed=seed + i, dtype=w.dtype).square() + 0.01 for i, (n, w) in enumerate(like.items())}
+    sizes = {n: (w.shape, w.dtype) for n, w in like.items()}
+    drawn = {n: randn(*s, seed=seed + i, dtype=d).square() + 0.01 for i, (n, (s, d)) in enumerate(sizes.items())}
+    return DiagonalMetric(drawn)
 
 
 def shake(attachment: Attachment, seed: int, size: float = 0.2) -> None:

@@ -26,7 +26,7 @@ from intarsia.baselines.seed import SEED, ClassGaussian, Ensemble, Expert, least
 from intarsia.baselines.sequential import ModelInTraining
 from intarsia.baselines.tmc import RIDGE, TMC, TangentClassifier, TangentHead, least_squares, targets
 from intarsia.class_stats.gaussians import Gaussians
-from intarsia.curvature.fisher import diagonal_fisher
+from intarsia.curvature.fisher import DiagonalMetric, diagonal_fisher
 from intarsia.curvature.head_fisher import head_fisher
 from intarsia.curvature.linearized import Tangent
 from intarsia.errors import DivergenceError
@@ -286,7 +286,7 @@ def test_tangent_models_are_edited_after_the_last_task() -> None:
 
 def test_l2_is_half_the_squared_norm_whatever_the_fisher() -> None:
     vector = TaskVector({"a": randn(3, 4, seed=1)})
-    penalty = L2(0.6).bind({"a": randn(3, 4, seed=2).square()}, None, 3)
+    penalty = L2(0.6).bind(DiagonalMetric({"a": randn(3, 4, seed=2).square()}), None, 3)
     torch.testing.assert_close(penalty.value(vector), 0.3 * vector["a"].square().sum())
     norms = [sum(float(s.norm()) for s in _vectors(strength)) for strength in (0.0, 100.0)]
     assert norms[1] < 0.5 * norms[0]

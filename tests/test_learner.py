@@ -157,8 +157,9 @@ def test_iel_starts_at_the_mean_of_the_modules_and_leaves_the_composed_model_as_
         for name, tau in expected.items():
             parts = {k.removeprefix(f"{name}."): v for k, v in tuned.parts.items() if k.startswith(f"{name}.")}
             torch.testing.assert_close(adapter.delta(parts, theta0.tuned[name]), tau, rtol=1e-4, atol=1e-5)
-    c, d = IEL(2.0).bind(None, earlier, 2).coefficients("blocks.0.attn.qkv.weight", earlier["blocks.0.attn.qkv.weight"])
-    torch.testing.assert_close(d / c, earlier["blocks.0.attn.qkv.weight"])
+    name = "blocks.0.attn.qkv.weight"
+    gradient = IEL(2.0).bind(None, earlier, 2).gradient(name, earlier[name])
+    assert float(gradient.norm()) < 1e-6 * float(earlier[name].norm())
 
 
 @each_adapter

@@ -16,9 +16,10 @@ from torch.utils._pytree import tree_leaves
 from cases import ADAPTERS, KINDS, backbone, inputs, newton, positive, randn, seeded, shake, split_backbone, vectors
 from intarsia import IA3, IEL, ITA, Full, InputError, LoRA, TaskVector
 from intarsia.adapters import Adapter, Attachment
+from intarsia.curvature.fisher import DiagonalMetric
 from intarsia.regularizers.head import head_step
 from intarsia.regularizers.protocol import Step
-from intarsia.regularizers.quadratic import DiagonalQuadratic
+from intarsia.regularizers.quadratic import Quadratic
 
 each_adapter = pytest.mark.parametrize("adapter", ADAPTERS, ids=KINDS)
 seeds = st.integers(0, 10_000)
@@ -40,7 +41,7 @@ def sum_of(taus: Sequence[TaskVector]) -> TaskVector:
     return total
 
 
-def regularizers(theta0: Mapping[str, Tensor], strength: float) -> tuple[DiagonalQuadratic, DiagonalQuadratic]:
+def regularizers(theta0: Mapping[str, Tensor], strength: float) -> tuple[Quadratic, Quadratic]:
     fisher = positive(theta0, 70)
     total = TaskVector({n: randn(*w.shape, seed=80 + i, dtype=w.dtype) for i, (n, w) in enumerate(theta0.items())})
     return ITA(strength).bind(fisher, total, 4), IEL(strength).bind(fisher, total, 4)
@@ -91,7 +92,7 @@ def test_gradient_is_that_of_the_value(kind: int) -> None:
 def test_first_task_has_the_floor_only_and_counts_as_two_for_iel() -> None:
     tau = torch.ones(2, 3, dtype=torch.float64)
     torch.testing.assert_close(ITA(2.0).bind(None, None, 1).gradient("w", tau), 2e-5 * tau)
-    fisher = {"w": torch.full((2, 3), 0.25, dtype=torch.float64)}
+    fisher = DiagonalMetric({"w": torch.full((2, 3), 0.25, dtype=torch.float64)})
     torch.testing.assert_close(IEL(2.0).bind(fisher, None, 1).gradient("w", tau), 0.25 * tau)
 
 
@@ -110,15 +111,14 @@ def parts_of(adapter: Attachment) -> list[Tensor]:
     return [part.detach().clone() for part in adapter.parameters()]
 
 
-def penalty_gradients(adapter: Attachment, penalty: DiagonalQuadratic) -> list[Tensor]:
+def penalty_gradients(adapter: Attachment, penalty: Quadratic) -> list[Tensor]:
     """Autograd of the penalty through a dense tau written out by the adapter's definition."""
     total, parts = torch.zeros((), dtype=torch.float64), []
     for name, layer in adapter.layers.items():
         own = {key: part.detach().clone().requires_grad_() for key, part in layer.parts.items()}
         w = layer.linear.weight
         tau = own["tau"] if "tau" in own else own["B"] @ own["A"] if "A" in own else w * own["l"][:, None] - w
-        c, d = penalty.coefficients(name, w)
-        total = total + (c * tau * tau / 2 - d * tau).sum()
+        total = total + penalty.value({name: tau})
         parts += own.values()
     return list(torch.autograd.grad(total, parts))
 
@@ -201,13 +201,13 @@ def test_proximal_step_is_the_numeric_minimum_of_the_penalty(adapter: Adapter, k
 def test_proximal_steps_of_full_are_the_formulas_of_the_method() -> None:
     theta0 = split_backbone()
     for penalty, s in zip(regularizers(theta0.tuned, 5.0), (0.4, 0.9), strict=True):
-        assert isinstance(penalty.fisher, Mapping)
+        assert isinstance(penalty.metric, DiagonalMetric)
         with theta0.attach(Full()) as attachment:
             shake(attachment, 1)
             old = {name: tau.clone() for name, tau in attachment.vector().items()}
             penalty.step(attachment, s)
             for name, tau in attachment.vector().items():
-                f = penalty.fisher[name]
+                f = penalty.metric[name]
                 if penalty.total is None:
                     expected = old[name] / (1 + s * 5 * f)
                 else:
@@ -348,9 +348,9 @@ def test_the_regularizer_holds_nothing_that_grows_with_the_tasks() -> None:
     for tasks in (2, 50):
         taus = vectors(tasks)
         penalty = IEL().bind(positive(taus[0], 1), sum_of(taus[:-1]), tasks)
-        assert isinstance(penalty.fisher, Mapping)
+        assert isinstance(penalty.metric, DiagonalMetric)
         assert penalty.total is not None
-        held = [*penalty.fisher.values(), *penalty.total.values()]
+        held = [*penalty.metric.values(), *penalty.total.values()]
         assert sum(t.numel() for t in held) == 2 * sum(t.numel() for t in taus[0].values())
 
 

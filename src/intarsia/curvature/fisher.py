@@ -26,7 +26,7 @@ class DiagonalMetric(dict[str, Tensor]):
 
     def value(self, vector: Mapping[str, Tensor]) -> Tensor:
         """|tau|_F^2 / 2, a scalar in float64."""
-        terms = [(wide(f) * wide(vector[name]).square()).sum().cpu() for name, f in self.items()]
+        terms = [(wide(self[name]) * wide(tau).square()).sum().cpu() for name, tau in vector.items()]
         return 0.5 * torch.stack(terms).sum()
 
     def gradient(self, name: str, tau: Tensor) -> Tensor:
@@ -36,6 +36,25 @@ class DiagonalMetric(dict[str, Tensor]):
     def quadratic(self, name: str, tau: Tensor) -> tuple[Tensor, Tensor]:
         """(F, 0): it is its own bound."""
         return self[name], torch.zeros_like(tau)
+
+
+@dataclass(frozen=True)
+class UniformMetric:
+    """One number for every weight: |tau|_F^2 = scale |tau|^2."""
+
+    scale: float
+
+    def value(self, vector: Mapping[str, Tensor]) -> Tensor:
+        """|tau|_F^2 / 2, a scalar in float64."""
+        return 0.5 * self.scale * torch.stack([wide(tau).square().sum().cpu() for tau in vector.values()]).sum()
+
+    def gradient(self, name: str, tau: Tensor) -> Tensor:
+        """Scale tau (O, I)."""
+        return self.scale * tau
+
+    def quadratic(self, name: str, tau: Tensor) -> tuple[Tensor, Tensor]:
+        """(scale, 0): it is its own bound."""
+        return torch.full_like(tau, self.scale), torch.zeros_like(tau)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,10 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from intarsia.curvature.fisher import UniformMetric
+from intarsia.curvature.protocol import Metric
 from intarsia.regularizers.protocol import FLOOR, check_strength
-from intarsia.regularizers.quadratic import DiagonalQuadratic
+from intarsia.regularizers.quadratic import Quadratic
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,7 @@ class IEL:
         """Beta."""
         return self.beta
 
-    def bind(
-        self, fisher: Mapping[str, Tensor] | None, total: Mapping[str, Tensor] | None = None, tasks: int = 1
-    ) -> DiagonalQuadratic:
+    def bind(self, metric: Metric | None, total: Mapping[str, Tensor] | None = None, tasks: int = 1) -> Quadratic:
         """Beta T Omega, up to a constant; the first task counts as T = 2 with S = 0."""
         tasks = max(tasks, 2)
-        return DiagonalQuadratic(self.beta, FLOOR if fisher is None else fisher, 1 - 1 / tasks, total, tasks)
+        return Quadratic(self.beta, UniformMetric(FLOOR) if metric is None else metric, 1 - 1 / tasks, total, tasks)

@@ -6,8 +6,10 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from intarsia.curvature.fisher import UniformMetric
+from intarsia.curvature.protocol import Metric
 from intarsia.regularizers.protocol import FLOOR, check_strength
-from intarsia.regularizers.quadratic import DiagonalQuadratic
+from intarsia.regularizers.quadratic import Quadratic
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,6 @@ class ITA:
         """Alpha."""
         return self.alpha
 
-    def bind(
-        self, fisher: Mapping[str, Tensor] | None, total: Mapping[str, Tensor] | None = None, tasks: int = 1
-    ) -> DiagonalQuadratic:
-        """alpha/2 sum F tau^2; without another task the floor alone stands for F."""
-        return DiagonalQuadratic(self.alpha, FLOOR if fisher is None else fisher)
+    def bind(self, metric: Metric | None, total: Mapping[str, Tensor] | None = None, tasks: int = 1) -> Quadratic:
+        """alpha/2 |tau|_F^2; without another task the floor alone stands for F."""
+        return Quadratic(self.alpha, UniformMetric(FLOOR) if metric is None else metric)

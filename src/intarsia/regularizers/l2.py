@@ -6,8 +6,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from intarsia.curvature.fisher import UniformMetric
+from intarsia.curvature.protocol import Metric
 from intarsia.regularizers.ita import ITA
-from intarsia.regularizers.quadratic import DiagonalQuadratic
+from intarsia.regularizers.quadratic import Quadratic
 
 
 @dataclass(frozen=True)
@@ -16,8 +18,6 @@ class L2(ITA):
 
     kind: ClassVar[str] = "l2"
 
-    def bind(
-        self, fisher: Mapping[str, Tensor] | None, total: Mapping[str, Tensor] | None = None, tasks: int = 1
-    ) -> DiagonalQuadratic:
+    def bind(self, metric: Metric | None, total: Mapping[str, Tensor] | None = None, tasks: int = 1) -> Quadratic:
         """No Fisher is asked for."""
-        return DiagonalQuadratic(self.alpha, 1.0)
+        return Quadratic(self.alpha, UniformMetric(1.0))

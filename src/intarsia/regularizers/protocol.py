@@ -16,6 +16,7 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 from torch import Tensor
 
 from intarsia.adapters.attachment import Attachment
+from intarsia.curvature.protocol import Metric
 from intarsia.errors import InputError
 
 Step = Literal["decoupled", "coupled", "proximal"]
@@ -70,13 +71,11 @@ class Regularizer(Protocol):
         """How strong it is; 0 switches it off."""
         ...
 
-    def bind(
-        self, fisher: Mapping[str, Tensor] | None, total: Mapping[str, Tensor] | None = None, tasks: int = 1
-    ) -> Penalty:
+    def bind(self, metric: Metric | None, total: Mapping[str, Tensor] | None = None, tasks: int = 1) -> Penalty:
         """The penalty of one task.
 
         Args:
-            fisher: F, the mean Fisher by weight name, floored; None if there is no other task yet.
+            metric: F, the mean Fisher, floored; None if there is no other task yet.
             total: S, the sum of the earlier task vectors; None for the first task.
             tasks: T, this task included.
         """

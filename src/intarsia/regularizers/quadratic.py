@@ -1,13 +1,11 @@
-"""The penalty that ITA, IEL and L2 become: a diagonal quadratic in the task vector tau.
+"""The penalty that ITA, IEL and L2 become: a quadratic in the task vector tau, in the metric F of a curvature.
 
-With F the mean Fisher at theta0 (floored), per trainable weight,
-
-    ITA (Eq. 11, 12)        alpha/2 sum F tau^2                           gradient  alpha F tau
+    ITA (Eq. 11, 12)        alpha/2 |tau|_F^2                             gradient  alpha F tau
     IEL (Eq. 15, 18, 19)    beta T Omega(tau) + const                     gradient  beta F ((1 - 1/T) tau - S/T)
 
 where Omega is the Jensen gap of Theorem 1 at w = 1/T, S the sum of the earlier task vectors and T the number of tasks,
-the current one included. Written as one shape, ``sum(c tau^2 / 2 - d tau)``: ITA has c = alpha F, d = 0; IEL has
-c = beta F (1 - 1/T), d = beta F S/T. Convention: tensors are (O, I), by canonical weight name.
+the current one included. F is the mean Fisher at theta0, floored; a diagonal one acts elementwise. Convention: tensors
+are (O, I), by canonical weight name.
 """
 
 import math
@@ -19,45 +17,45 @@ from torch import Tensor
 
 from intarsia.adapters.attachment import Attachment
 from intarsia.adapters.protocol import AdaptedLinear
+from intarsia.curvature.protocol import Metric
+from intarsia.numerics import wide
 from intarsia.regularizers.protocol import CLIP, Step
 
 
 @dataclass(frozen=True)
-class DiagonalQuadratic:
-    """sum(c tau^2 / 2 - d tau) with c = strength F share and d = strength F S / T.
+class Quadratic:
+    """strength (share |tau|_F^2 / 2 - <tau, F S> / T).
 
     Args:
         strength: alpha or beta.
-        fisher: F by weight name, or one number for all weights.
+        metric: F.
         share: of tau in what is penalized: 1 alone, 1 - 1/T beside T - 1 others.
         total: S; None where nothing is pulled towards.
         tasks: T.
     """
 
     strength: float
-    fisher: Mapping[str, Tensor] | float
+    metric: Metric
     share: float = 1.0
     total: Mapping[str, Tensor] | None = None
     tasks: int = 1
 
-    def coefficients(self, name: str, like: Tensor) -> tuple[Tensor, Tensor]:
-        """(c, d) of one weight, each of its shape or a single number."""
-        fisher = like.new_full((), self.fisher) if isinstance(self.fisher, float | int) else self.fisher[name]
-        pull = like.new_zeros(()) if self.total is None else self.strength * fisher * self.total[name] / self.tasks
-        return self.strength * fisher * self.share, pull
-
     def value(self, vector: Mapping[str, Tensor]) -> Tensor:
-        """See ``Penalty``."""
-        total = torch.zeros(())
-        for name, tau in vector.items():
-            c, d = self.coefficients(name, tau)
-            total = total + (0.5 * c * tau * tau - d * tau).sum().cpu()
-        return total
+        """See ``Penalty``; in float64."""
+        found = self.strength * self.share * self.metric.value(vector)
+        for name, tau in vector.items() if self.total is not None else ():
+            found = found - (wide(tau) * wide(self._pull(name, tau))).sum().cpu()
+        return found
 
     def gradient(self, name: str, tau: Tensor) -> Tensor:
-        """G = c tau - d; see ``Penalty``."""
-        c, d = self.coefficients(name, tau)
-        return c * tau - d
+        """Strength F (share tau - S/T); see ``Penalty``."""
+        return self.strength * self.share * self.metric.gradient(name, tau) - self._pull(name, tau)
+
+    def _pull(self, name: str, like: Tensor) -> Tensor:
+        """Strength F S / T of one weight."""
+        if self.total is None:
+            return torch.zeros_like(like)
+        return self.strength * self.metric.gradient(name, self.total[name]) / self.tasks
 
     def step(self, adapter: Attachment, scale: float = 1.0, how: Step = "proximal") -> None:
         """See ``Penalty``."""
@@ -77,9 +75,10 @@ class DiagonalQuadratic:
 
     def _proximal_step(self, adapter: Attachment, scale: float) -> None:
         for name, layer in adapter.layers.items():
-            weight = layer.linear.weight.detach()
-            c, d = self.coefficients(name, weight)
-            layer.proximal_(scale * c.expand_as(weight), scale * d.expand_as(weight))
+            tau = layer.delta().detach()
+            c, d = self.metric.quadratic(name, tau)
+            held = scale * self.strength * self.share
+            layer.proximal_(held * c, held * d + scale * self._pull(name, tau))
 
     def _explicit_step(self, adapter: Attachment, scale: float) -> None:
         gradients = self._parameter_gradients(adapter)

@@ -150,10 +150,10 @@ def _bound(configuration: Configuration, state: LearnerState, others: Fisher | N
     """The regularizer of task ``number``."""
     regularizer = configuration.regularizer
     fisher = state.fisher if regularizer.fisher_over == "seen" else others
-    mean = None
+    metric = None
     if fisher is not None and fisher.count:
-        mean = fisher.mean(FLOOR, unit=configuration.settings.unit_fisher)
-    return regularizer.bind(mean, state.total if regularizer.through_mean else None, number)
+        metric = fisher.mean(FLOOR, unit=configuration.settings.unit_fisher)
+    return regularizer.bind(metric, state.total if regularizer.through_mean else None, number)
 
 
 def _features_in_mean(
