@@ -1,7 +1,7 @@
 """Kill a real ``learn`` again and again, go on, and compare what comes out with a run that was never stopped.
 
-    python benchmarks/survival.py --kills 20 --seed 0 [--json]
-    python benchmarks/survival.py --kills 200 --rounds 100 --readers 10
+    python benchmarks/robustness/survival.py --kills 20 --seed 0 [--json]
+    python benchmarks/robustness/survival.py --kills 200 --rounds 100 --readers 10
 
 Every other kill comes at a random moment, the others at a random step of a write: before a file is opened, written,
 flushed, renamed or removed, or with half of it written. After each one the pool is read whole, as any reader would.
@@ -39,7 +39,7 @@ from intarsia.store.verify import verify
 from intarsia.training.checkpoint import Checkpoint, Trained
 from intarsia.training.recommended import recommended
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 cases: Any = importlib.import_module("cases")  # the tests' small network
 RUN = ["--only", "animals", "food", "--max-per-class", "8", "--epochs", "2", "--no-evaluate"]
 STEPS = ("open", "write", "fsync", "replace", "rename", "unlink")

@@ -1,6 +1,6 @@
 """The figures of docs/results.md, from the runs of a comparison and of ``results.py strengths``.
 
-    cd benchmarks/ledger && python ../drawings.py compare-chalk compare-sketches-cpu strengths-chalk.jsonl
+    cd benchmarks/reproduction/ledger && python ../drawings.py compare-chalk compare-sketches-cpu strengths-chalk.jsonl
 
 gap.png, cosines.png and losses.png beside them are ``intarsia diagnose``'s.
 """
@@ -30,7 +30,7 @@ class Drawings:
     """The same, of runs with nothing beside them: what the times are drawn from."""
     strengths: tyro.conf.Positional[Path]
     """Lines of ``results.py strengths``."""
-    out: Path = Path(__file__).resolve().parents[1] / "docs" / "figures"
+    out: Path = Path(__file__).resolve().parents[2] / "docs" / "figures"
     """Folder for the figures."""
 
 

@@ -1,7 +1,7 @@
 """How the cost of a task grows: over tasks learned before, classes, width and depth; as a table, JSON and a figure.
 
-    python benchmarks/phases.py --scale --figure docs/scale.png
-    python benchmarks/scale.py --rounds 1 --json                # the same, with its own flags
+    python benchmarks/performance/phases.py --scale --figure docs/scale.png
+    python benchmarks/performance/scale.py --rounds 1 --json                # the same, with its own flags
 
 Every phase is given as a multiple of F, one plain forward pass of the bare backbone over the task's images, measured in
 the same round: a line that stays level costs what the backbone costs, however large the thing it is drawn over.

@@ -1,6 +1,6 @@
 """The Fisher's sum of squares on a card: the Triton kernel against products and squares by torch, time and memory.
 
-python benchmarks/kernel.py --json
+python benchmarks/performance/kernel.py --json
 """
 
 import json

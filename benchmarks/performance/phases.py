@@ -1,9 +1,9 @@
 """What each phase of learning costs against its floor.
 
-    python benchmarks/phases.py                          # the built-in backbone, T = 10: a table
-    python benchmarks/phases.py --backbone vit_tiny      # 192 wide, 12 deep, 64 px
-    python benchmarks/phases.py --json
-    python benchmarks/phases.py --scale --figure docs/scale.png
+    python benchmarks/performance/phases.py                          # the built-in backbone, T = 10: a table
+    python benchmarks/performance/phases.py --backbone vit_tiny      # 192 wide, 12 deep, 64 px
+    python benchmarks/performance/phases.py --json
+    python benchmarks/performance/phases.py --scale --figure docs/scale.png
 
 Units of account, measured in the same run, alternating with what they judge, medians: **F**, a plain no-grad forward of
 the bare backbone over the same images at the same batch size; **B**, forward and backward of it with frozen weights,

@@ -1,7 +1,7 @@
 """What each task costs while many are learned: 1,000 classes in 100 tasks on the built-in backbone, with a figure.
 
-    python benchmarks/curve.py --figure docs/curve.png
-    python benchmarks/curve.py --tasks 20 --json
+    python benchmarks/performance/curve.py --figure docs/curve.png
+    python benchmarks/performance/curve.py --tasks 20 --json
 
 Beyond the hundred classes of the drawings come rotations, mirror images, inversions and shifts. Figures are from the
 pool's log.

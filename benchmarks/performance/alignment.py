@@ -1,7 +1,7 @@
 """How well and how fast the heads of more and more classes are aligned: by SGD, and beyond 100 classes in closed form.
 
-    python benchmarks/alignment.py
-    python benchmarks/alignment.py --tasks 30 --json
+    python benchmarks/performance/alignment.py
+    python benchmarks/performance/alignment.py --tasks 30 --json
 
 Task by task, as ``learn`` does it, on frozen features of the built-in backbone; no fine-tuning. Half of the images of a
 class are learned from, accuracy is that on the others, over all classes so far.
