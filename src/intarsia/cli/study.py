@@ -1,11 +1,13 @@
 """Verbs that look into a pool or set methods side by side, or a run beside the paper, and the page about either."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional
 
+from intarsia.backbones.builtin import BUILTIN
+from intarsia.backbones.names import TARGETS
 from intarsia.cli.options import Json, open_pool, parse_weights
 from intarsia.console import ERR, facts, shown
 from intarsia.data.stream import TaskStream
@@ -17,8 +19,9 @@ from intarsia.pool import Pool
 from intarsia.report import tables
 from intarsia.store.files import write, writing
 from intarsia.store.index import INDEX
+from intarsia.study.bench import Bench
 from intarsia.study.choice import Source
-from intarsia.study.compare import Bench, compare
+from intarsia.study.compare import compare, planned
 from intarsia.study.methods import STANDARD
 from intarsia.study.paper import PRESETS, preset_of, verify
 
@@ -105,26 +108,49 @@ class Compare:
     iel-full, iel-ia3."""
     seeds: int = 1
     """Runs of each method, with seeds 0, 1, ..."""
-    out: Path = Path("runs/compare")
-    """Folder of the comparison; runs that are in it already, with the same settings, are not made again."""
+    out: Path | None = None
+    """Folder of the comparison, of this one alone; runs/compare-<stream> if not given. Runs that are in it already are
+    not made again if settings, code, images, weights and machine are the same."""
+    again: bool = False
+    """Set aside what is in the folder, and make every run anew."""
+    dry_run: bool = False
+    """Say which runs are to be made and how long they will take, from a few timed batches; nothing is written."""
     jobs: int = 1
     """Runs at once, without progress bars; on two cores, --jobs 2 --threads 1 is done soonest."""
-    bench: OmitArgPrefixes[Bench] = field(default_factory=Bench)
+    source: OmitArgPrefixes[Source] = field(default_factory=Source)
+    backbone: str = BUILTIN
+    """vit_sketch (built in), timm/<name> or timm/<name>@<weights.safetensors>."""
+    targets: tuple[str, ...] = TARGETS
+    """Patterns of the linear layers whose weights are tuned."""
+    epochs: int = 4
+    """Passes over each task's images."""
+    batch_size: int = 32
+    """Images per step."""
+    device: str = "auto"
+    """cpu, cuda, mps, or the best there is."""
+    threads: int | None = None
+    """Threads of torch in each run; its own choice if not given."""
+    validation: float = 0.0
+    """Measure on this part of the training images, held out, and never on test images; 0 for the test images."""
     json: Json = False
 
     def run(self) -> dict[str, Any]:
         """Compare."""
         names = [name.strip() for name in self.methods.split(",") if name.strip()]
-        rows = compare(
-            self.bench,
+        bench = Bench(**{f.name: getattr(self, f.name) for f in fields(Bench)})
+        do = planned if self.dry_run else compare
+        rows = do(
+            bench,
             names,
             seeds=self.seeds,
             out=self.out,
             jobs=self.jobs,
+            again=self.again,
             say=lambda what: ERR.print(what, markup=False),
+            watched=shown,
         )
         if not self.json:
-            tables.comparison(rows)
+            tables.plan(rows, self.jobs) if self.dry_run else tables.comparison(rows)
         return {"rows": rows}
 
 
