@@ -13,7 +13,7 @@ from test_cli import refused, result
 from cases import GREY, edit, stream
 from intarsia import Pool, diagnose, evaluate
 from intarsia.evaluation.metrics import target_and_control
-from intarsia.report.page import confused, page, report_comparison, report_pool
+from intarsia.report.page import confused, report_comparison, report_pool
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -101,10 +101,20 @@ def test_confused_classes_are_those_most_often_taken_for_another(pool: Pool) -> 
         assert counts == sorted(counts, reverse=True)
 
 
-def test_text_from_outside_is_escaped() -> None:
-    parts = read(page("<script>alert(1)</script>", [("a & b", "<p>fine</p>")]))
-    assert "<script>alert(1)</script>" in parts.text
-    assert "script" not in parts.open
+def test_text_from_outside_is_escaped(reported: Path, tmp_path: Path) -> None:
+    """A folder's name, a method's, and whatever else a file says: nothing of it becomes a tag."""
+    evil = "<script>alert(1)</script> & <b>"
+    shutil.copytree(reported / "runs", tmp_path / "a & <b>")
+
+    def spoil(record: dict) -> None:
+        record["rows"][0]["about"] = record["bench"]["backbone"] = evil
+
+    edit(tmp_path / "a & <b>" / "comparison.json", spoil)
+    html = report_comparison(tmp_path / "a & <b>")
+    parts = read(html)
+    assert parts.text.count(evil) == 2
+    assert "Comparison a & <b>" in parts.text
+    assert "<script" not in html
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
-"""One page about a pool or a comparison: what was run, tables, figures, a card per task. No network is needed to read it.
+"""One page about a pool or a comparison: what was run, tables, figures, a card per task.
 
-What is measured here, and drawn by ``figures``, fills the templates beside this file; they escape all text.
+No network is needed to read it. What is measured here, and drawn by ``figures``, fills the templates beside this file;
+they escape all text.
 """
 
 import base64
@@ -122,7 +123,7 @@ def report_comparison(folder: Path) -> str:
     path = folder / "comparison.json"
     with reading(path):
         record = read_json(path)
-        rows, bench = record["rows"], record["bench"]
+        rows = record["rows"]
         names = [row["method"] for row in rows]
         runs = {name: read_json(folder / f"{name}-0.json") for name in names}
         curves = {name: run["incremental_accuracy"] for name, run in runs.items()}
