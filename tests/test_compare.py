@@ -153,24 +153,27 @@ def test_files_are_hashed_once_and_again_when_they_change(tmp_path: Path) -> Non
 
 
 def test_again_sets_another_comparison_aside(tmp_path: Path) -> None:
-    def row(*more: object) -> Any:
-        (found,) = result("compare", "--methods", "frozen", "--out", tmp_path, *SMALL, *more)["rows"]
-        return found
-
-    row()
-    (tmp_path / "notes.txt").write_text("mine")
+    """What is not the comparison's stays where it is."""
+    folder, other = Folder(tmp_path, lambda _: None), Bench(epochs=2)
+    folder.claim(Bench(), again=False)
+    folder.keep({"method": "ita-full", "seed": 11})
+    (folder.make_room("ita-full", 12) / "modules").mkdir(parents=True)
     first = contents(tmp_path)
-    row("--epochs", 2, "--again")
-    assert contents(tmp_path / "earlier" / "1") == {k: v for k, v in first.items() if k != "notes.txt"}
-    assert (tmp_path / "notes.txt").read_text() == "mine"
-    assert json.loads((tmp_path / "bench.json").read_text())["epochs"] == 2
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"epochs was 4, is 2.*--again"):
+        folder.check(other, again=False)
+    folder.check(other, again=True)
+    folder.claim(other, again=True)
+    assert contents(tmp_path / "earlier" / "1") == first
+    assert (tmp_path / "earlier" / "1" / "ita-full-12" / "modules").is_dir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bench.json", "earlier", "notes.txt"]
+    folder.check(other, again=False)
 
 
-def test_comparisons_of_two_streams_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_folder_is_the_streams_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for data in ("sketches", "chalk"):
-        result("compare", "--methods", "frozen", "--data", data, *SMALL)
-    assert sorted(path.name for path in Path("runs").iterdir()) == ["compare-chalk", "compare-sketches"]
+    result("compare", "--methods", "frozen", "--data", "chalk", *SMALL)
+    assert [path.name for path in Path("runs").iterdir()] == ["compare-chalk"]
 
 
 def test_a_dry_run_says_what_is_to_be_made_and_writes_nothing(compared: tuple[Path, Any], tmp_path: Path) -> None:

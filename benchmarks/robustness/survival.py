@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from rich.console import Console
 from rich.progress import track
 
 from intarsia import ITA, Backbone, InputError, LoRA, Pool, TaskStream, learn
@@ -120,10 +121,11 @@ class Trial:
     def run(self) -> None:
         """Kill as often as asked; a run that comes to its end is compared, and another one started."""
         out, learned = self.folder / "0", 0
-        for number in track(range(self.chosen.kills), "kills", disable=self.chosen.json):
+        for number in track(range(self.chosen.kills), "kills", console=Console(stderr=True)):
             while not self.killed(out, by_step=number % 2 == 1):
                 out, learned = self.compared(out), 0
             learned = self.read(out, learned)
+            print(json.dumps({"kill": number + 1, "at": self.stops[-1], **self.found}), file=sys.stderr, flush=True)
         started = time.perf_counter()
         if self.begun(out):
             self.learn(out, ["--resume", "--no-evaluate"]).wait()

@@ -111,6 +111,8 @@ class Runs:
                     process.stdin.flush()
                 out = process.stdout.read()  # its standard input stays open: when that ends, the run does too
                 code_of = process.wait()
+                with suppress(BrokenPipeError):
+                    process.stdin.close()
             complaints.seek(0)
             complaint = complaints.read()
         if code_of < 0:
@@ -148,7 +150,8 @@ def _end_with(parent: int) -> None:
             os._exit(1)
 
     def watch() -> None:
-        sys.stdin.read()
+        while os.read(sys.stdin.fileno(), 4096):  # beside Python's own buffer, whose lock would be held at the end
+            pass
         os._exit(1)
 
     Thread(target=watch, daemon=True).start()
