@@ -190,8 +190,8 @@ def test_a_dry_run_says_what_is_to_be_made_and_writes_nothing(compared: tuple[Pa
 
 
 def test_what_a_method_is_set_to_by_default_is_part_of_its_record() -> None:
-    assert METHODS["derpp"].options == {"buffer": 500, "a": 0.5, "b": 2.0}
-    assert METHODS["l2"].options == {"strength": 0.1}
+    assert METHODS["derpp"].options == {"buffer": 500, "a": 0.5, "b": 2.0, "adapter": {"kind": "full"}}
+    assert METHODS["l2"].options["regularizer"] == {"method": "l2", "strength": 0.1}
 
 
 def test_a_comparison_does_not_go_into_a_pool(compared: tuple[Path, Any], capsys: pytest.CaptureFixture[str]) -> None:
