@@ -6,22 +6,29 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from test_cli import refused, result
 
+from cases import backbone, contents, edit, permissions_hold, photographs, stream
 from intarsia.baselines.modules import results
+from intarsia.data.fingerprint import FileHashes
 from intarsia.errors import InputError
 from intarsia.evaluation.metrics import target_and_control
+from intarsia.machine import code
 from intarsia.pool import Pool
+from intarsia.study.bench import Bench, made_with
 from intarsia.study.choice import Source
-from intarsia.study.compare import Bench, compare, summary
+from intarsia.study.compare import compare
+from intarsia.study.folder import Folder
 from intarsia.study.methods import METHODS, STANDARD
-from intarsia.study.summary import cells, markdown
+from intarsia.study.summary import cells, markdown, summary
 from intarsia.training.settings import Settings
 
 SMALL = ("--only", "animals", "vehicles", "--max-per-class", 4, "--epochs", 1, "--threads", 1)
@@ -46,7 +53,7 @@ def test_rows_are_the_methods_in_the_order_asked_for(compared: tuple[Path, Any])
     assert [line.split(" | ")[0].strip("| ") for line in lines] == ["method", "---", "ita", "finetune"]
 
 
-def test_a_run_that_is_there_is_not_made_again_and_one_with_other_settings_is(compared: tuple[Path, Any]) -> None:
+def test_a_run_that_is_there_is_not_made_again(compared: tuple[Path, Any]) -> None:
     out, first = compared
     before = {p.name: p.stat().st_mtime_ns for p in out.glob("*-0.json")}
     arguments = ("compare", "--methods", "finetune,frozen", "--out", out)
@@ -55,19 +62,136 @@ def test_a_run_that_is_there_is_not_made_again_and_one_with_other_settings_is(co
     after = {p.name: p.stat().st_mtime_ns for p in out.glob("*-0.json")}
     assert {name: after[name] for name in before} == before
     assert after.keys() - before.keys() == {"frozen-0.json"}
-    result("compare", "--methods", "frozen", "--out", out, *SMALL[:-4], "--epochs", 2, "--threads", 1)
-    assert (out / "frozen-0.json").stat().st_mtime_ns > after["frozen-0.json"]
+
+
+def test_a_folder_is_of_one_comparison(compared: tuple[Path, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    """Another stream, backbone or budget is refused by name with what to do, before anything is written."""
+    out, _ = compared
+    before = contents(out)
+    for change, words in ((("--epochs", 2), "epochs"), (("--data", "chalk"), "chalk"), (("--batch-size", 7), "batch")):
+        said = refused(capsys, "compare", "--methods", "frozen", "--out", out, *SMALL, *change)
+        assert str(out) in said
+        for part in (words, "--out", "--again"):
+            assert part in said
+    assert contents(out) == before
+
+
+def test_a_run_made_with_something_else_is_made_again_beside_the_earlier_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other images, other weights: one line says what; what was measured before is still there."""
+    photos, out = photographs(tmp_path) / "photos", tmp_path / "out"
+    model = f"timm/test_vit@{tmp_path / 'weights.safetensors'}"
+    arguments = ("compare", "--data", f"folder:{photos}", "--tasks", 2, "--backbone", model, "--threads", 1)
+    arguments += ("--methods", "frozen", "--out", out)
+    result(*arguments)
     record = json.loads((out / "frozen-0.json").read_text())
-    (out / "frozen-0.json").write_text(
-        json.dumps({**record, "settings": {**record["settings"], "options": {"a": 1.0}}})
-    )
-    result("compare", "--methods", "frozen", "--out", out, *SMALL[:-4], "--epochs", 2, "--threads", 1)
-    assert json.loads((out / "frozen-0.json").read_text())["settings"]["options"] == {}
+    assert record["code"]["sources"] == code()["sources"]
+    assert record["made"]["images"].keys() == {"task01", "task02"}
+    assert "/" not in json.dumps(record["made"])
+    capsys.readouterr()
+
+    def again(number: int, *words: str) -> None:
+        made = (out / "frozen-0.json").read_text()
+        result(*arguments)
+        said = capsys.readouterr().err
+        assert all(word in said for word in ("frozen, seed 0", *words)), said
+        assert len([line for line in said.splitlines() if "made again" in line]) == 1
+        assert (out / "earlier" / str(number) / "frozen-0.json").read_text() == made
+
+    (photos / "train" / "blue" / "0.png").unlink()
+    again(1, "images", "task01")
+    weights = load_file(tmp_path / "weights.safetensors")
+    save_file({name: value * 1.01 for name, value in weights.items()}, tmp_path / "weights.safetensors")
+    again(2, "weights")
+
+
+def test_a_record_is_taken_only_if_all_that_decides_about_its_numbers_is_the_same(tmp_path: Path) -> None:
+    told: list[str] = []
+    folder, path = Folder(tmp_path, told.append), tmp_path / "ita-0.json"
+    settings = {"bench": {}, "training": {"lr": 1.0}, "options": {"strength": 0.1}}
+    theta0, tasks = backbone(), stream()
+    made = made_with(Bench(threads=1), theta0, tasks, FileHashes())
+    assert made == made_with(Bench(threads=1), backbone(), stream(), FileHashes())
+    record = {"method": "ita", "seed": 0, "settings": settings, "made": made}
+
+    folder.keep(record)
+    assert folder.find("ita", 0, settings, made) == json.loads(path.read_text())
+    assert folder.find("ita", 1, settings, made) is folder.find("iel", 0, settings, made) is None
+    assert not told
+    others = {
+        "images": made_with(Bench(threads=1), theta0, stream(seed=1), FileHashes()),
+        "weights": made_with(Bench(threads=1), backbone(1), tasks, FileHashes()),
+        "machine": made_with(Bench(threads=2), theta0, tasks, FileHashes()),
+        **{key: {**made, key: "other"} for key in ("code", "torch", "timm")},
+    }
+    for what, now in others.items():
+        assert folder.find("ita", 0, settings, now) is None
+        assert all(word in told[-1] for word in ("ita, seed 0", what, "made again", str(tmp_path / "earlier")))
+    assert folder.find("ita", 0, {**settings, "options": {"strength": 0.2}}, made) is None
+    assert all(word in told[-1] for word in ("strength", "0.1", "0.2"))
+    edit(path, lambda record: record.pop("made"))  # by a version that did not note it
+    assert folder.find("ita", 0, settings, made) is None
+    assert len(told) == len(others) + 2
+
+
+def test_files_are_hashed_once_and_again_when_they_change(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"one")
+    files = FileHashes()
+    first = files.of(path)
+    known = FileHashes(json.loads(json.dumps(files.record())))
+    path.chmod(0)
+    with permissions_hold():
+        assert known.of(path) == first  # not read
+        with pytest.raises(InputError, match=r"a\.png cannot be read"):
+            FileHashes().of(path)
+    path.chmod(0o644)
+    path.write_bytes(b"two")
+    os.utime(path, ns=(0, 5))
+    assert known.of(path) == FileHashes().of(path) != first
+
+
+def test_again_sets_another_comparison_aside(tmp_path: Path) -> None:
+    """What is not the comparison's stays where it is."""
+    folder, other = Folder(tmp_path, lambda _: None), Bench(epochs=2)
+    folder.claim(Bench(), again=False)
+    folder.keep({"method": "ita-full", "seed": 11})
+    (folder.make_room("ita-full", 12) / "modules").mkdir(parents=True)
+    first = contents(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"epochs was 4, is 2.*--again"):
+        folder.check(other, again=False)
+    folder.check(other, again=True)
+    folder.claim(other, again=True)
+    assert contents(tmp_path / "earlier" / "1") == first
+    assert (tmp_path / "earlier" / "1" / "ita-full-12" / "modules").is_dir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bench.json", "earlier", "notes.txt"]
+    folder.check(other, again=False)
+
+
+def test_the_default_folder_is_the_streams_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result("compare", "--methods", "frozen", "--data", "chalk", *SMALL)
+    assert [path.name for path in Path("runs").iterdir()] == ["compare-chalk"]
+
+
+def test_a_dry_run_says_what_is_to_be_made_and_writes_nothing(compared: tuple[Path, Any], tmp_path: Path) -> None:
+    out, _ = compared
+    before = contents(out)
+    rows = result("compare", "--methods", "ita,tmc", "--seeds", 2, "--out", out, *SMALL, "--dry-run")["rows"]
+    assert [(row["method"], row["runs"], row["there"]) for row in rows] == [("ita", 1, 1), ("tmc", 2, 0)]
+    minutes = json.loads((out / "ita-0.json").read_text())["minutes"]
+    assert rows[0]["minutes"] == pytest.approx(minutes)
+    assert 0 < rows[1]["minutes"] < 5
+    assert contents(out) == before
+    result("compare", "--methods", "frozen,joint", "--out", tmp_path / "new", *SMALL, "--dry-run")
+    assert not (tmp_path / "new").exists()
 
 
 def test_what_a_method_is_set_to_by_default_is_part_of_its_record() -> None:
-    assert METHODS["derpp"].options == {"buffer": 500, "a": 0.5, "b": 2.0}
-    assert METHODS["l2"].options == {"strength": 0.1}
+    assert METHODS["derpp"].options == {"buffer": 500, "a": 0.5, "b": 2.0, "adapter": {"kind": "full"}}
+    assert METHODS["l2"].options["regularizer"] == {"method": "l2", "strength": 0.1}
 
 
 def test_a_comparison_does_not_go_into_a_pool(compared: tuple[Path, Any], capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,6 +222,7 @@ def test_modules_are_edited_with_the_first_seed_and_networks_are_not(compared: t
     rows = json.loads((out / "ita-0.json").read_text())["edits"]
     drop = next(row for row in rows if (row["target"], row["how"]) == ("animals", "drop"))
     bench = Bench.from_record(json.loads((out / "comparison.json").read_text())["bench"])
+    assert bench.source.data == "sketches"  # taken by default, and said
     assert drop["target_accuracy"] is None
     assert drop["control_accuracy"] == target_and_control(pool.unlearn("animals"), bench.stream(0), "animals")[1]
     assert len(rows) == 4 * 2
@@ -126,7 +251,7 @@ def test_what_goes_wrong_in_a_run_is_said_by_method_and_seed(tmp_path: Path) -> 
     bench = Bench(source=Source(data=f"folder:{tmp_path}"))
     with pytest.raises(InputError, match=r"frozen, seed 0: .*png"):
         compare(bench, ["frozen"], out=tmp_path / "out", say=lambda _: None)
-    assert not list((tmp_path / "out").glob("*.json"))
+    assert not list((tmp_path / "out").glob("*-0.json"))
 
 
 def to_the_newest_thread(process: subprocess.Popen[str]) -> None:
@@ -137,6 +262,61 @@ def to_the_newest_thread(process: subprocess.Popen[str]) -> None:
 
 
 ONLY_LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a call that only Linux has")
+
+
+@ONLY_LINUX
+def test_a_comparison_that_is_killed_leaves_no_run(tmp_path: Path) -> None:
+    """SIGKILL leaves it no time to end them: they end by themselves."""
+    command = [sys.executable, "-m", "intarsia", "compare", "--methods", "finetune,ewc", "--jobs", "2"]
+    command += ["--threads", "1", "--epochs", "50", "--out", str(tmp_path / "out")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stderr is not None
+        try:
+            for _ in range(2):
+                process.stderr.readline()
+            runs = until(lambda: found if len(found := children(process.pid)) == 2 else None)
+            process.kill()
+            process.wait()
+            until(lambda: not any(map(alive, runs)) or None)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_run_ends_when_its_standard_input_does() -> None:
+    """What holds where there is no ``prctl``: nobody has told this one's parent to be dead."""
+    job = {"bench": Bench(epochs=50).record(), "name": "finetune", "seed": 0, "folder": "none", "parent": os.getpid()}
+    command = [sys.executable, "-c", "from intarsia.study.runs import child; child()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(job) + "\n")
+        process.stdin.flush()
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.stdin.close()
+        assert process.wait(60) == 1
+
+
+def children(parent: int) -> set[int]:
+    """Processes that a process has started."""
+    found = Path(f"/proc/{parent}/task").glob("*/children")
+    return {int(number) for path in found for number in path.read_text().split()}
+
+
+def alive(process: int) -> bool:
+    """It runs; who has ended and was not waited for does not."""
+    with suppress(OSError):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def until(found: Callable[[], Any], seconds: float = 60) -> Any:
+    """What is found, as soon as something is."""
+    end = time.monotonic() + seconds
+    while (value := found()) is None:
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+    return value
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a signal that only POSIX has")
@@ -157,7 +337,7 @@ def test_a_comparison_that_is_ended_ends_its_runs(tmp_path: Path, end: Callable[
     assert said == {"finetune, seed 0", "ewc, seed 0"}
     assert more.startswith("intarsia: stopped: runs that ended are in ")
     assert process.returncode == 128 + signal.SIGTERM
-    assert not list((tmp_path / "out").glob("*.json"))
+    assert not list((tmp_path / "out").glob("*-0.json"))
 
 
 def test_a_run_that_is_killed_is_said_by_method_and_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,17 +11,28 @@ from intarsia.study.estimate import estimate
 from intarsia.training.fine_tuning import Configuration
 
 
+def size(folder: Path) -> int:
+    """Bytes of all files in it."""
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
 @pytest.mark.parametrize("regularizer", [ITA(0.5), IEL(0.5)], ids=["ita", "iel"])
 @pytest.mark.parametrize("keep", [False, True])
 def test_what_is_counted_is_what_a_run_leaves(tmp_path: Path, regularizer: ITA | IEL, keep: bool) -> None:
+    told: list[str] = []
     tasks = stream(3, classes=2, train=20)
-    cost = estimate(backbone(), tasks, Configuration(LoRA(2), regularizer, QUICK), keep_fishers=keep)
+    cost = estimate(
+        backbone(),
+        tasks,
+        Configuration(LoRA(2), regularizer, QUICK),
+        keep_fishers=keep,
+        progress=lambda phase, done, total: told.append(phase),
+    )
     assert (cost.tasks, cost.classes, cost.images) == (3, 6, 120)
     assert cost.steps == QUICK.epochs * 3 * -(-40 // QUICK.batch_size)
     learn(backbone(), tasks, out=tmp_path, adapter=LoRA(2), regularizer=regularizer, training=QUICK, keep_fishers=keep)
-    files = [p.stat().st_size for p in tmp_path.rglob("*.safetensors")]
-    headers = 2000 * len(files)  # of the files, which are as large as what is in them here, and tiny in a real pool
-    assert sum(files) - headers < cost.disk_mib * 2**20 < sum(files)
+    assert cost.disk_mib * 2**20 == pytest.approx(size(tmp_path), rel=0.01)
+    assert "task01: training" in told
     assert cost.set_up_minutes > 0
     assert cost.training_minutes > 0
     assert cost.memory_mib > 50
@@ -45,3 +56,19 @@ def test_more_images_cost_more() -> None:
     few, many = (estimate(backbone(), stream(2, train=n), Configuration(LoRA(2), ITA(0.5), QUICK)) for n in (20, 400))
     assert many.training_minutes > few.training_minutes
     assert many.record()["images"] == 20 * few.record()["images"]
+
+
+@pytest.mark.parametrize("split", [[3], [1, 1, 1, 1], [3, 1, 2], [1, 3, 1, 2]])
+def test_disk_is_counted_whatever_the_tasks_classes(tmp_path: Path, split: list[int]) -> None:
+    classes = iter(f"class{i}" for i in range(sum(split)))
+    tasks = {f"t{place}": [next(classes) for _ in range(count)] for place, count in enumerate(split)}
+    whole = stream(1, classes=sum(split))
+    of = TaskStream.from_arrays(
+        (whole[0].train.tensor(GREY), whole[0].train.labels),
+        (whole[0].test.tensor(GREY), whole[0].test.labels),
+        whole[0].classes,
+        split=tasks,
+    )
+    cost = estimate(backbone(), of, Configuration(LoRA(2), ITA(0.5), QUICK))
+    learn(backbone(), of, out=tmp_path, adapter=LoRA(2), regularizer=ITA(0.5), training=QUICK)
+    assert cost.disk_mib * 2**20 == pytest.approx(size(tmp_path), rel=0.01)

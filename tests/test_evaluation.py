@@ -1,6 +1,9 @@
 """Measures against cases worked out by hand."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -10,18 +13,47 @@ from torch import Tensor, nn
 
 from cases import GREY, stream
 from intarsia import ComposedModel, InputError, Pool, TaskStream, evaluate
+from intarsia.data.records import reloaded
+from intarsia.evaluation.answers import Answers
+from intarsia.evaluation.kept import Keep, Kept
 from intarsia.evaluation.metrics import forgetting, matching_tasks, recorded_stream, target_and_control
 from intarsia.heads.head import Head
 
 CLASSES = {"one": ("a", "b"), "two": ("c", "d"), "three": ("e",)}
 
 
+class Counted(nn.Module):
+    """A network that counts the images that pass it, and all copies of it."""
+
+    passed: ClassVar[int] = 0
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        Counted.passed += len(images)
+        return self.network(images)
+
+
+def images_passed(model: ComposedModel, work: Callable[[], object]) -> int:
+    """Images that pass the model's network, or one composed by it, meanwhile."""
+    before, model.network, Counted.passed = model.network, Counted(model.network), 0
+    try:
+        work()
+    finally:
+        model.network = before
+    return Counted.passed
+
+
 class Oracle(nn.Module):
     """Gives as "features" the logits that a table holds for an image; an image is known by its brightness."""
 
+    table: Tensor
+
     def __init__(self, table: Tensor) -> None:
         super().__init__()
-        self.table = table
+        self.register_buffer("table", table)
 
     def forward(self, images: Tensor) -> Tensor:
         number = ((images[:, 0, 0, 0] * 0.25 + 0.5) * 255).round().long()
@@ -72,6 +104,10 @@ def test_matrix_and_measures_by_hand() -> None:
     assert result.task_il_accuracy == pytest.approx(100 * 7 / 8)
     assert result.images == 8
     assert result.per_task == {"one": 50.0, "two": 50.0, "three": 50.0}
+    # a: image 0 says e; b: 1 of 1; c: 2 says c, 3 says e, 4 says a; d: 1 of 1; e: 6 says e, 7 says a
+    assert result.per_class == {"a": 0.0, "b": 100.0, "c": pytest.approx(100 / 3), "d": 100.0, "e": 50.0}
+    assert result.balanced_accuracy == pytest.approx((0 + 100 + 100 / 3 + 100 + 50) / 5)
+    assert result.record()["per_class"] == result.per_class
 
 
 def test_final_accuracy_counts_images_not_tasks() -> None:
@@ -144,6 +180,69 @@ def test_a_pools_own_models_are_evaluated(pool: Pool) -> None:
     expected = (alone.argmax(1) == tested[0].test.labels).float().mean().item() * 100
     assert result.accuracy_matrix[0] == pytest.approx((expected,))
     assert [len(row) for row in result.accuracy_matrix] == [1, 2, 3, 4]
+
+
+def test_features_of_one_network_are_computed_once_and_logits_are_the_same(pool: Pool) -> None:
+    """The mean twice, and the mean made again; a specialist with all heads or its own; the first module alone."""
+    tested, answers, first = stream(test=90), Answers(), pool.tasks[0]  # 180 images a task: three batches, one short
+    alone = pool.specialize([first])
+    models = (pool.mean(), pool.mean(), alone, pool.specialize([first], all_classes=True), pool.unlearn("task02"))
+    for model in models:
+        for task in matching_tasks(model.classes, tested):
+            assert torch.equal(answers(model, task), model.logits(task.test.tensor(GREY)))
+    for model, again in ((models[1], 0), (models[3], 0), (models[4], 0), (pool.unlearn("task03"), 3 * 180)):
+        tasks = matching_tasks(model.classes, tested)
+        assert images_passed(model, lambda m=model, ts=tasks: [answers(m, task) for task in ts]) == again
+    assert images_passed(models[0], lambda: [models[0].logits(task.test.tensor(GREY)) for task in tested]) == 4 * 180
+
+
+def test_features_are_dropped_beyond_the_room_there_is(pool: Pool) -> None:
+    tested, model = stream(), pool.mean()
+    one = 8 * 16 * 4  # images of a task, width, bytes
+    for room, again in ((4 * one, 0), (one, 8 * 4)):
+        answers = Answers(room)
+        for task in tested:
+            answers(model, task)
+        assert len(answers._features) == room // one
+        assert images_passed(model, lambda a=answers: [a(model, task) for task in tested]) == again
+
+
+def test_rows_are_kept_as_they_are_known(pool: Pool, tmp_path: Path) -> None:
+    """Stopped in the middle, nothing is measured twice; asked again, nothing at all; of other files, all anew."""
+    path, tested, model = tmp_path / "new" / "kept.json", stream(), pool.mean()
+    whole = evaluate(model, tested)
+
+    def stopped(phase: str, done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, tested, progress=stopped, keep=Kept(path, pool, tested))
+    assert len(json.loads(path.read_text())["rows"]) == 2
+    measured = list[str]()
+
+    def watched(keep: Kept) -> Keep:
+        return lambda name, measure: keep(name, lambda: (measured.append(name), measure())[1])
+
+    assert evaluate(model, tested, keep=watched(Kept(path, pool, tested))) == whole
+    assert measured == ["after 3 of 4 tasks", "after 4 of 4 tasks"]
+    assert evaluate(model, tested, keep=watched(Kept(path, pool, tested))) == whole
+    assert len(measured) == 2
+    evaluate(model, stream(seed=1), keep=watched(Kept(path, pool, stream(seed=1))))
+    assert len(measured) == 6
+    path.write_text("{")
+    evaluate(model, tested, keep=watched(Kept(path, pool, tested)))
+    assert len(measured) == 10
+
+
+def test_an_unknown_change_of_a_recorded_stream_is_refused() -> None:
+    record = TaskStream.load("sketches", max_per_class=4).source()
+    changes = [{"subset": ["food", "animals"]}, {"validation": {"fraction": 0.5, "seed": 0}}, {"joined": "both"}]
+    made = reloaded({**record, "changes": changes})
+    assert [(task.name, len(task.classes), len(task.test)) for task in made] == [("both", 20, 40)]
+    for change in ({"mirrored": True}, {"subset": ["food"], "mirrored": True}):
+        with pytest.raises(InputError, match=r"sketches.*'mirrored': expected some of .*subset.*--data"):
+            reloaded({**record, "changes": [change]})
 
 
 def test_a_stream_made_in_memory_cannot_be_loaded_again(pool: Pool) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from intarsia.evaluation.landscape import GapPath, LossPath
@@ -15,6 +16,8 @@ from intarsia.evaluation.metrics import Evaluation
 from intarsia.evaluation.theorem import Diagnosis
 from intarsia.report import figures
 
+PHONE = 358
+"""Pixels that a page leaves a figure on a phone 390 wide."""
 FOUND = Evaluation(
     tasks=("animals", "a name of many letters"),
     accuracy_matrix=((90.0,), (70.0, 55.0)),
@@ -44,7 +47,12 @@ DIAGNOSIS = Diagnosis(
 
 
 def picture(figure: Figure) -> np.ndarray:
-    """The pixels of a figure at half a column's width; it is not blank."""
+    """The pixels of a figure at half a column's width; it is not blank, and all its text can be read on a phone."""
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        panels = sum(axes.get_label() != "<colorbar>" for axes in figure.axes)  # a page's figures have one
+        pixels = float(text.get_fontsize()) * PHONE / (72 * figure.get_figwidth() / panels)
+        assert pixels >= 7.5 or not text.get_text(), (text.get_text(), pixels)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=72)
     pixels = np.asarray(Image.open(buffer).convert("L"))
@@ -129,3 +137,20 @@ def test_gaps_strengths_and_editing_are_points_at_what_was_measured() -> None:
     figure = figures.editing({"ITA": rows})
     assert lines(figure.axes[0])["ITA: drop"] == ([60.0], [0.0])
     picture(figure)
+
+
+def test_numbers_too_small_to_read_are_left_to_the_colours_and_long_legends_get_room() -> None:
+    many = tuple(f"task{i:02}" for i in range(40))
+    rows = tuple(tuple(50.0 for _ in range(i + 1)) for i in range(40))
+    found = replace(FOUND, tasks=many, accuracy_matrix=rows)
+    assert texts(figures.accuracy_matrix(found).axes[0]) == []
+    assert len(texts(figures.accuracy_matrix(replace(found, tasks=many[:10], accuracy_matrix=rows[:10])).axes[0])) == 55
+    wide = figures.accuracy_by_task({f"a method of a rather long name {i}": [50.0, 40.0] for i in range(8)})
+    short = figures.accuracy_by_task({f"m{i}": [50.0, 40.0] for i in range(8)})
+    for figure in (wide, short):
+        picture(figure)
+        box = figure.legends[0].get_window_extent()
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.width
+        assert figure.axes[0].get_window_extent().height > 0.5 * figures.HEIGHT * figure.dpi
+    assert wide.get_figheight() > short.get_figheight()

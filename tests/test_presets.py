@@ -1,6 +1,7 @@
 """The paper's cells: each resolves and starts from a folder of its shape; a run is known by what it was made with."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,11 +88,11 @@ def test_a_preset_without_its_images_is_refused_with_what_is_needed(capsys: pyte
     assert "expected a pool" in refused(capsys, "presets", "verify")
 
 
-def learned_with(pool: Pool, name: str) -> Pool:
+def learned_with(pool: Pool, name: str, backbone: str = BACKBONE) -> Pool:
     """The pool as it would be, had the preset been used."""
     cell = preset(name)
     settings = {**regularizer_record(build_regularizer(cell.method, cell.strength)), **cell.training.record()}
-    about = {**pool.index.backbone, "name": BACKBONE}
+    about = {**pool.index.backbone, "name": backbone}
     index = Index(about, {"kind": cell.adapter}, {**settings, "seed": 3}, pool.tasks, pool.index.files)
     return Pool(pool.path, index, pool.backbone)
 
@@ -101,6 +102,12 @@ def test_a_run_is_recognised_by_what_it_was_made_with(pool: Pool, monkeypatch: p
     small = {n: replace(p, data=shapes["cifar100"]) for n, p in PRESETS.items() if n.startswith("cifar100")}
     monkeypatch.setattr("intarsia.study.paper.PRESETS", small)
     assert preset_of(learned_with(pool, "cifar100-iel-full")).name == "cifar100-iel-full"
+    model = BACKBONE.removeprefix("timm/")
+    for spec in (f"timm/{model}@weights.safetensors", f"timm/hf-hub:timm/{model}", f"timm/hf-hub:timm/{model}@a/b@c"):
+        assert preset_of(learned_with(pool, "cifar100-ita-lora", spec)).name == "cifar100-ita-lora"
+    for spec in (f"timm/{model.split('.')[0]}@weights.safetensors", f"timm/{model}_ft_in1k", f"other/{model}"):
+        with pytest.raises(InputError, match=f"backbone {re.escape(spec)} instead of {BACKBONE}"):
+            preset_of(learned_with(pool, "cifar100-ita-lora", spec))
     with pytest.raises(InputError, match=r"not learned with a preset: nearest is cifar100-\w+-\w+, with "):
         preset_of(pool)
 

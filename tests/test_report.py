@@ -6,14 +6,16 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_cli import refused, result
 
 from cases import GREY, edit, stream
 from intarsia import Pool, diagnose, evaluate
+from intarsia.evaluation.kept import Kept
 from intarsia.evaluation.metrics import target_and_control
-from intarsia.report.page import confused, page, report_comparison, report_pool
+from intarsia.report.page import confused, report_comparison, report_pool
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -49,8 +51,11 @@ def read(html: str) -> Parts:
 
 
 def test_a_pools_page_holds_its_figures_its_tasks_and_what_was_measured(pool: Pool) -> None:
-    told: list[tuple[int, int]] = []
-    parts = read(report_pool(pool, stream(), progress=lambda phase, done, total: told.append((done, total))))
+    told: dict[str, list[tuple[int, int]]] = {}
+    html = report_pool(
+        pool, stream(), progress=lambda phase, done, total: told.setdefault(phase, []).append((done, total))
+    )
+    parts = read(html)
     found, diagnosis = evaluate(pool.mean(), stream()), diagnose(pool, stream())
     for words in (
         f"{found.final_accuracy:.1f} %",
@@ -64,9 +69,31 @@ def test_a_pools_page_holds_its_figures_its_tasks_and_what_was_measured(pool: Po
     ):
         assert words in parts.text
     assert sum(address.startswith("data:image/png") for address in parts.addresses) == 6 + 2 * len(pool.tasks)
-    assert told == sorted(told)
-    assert {100, 200, 300} < {done for done, _ in told}
-    assert told[-1] == (400, 400)
+    assert list(told) == ["evaluating", "networks", "lines of weights"]
+    for steps in told.values():  # each told in order, to its end
+        assert steps == [(done, steps[-1][1]) for done in range(1, steps[-1][1] + 1)]
+
+
+def test_a_report_that_is_stopped_goes_on_where_it_was(pool: Pool, tmp_path: Path) -> None:
+    """Stopped among the edits: what was measured is not measured again, and the page is the same."""
+    kept, whole = tmp_path / "kept.json", report_pool(pool, stream(), edited=True)
+
+    def stopped(phase: str, done: int, total: int) -> None:
+        if (phase, done) == ("editing", 5):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        report_pool(pool, stream(), edited=True, progress=stopped, keep=Kept(kept, pool, stream()))
+    before = json.loads(kept.read_text())["rows"]
+    assert report_pool(pool, stream(), edited=True, keep=Kept(kept, pool, stream())) == whole
+    after = json.loads(kept.read_text())["rows"]
+    assert len(after) - len(before) == 3 * 4 - 5
+    assert {name: after[name] for name in before} == before
+
+    def forbidden(name: str, measure: object) -> Any:
+        return after[name]
+
+    assert report_pool(pool, stream(), edited=True, keep=forbidden) == whole
 
 
 def test_a_pools_page_says_what_editing_does(pool: Pool) -> None:
@@ -101,10 +128,20 @@ def test_confused_classes_are_those_most_often_taken_for_another(pool: Pool) -> 
         assert counts == sorted(counts, reverse=True)
 
 
-def test_text_from_outside_is_escaped() -> None:
-    parts = read(page("<script>alert(1)</script>", [("a & b", "<p>fine</p>")]))
-    assert "<script>alert(1)</script>" in parts.text
-    assert "script" not in parts.open
+def test_text_from_outside_is_escaped(reported: Path, tmp_path: Path) -> None:
+    """A folder's name, a method's, and whatever else a file says: nothing of it becomes a tag."""
+    evil = "<script>alert(1)</script> & <b>"
+    shutil.copytree(reported / "runs", tmp_path / "a & <b>")
+
+    def spoil(record: dict) -> None:
+        record["rows"][0]["about"] = record["bench"]["backbone"] = evil
+
+    edit(tmp_path / "a & <b>" / "comparison.json", spoil)
+    html = report_comparison(tmp_path / "a & <b>")
+    parts = read(html)
+    assert parts.text.count(evil) == 2
+    assert "Comparison a & <b>" in parts.text
+    assert "<script" not in html
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +189,7 @@ def test_a_browser_shows_the_page_without_complaint(reported: Path, tmp_path: Pa
     probe = "<script>document.title = document.documentElement.scrollWidth + ' of ' + innerWidth</script></body>"
     (tmp_path / "good.html").write_text(html.replace("</body>", probe))
     (tmp_path / "bad.html").write_text("<script>nothing.there()</script>")
-    for width in (1200, 500):
+    for width in (1200, 500):  # a window of Chromium's is not narrower
         dom, said = browse(tmp_path / "good.html", tmp_path / "profile", width)
         assert "CONSOLE" not in said
         title = re.search(r"<title>(\d+) of (\d+)</title>", dom)

@@ -90,7 +90,8 @@ class Learn:
         if self.dry_run:
             settings = resolved(self.training, recommended(self.method, self.adapter)[1])
             configuration = Configuration(adapter, regularizer, settings, stream.augmentation)
-            cost = estimate(theta0, stream, configuration, keep_fishers=self.keep_fishers)
+            with shown() as progress:
+                cost = estimate(theta0, stream, configuration, keep_fishers=self.keep_fishers, progress=progress)
             if not self.json:
                 facts(cost.record())
             return cost.record()

@@ -1,15 +1,19 @@
 """Verbs that look into a pool or set methods side by side, or a run beside the paper, and the page about either."""
 
-from dataclasses import asdict, dataclass, field
+import hashlib
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional
 
+from intarsia.backbones.builtin import BUILTIN
+from intarsia.backbones.names import TARGETS
 from intarsia.cli.options import Json, open_pool, parse_weights
 from intarsia.console import ERR, facts, shown
 from intarsia.data.stream import TaskStream
 from intarsia.errors import InputError
+from intarsia.evaluation.kept import Keep, Kept, fresh
 from intarsia.evaluation.landscape import DRAWN, GapPath, LossPath, gap_path, loss_paths
 from intarsia.evaluation.metrics import evaluate
 from intarsia.evaluation.theorem import Diagnosis, diagnose
@@ -17,8 +21,9 @@ from intarsia.pool import Pool
 from intarsia.report import tables
 from intarsia.store.files import write, writing
 from intarsia.store.index import INDEX
+from intarsia.study.bench import Bench
 from intarsia.study.choice import Source
-from intarsia.study.compare import Bench, compare
+from intarsia.study.compare import compare, planned
 from intarsia.study.methods import STANDARD
 from intarsia.study.paper import PRESETS, preset_of, verify
 
@@ -38,8 +43,9 @@ class Diagnose:
     beside: tuple[Path, ...] = ()
     """Other pools of the same tasks, to measure and draw beside it."""
     figures: Path | None = None
-    """Folder for three figures: gap.png (measured and at second order, against the scale of the task vectors),
-    cosines.png (of the task vectors) and losses.png (along lines of weights, beside the second-order picture)."""
+    """Folder for what is measured, kept as it is known, and for three figures: gap.png (measured and at second order,
+    against the scale of the task vectors), cosines.png (of the task vectors) and losses.png (along lines of weights,
+    beside the second-order picture)."""
     source: OmitArgPrefixes[Source] = field(default_factory=Source)
     device: str = "auto"
     """cpu, cuda, mps, or the best there is."""
@@ -56,11 +62,14 @@ class Diagnose:
             if pool.tasks != pools[0].tasks:
                 raise InputError(f"{pool.path} has tasks {', '.join(pool.tasks)}: expected those of {self.pool}")
         streams = [self.source.of(pool) for pool in pools]
+        keeps = [self._keep(path, pool, stream) for path, pool, stream in zip(paths, pools, streams, strict=True)]
         found = list[Diagnosis]()
-        for pool, stream in zip(pools, streams, strict=True):
+        for pool, stream, keep in zip(pools, streams, keeps, strict=True):
             with shown() as progress:
-                found.append(diagnose(pool, stream, weights=weights, per_task=self.per_task, progress=progress))
-        around = {} if self.figures is None else self._draw(pools, streams, found, self.figures)
+                found.append(
+                    diagnose(pool, stream, weights=weights, per_task=self.per_task, progress=progress, keep=keep)
+                )
+        around = {} if self.figures is None else self._draw(pools, streams, found, self.figures, keeps)
         if not self.json:
             for path, diagnosis in zip(paths, found, strict=True):
                 tables.diagnosis(diagnosis, str(path) if self.beside else "")
@@ -69,24 +78,36 @@ class Diagnose:
         beside = {str(path): d.record() for path, d in zip(self.beside, found[1:], strict=True)}
         return found[0].record() | ({"beside": beside} if beside else {}) | around
 
+    def _keep(self, path: Path, pool: Pool, stream: TaskStream) -> Keep:
+        """Beside the figures, where a pool's measurements are kept as they are known."""
+        if self.figures is None:
+            return fresh
+        with writing(self.figures):  # found before anything is measured
+            self.figures.mkdir(parents=True, exist_ok=True)
+        place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+        return Kept(self.figures / f"{path.resolve().name}-{place}-measured.json", pool, stream)
+
     def _draw(
-        self, pools: list[Pool], streams: list[TaskStream], found: list[Diagnosis], folder: Path
+        self,
+        pools: list[Pool],
+        streams: list[TaskStream],
+        found: list[Diagnosis],
+        folder: Path,
+        keeps: list[Keep],
     ) -> dict[str, Any]:
         """The three figures, written; what was measured for them, by pool."""
         from intarsia.report import figures  # noqa: PLC0415  matplotlib takes as long to load as all verbs together
 
-        with writing(folder):  # found before anything is drawn
-            folder.mkdir(parents=True, exist_ok=True)
         short = [pool.path.resolve().name for pool in pools]
         names = short if len(set(short)) == len(short) else [str(pool.path) for pool in pools]
         lines: dict[str, tuple[LossPath, ...]] = {}
         few = min(self.per_task, DRAWN)
         gaps: dict[str, GapPath] = {}
-        for name, pool, stream in zip(names, pools, streams, strict=True):
+        for name, pool, stream, keep in zip(names, pools, streams, keeps, strict=True):
             with shown() as progress:
-                lines[name] = loss_paths(pool, stream, per_task=few, progress=progress)
+                lines[name] = loss_paths(pool, stream, per_task=few, progress=progress, keep=keep)
             with shown() as progress:
-                gaps[name] = gap_path(pool, stream, per_task=few, progress=progress)
+                gaps[name] = gap_path(pool, stream, per_task=few, progress=progress, keep=keep)
         cosines = figures.alignment(dict(zip(names, found, strict=True)))
         for name, figure in zip(FIGURES, (figures.gaps(gaps), cosines, figures.losses(lines)), strict=True):
             write(figures.png(figure), folder / name)
@@ -105,26 +126,49 @@ class Compare:
     iel-full, iel-ia3."""
     seeds: int = 1
     """Runs of each method, with seeds 0, 1, ..."""
-    out: Path = Path("runs/compare")
-    """Folder of the comparison; runs that are in it already, with the same settings, are not made again."""
+    out: Path | None = None
+    """Folder of the comparison, of this one alone; runs/compare-<stream> if not given. Runs that are in it already are
+    not made again if settings, code, images, weights and machine are the same."""
+    again: bool = False
+    """Set aside what is in the folder, and make every run anew."""
+    dry_run: bool = False
+    """Say which runs are to be made and how long they will take, from a few timed batches; nothing is written."""
     jobs: int = 1
     """Runs at once, without progress bars; on two cores, --jobs 2 --threads 1 is done soonest."""
-    bench: OmitArgPrefixes[Bench] = field(default_factory=Bench)
+    source: OmitArgPrefixes[Source] = field(default_factory=Source)
+    backbone: str = BUILTIN
+    """vit_sketch (built in), timm/<name> or timm/<name>@<weights.safetensors>."""
+    targets: tuple[str, ...] = TARGETS
+    """Patterns of the linear layers whose weights are tuned."""
+    epochs: int = 4
+    """Passes over each task's images."""
+    batch_size: int = 32
+    """Images per step."""
+    device: str = "auto"
+    """cpu, cuda, mps, or the best there is."""
+    threads: int | None = None
+    """Threads of torch in each run; its own choice if not given."""
+    validation: float = 0.0
+    """Measure on this part of the training images, held out, and never on test images; 0 for the test images."""
     json: Json = False
 
     def run(self) -> dict[str, Any]:
         """Compare."""
         names = [name.strip() for name in self.methods.split(",") if name.strip()]
-        rows = compare(
-            self.bench,
+        bench = Bench(**{f.name: getattr(self, f.name) for f in fields(Bench)})
+        do = planned if self.dry_run else compare
+        rows = do(
+            bench,
             names,
             seeds=self.seeds,
             out=self.out,
             jobs=self.jobs,
+            again=self.again,
             say=lambda what: ERR.print(what, markup=False),
+            watched=shown,
         )
         if not self.json:
-            tables.comparison(rows)
+            tables.plan(rows, self.jobs) if self.dry_run else tables.comparison(rows)
         return {"rows": rows}
 
 
@@ -160,7 +204,11 @@ class Presets:
 
 @dataclass(frozen=True)
 class Report:
-    """Write one page about a pool or a comparison: what was run, tables, figures, a card for every task."""
+    """Write one page about a pool or a comparison: what was run, tables, figures, a card for every task.
+
+    What is measured of a pool is kept beside the page as it is known, in <folder>-measured.json: a report that is
+    stopped goes on where it was.
+    """
 
     what: Positional[Path]
     """Folder of the pool, or of the comparison."""
@@ -198,7 +246,9 @@ class Report:
         else:
             pool = open_pool(self.what, self.device)
             with shown() as progress:
-                html = report.report_pool(pool, self.source.of(pool), edited=self.edits, progress=progress)
+                stream = self.source.of(pool)
+                kept = Kept(out.with_name(f"{what.name}-measured.json"), pool, stream)
+                html = report.report_pool(pool, stream, edited=self.edits, progress=progress, keep=kept)
         write(html.encode(), out)
         if not self.json:
             facts({"written": out})

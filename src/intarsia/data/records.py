@@ -1,26 +1,35 @@
 """Streams loaded again, as a card or a checkpoint says."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from intarsia.data.stream import TaskStream
 from intarsia.errors import InputError
+
+CHANGES: Mapping[str, Callable[[TaskStream, Any], TaskStream]] = {
+    "subset": lambda stream, names: stream.subset(names),
+    "validation": lambda stream, how: stream.validation(**how),
+    "joined": lambda stream, name: stream.joined(name),
+}
+"""What a stream notes when it is changed -> how the change is made again."""
 
 
 def reloaded(source: Mapping[str, Any]) -> TaskStream:
     """A stream loaded again, from its ``record`` or its ``source``.
 
     Raises:
-        InputError: it was made in Python, or is not where it was.
+        InputError: it was made in Python, is not where it was, or was changed in a way that is not known here.
     """
     if source.get("load") is None:
         raise InputError("the stream was made of arrays in memory, which cannot be loaded again: name its stream")
+    changes = [(what, how) for change in source.get("changes", []) for what, how in change.items()]
+    for what, _ in changes:
+        if what not in CHANGES:
+            raise InputError(
+                f"the record of stream {source.get('name', source['load'])!r} has a change {what!r}: expected some of "
+                f"{', '.join(CHANGES)}. Update intarsia, or name the stream with --data"
+            )
     stream = TaskStream.load(**source["load"])
-    for change in source.get("changes", []):
-        if "subset" in change:
-            stream = stream.subset(change["subset"])
-        if "validation" in change:
-            stream = stream.validation(**change["validation"])
-        if "joined" in change:
-            stream = stream.joined(change["joined"])
+    for what, how in changes:
+        stream = CHANGES[what](stream, how)
     return stream

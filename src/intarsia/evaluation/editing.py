@@ -6,12 +6,18 @@ from functools import partial
 from typing import Any
 
 from intarsia.data.stream import TaskStream
-from intarsia.evaluation.metrics import Classifier, targets_and_controls
+from intarsia.evaluation.answers import Classifier, Logits, logits
+from intarsia.evaluation.kept import Keep, fresh
+from intarsia.evaluation.metrics import targets_and_controls
 from intarsia.pool import Pool
 from intarsia.progress import Progress, silent
 
 NEGATED = 0.5
 """Scale of a negation; 1/T hardly touches a task."""
+
+
+EDITS = 3
+"""Models per task at most: the task alone, negated, dropped."""
 
 
 Edits = Callable[[str], Mapping[str, Callable[[], Classifier]]]
@@ -65,7 +71,13 @@ class Editable:
 
 
 def edit_each(
-    modules: Editable, stream: TaskStream, targets: Sequence[str], *, progress: Progress = silent
+    modules: Editable,
+    stream: TaskStream,
+    targets: Sequence[str],
+    *,
+    progress: Progress = silent,
+    answers: Logits = logits,
+    keep: Keep = fresh,
 ) -> list[dict[str, Any]]:
     """Edit every target in turn, and measure.
 
@@ -74,20 +86,24 @@ def edit_each(
         stream: holds their tasks; their test images are used.
         targets: tasks.
         progress: called with (models measured, models in all).
+        answers: gives the models' logits; ``Answers()`` computes each network's features once.
+        keep: where every row is kept as it is known; a model whose rows are kept is not made.
 
     Returns:
-        A row a target and edit: ``target``, ``how``, ``target_accuracy``, ``control_accuracy`` in percent, None where
+        A row per target and edit: ``target``, ``how``, ``target_accuracy``, ``control_accuracy`` in percent, None where
         the model has no class left; first those of the mean, as it is.
     """
     rows: list[dict[str, Any]] = []
     plan = [(target, how, model) for target in targets for how, model in modules.edits(target).items()]
 
-    def measured(model: Classifier, of: Sequence[str], how: str) -> None:
-        for target, (own, others) in zip(of, targets_and_controls(model, stream, of), strict=True):
+    def measured(model: Callable[[], Classifier], of: Sequence[str], how: str) -> None:
+        name = f"{how} of {', '.join(of)}"
+        sides = keep(name, lambda: [list(pair) for pair in targets_and_controls(model(), stream, of, answers)])
+        for target, (own, others) in zip(of, sides, strict=True):
             rows.append({"target": target, "how": how, "target_accuracy": own, "control_accuracy": others})
 
-    measured(modules.mean, targets, "mean")
+    measured(lambda: modules.mean, targets, "mean")
     for done, (target, how, model) in enumerate(plan, start=1):
-        measured(model(), [target], how)
+        measured(model, [target], how)
         progress("editing", done, len(plan))
     return rows

@@ -13,7 +13,8 @@ from torch import Tensor
 from intarsia.curvature.jensen_gap import gap
 from intarsia.curvature.linearized import Tangent
 from intarsia.data.stream import TaskStream
-from intarsia.evaluation.theorem import BATCH, Sample
+from intarsia.evaluation.kept import Keep, fresh, under
+from intarsia.evaluation.theorem import BATCH, Sample, named
 from intarsia.merging.merge import combination, moved
 from intarsia.pool import Pool
 from intarsia.progress import Progress, silent
@@ -62,6 +63,7 @@ def loss_paths(
     per_task: int = DRAWN,
     seed: int = 0,
     progress: Progress = silent,
+    keep: Keep = fresh,
 ) -> tuple[LossPath, ...]:
     """Walk along lines of compositions (the picture behind the paper's Fig. 1, measured).
 
@@ -73,6 +75,7 @@ def loss_paths(
         per_task: training images drawn from each task.
         seed: of that draw.
         progress: called with (steps done, steps in all): the whole Fisher, then every network.
+        keep: where every loss is kept as it is known.
 
     Example:
         >>> mean = {t: 1 / len(pool.tasks) for t in pool.tasks}
@@ -80,24 +83,33 @@ def loss_paths(
     """
     tasks = pool.learned()
     sample, lines = Sample.draw(pool, stream, tasks, per_task, seed), _lines(tasks) if lines is None else lines
-    mixtures = [[line(s).get(t, 0.0) for t in tasks] for line in lines.values() for s in at]
-    squares = iter(_whole_fisher_squares(sample, sample.vectors(), torch.tensor(mixtures)))
-    total, done, paths = 1 + len(lines) * len(at), 1, []
-    progress("lines of weights", done, total)
-    start, gradient, tuned = sample.loss(pool.backbone.model), sample.gradient(), pool.backbone.tuned
-    for name, line in lines.items():
-        losses, diagonal, whole = [], [], []
-        for position in at:
-            mixed = combination(pool.adapter, sample.modules, line(position))
-            away = TaskVector({weight: mixed(weight, theta0) for weight, theta0 in tuned.items()})
-            losses.append(sample.loss(moved(pool.backbone, lambda weight, _, away=away: away[weight])))
-            first = start + float(gradient.inner(away))
-            diagonal.append(first + float(away.inner(away, sample.fisher)) / 2)
-            whole.append(first + next(squares) / 2)
-            done += 1
-            progress("lines of weights", done, total)
-        paths.append(LossPath(name, tuple(at), tuple(losses), tuple(diagonal), tuple(whole)))
-    return tuple(paths)
+    keep = under(keep, f"lines, {per_task} images per task, seed {seed}")
+    places = [(name, position, line(position)) for name, line in lines.items() for position in at]
+    mixtures = [[mixed.get(t, 0.0) for t in tasks] for _, _, mixed in places]
+    total, tuned = 1 + len(places), pool.backbone.tuned
+    squares = keep(
+        f"whole Fisher of {list(lines)} at {list(at)}",
+        lambda: _whole_fisher_squares(sample, sample.vectors(), torch.tensor(mixtures)),
+    )
+    progress("lines of weights", 1, total)
+    start = keep("theta0", lambda: sample.loss(pool.backbone.model))
+    gradient: list[TaskVector] = []  # at theta0; taken once, where a slope is not kept
+
+    def measured(mixed: Mapping[str, float]) -> list[float]:
+        """The loss, its slope from theta0, and d'Fd."""
+        if not gradient:
+            gradient.append(sample.gradient())
+        combined = combination(pool.adapter, sample.modules, mixed)
+        away = TaskVector({weight: combined(weight, theta0) for weight, theta0 in tuned.items()})
+        loss = sample.loss(moved(pool.backbone, lambda weight, _: away[weight]))
+        return [loss, float(gradient[0].inner(away)), float(away.inner(away, sample.fisher))]
+
+    points: dict[str, list[tuple[float, float, float]]] = {name: [] for name in lines}
+    for done, ((name, position, mixed), square) in enumerate(zip(places, squares, strict=True), start=2):
+        loss, slope, diagonal = keep(f"{name} at {position}", lambda mixed=mixed: measured(mixed))
+        points[name].append((loss, start + slope + diagonal / 2, start + slope + square / 2))
+        progress("lines of weights", done, total)
+    return tuple(LossPath(name, tuple(at), *zip(*found, strict=True)) for name, found in points.items())
 
 
 @dataclass(frozen=True)
@@ -128,6 +140,7 @@ def gap_path(
     per_task: int = DRAWN,
     seed: int = 0,
     progress: Progress = silent,
+    keep: Keep = fresh,
 ) -> GapPath:
     """Measure Jensen's gap of the mean at several scales of the task vectors: where second order ends.
 
@@ -138,20 +151,23 @@ def gap_path(
         per_task: training images drawn from each task.
         seed: of that draw.
         progress: called with (steps done, steps in all): the whole Fisher, then every network.
+        keep: where every loss is kept as it is known.
     """
     tasks = pool.learned()
     sample, share = Sample.draw(pool, stream, tasks, per_task, seed), 1 / len(tasks)
+    keep = under(keep, f"scales, {per_task} images per task, seed {seed}")
     vectors = sample.vectors()
     diagonal = gap(vectors, [share] * len(tasks), sample.fisher)
     away = torch.eye(len(tasks)) - share  # of each vector from the mean of all
-    whole = 0.5 * share * sum(_whole_fisher_squares(sample, vectors, away))
+    whole = 0.5 * share * sum(keep("whole Fisher", lambda: _whole_fisher_squares(sample, vectors, away)))
     coefficients = [dict.fromkeys(tasks, share), *({t: 1.0} for t in tasks)]
     total, done, measured = 1 + len(scales) * len(coefficients), 1, []
     progress("scales of the task vectors", done, total)
     for s in scales:
         losses: list[float] = []
         for mixed in coefficients:
-            losses.append(sample.composed_loss({t: s * c for t, c in mixed.items()}))
+            scaled = {t: s * c for t, c in mixed.items()}
+            losses.append(keep(named(scaled), lambda scaled=scaled: sample.composed_loss(scaled)))
             done += 1
             progress("scales of the task vectors", done, total)
         measured.append(share * sum(losses[1:]) - losses[0])

@@ -4,16 +4,17 @@ a[i][j] is the accuracy on task j after learning task i, classes of all tasks up
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from intarsia.backbones.preprocessing import Preprocessing
 from intarsia.data.records import reloaded
 from intarsia.data.stream import Task, TaskStream
 from intarsia.errors import InputError
+from intarsia.evaluation.answers import Classifier, Logits, logits
+from intarsia.evaluation.kept import Keep, fresh
 from intarsia.merging.model import ComposedModel
 from intarsia.pool import Pool
 from intarsia.progress import Progress, silent
@@ -32,6 +33,8 @@ class Evaluation:
         average_incremental_accuracy: its mean; None without a history.
         task_il_accuracy: arg max within the image's own task.
         images: number of test images.
+        per_class: class -> accuracy in the final model; empty where it was not kept.
+        balanced_accuracy: mean over the classes of the final model; None where it was not kept.
     """
 
     tasks: tuple[str, ...]
@@ -42,6 +45,8 @@ class Evaluation:
     average_incremental_accuracy: float | None
     task_il_accuracy: float
     images: int
+    per_class: Mapping[str, float] = field(default_factory=dict)
+    balanced_accuracy: float | None = None
 
     @property
     def per_task(self) -> dict[str, float]:
@@ -59,22 +64,31 @@ class Evaluation:
         return asdict(self)
 
 
-class Classifier(Protocol):
-    """What is measured: anything that gives uint8 images a logit for every class of its tasks."""
+@dataclass(frozen=True)
+class Counts:
+    """How often a model was right on a task's test images, class by class.
 
-    @property
-    def classes(self) -> Mapping[str, tuple[str, ...]]:
-        """Task -> class names, in the order of the logits."""
-        ...
+    Args:
+        hits: among all classes.
+        own_hits: among the task's own.
+        images: in all.
+    """
 
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """How images are prepared."""
-        ...
+    hits: tuple[int, ...]
+    own_hits: tuple[int, ...]
+    images: tuple[int, ...]
 
-    def logits(self, images: Tensor) -> Tensor:
-        """(N, C), on the CPU, of uint8 images (N, channels, R, R) as a stream holds them."""
-        ...
+    @classmethod
+    def of(cls, logits: Tensor, task: Task, first: int) -> "Counts":
+        """Of logits (N, C) of the task's test images; its classes begin at column ``first``."""
+        labels, count = task.test.labels, len(task.classes)
+        right = logits.argmax(1) == labels + first
+        own = logits[:, first : first + count].argmax(1) == labels
+
+        def by_class(chosen: Tensor) -> tuple[int, ...]:
+            return tuple(torch.bincount(chosen, minlength=count).tolist())
+
+        return cls(by_class(labels[right]), by_class(labels[own]), by_class(labels))
 
 
 class Scores:
@@ -82,13 +96,13 @@ class Scores:
 
     Args:
         stream: holds a task of the same name and classes for every task of the models.
+        answers: gives the models' logits; ``Answers()`` computes each network's features once.
     """
 
-    def __init__(self, stream: TaskStream) -> None:
+    def __init__(self, stream: TaskStream, answers: Logits = logits) -> None:
+        self.answers = answers
         self._stream = stream
-        self._rows: list[tuple[float, ...]] = []
-        self._overall: list[float] = []
-        self._task_il = 0.0
+        self._models: list[list[Counts]] = []
         self._tasks: list[Task] = []
 
     def add(self, model: Classifier) -> None:
@@ -97,46 +111,81 @@ class Scores:
         Raises:
             InputError: the stream lacks a task of the model, or gives it other classes.
         """
-        self._tasks = matching_tasks(model.classes, self._stream)
-        hits, own_hits, counts = _score(model, self._tasks)
-        self._rows.append(tuple(100 * h / n for h, n in zip(hits, counts, strict=True)))
-        self._overall.append(100 * sum(hits) / sum(counts))
-        self._task_il = 100 * sum(own_hits) / sum(counts)
+        self.note(model.classes, counted(model, matching_tasks(model.classes, self._stream), self.answers))
+
+    def note(self, classes: Mapping[str, Sequence[str]], counts: Sequence[Counts]) -> None:
+        """What was counted of the next model, task by task (``counted``), in place of ``add``."""
+        self._tasks = matching_tasks(classes, self._stream)
+        self._models.append(list(counts))
 
     def evaluation(self) -> Evaluation:
         """Of the last model; with forgetting and the incremental average if there was one model for every task."""
-        whole = len(self._rows) == len(self._tasks)
+        whole, last = len(self._models) == len(self._tasks), self._models[-1]
+        rows = [tuple(_percent(c.hits, c.images) for c in model) for model in self._models]
+        overall = [_percent_of(model, "hits") for model in self._models]
+        names = [name for task in self._tasks for name in task.classes]
+        each = [_percent([h], [n]) for counts in last for h, n in zip(counts.hits, counts.images, strict=True)]
         return Evaluation(
             tasks=tuple(t.name for t in self._tasks),
-            accuracy_matrix=tuple(self._rows),
-            final_accuracy=self._overall[-1],
-            final_forgetting=forgetting(self._rows) if whole else None,
-            incremental_accuracy=tuple(self._overall),
-            average_incremental_accuracy=sum(self._overall) / len(self._overall) if whole else None,
-            task_il_accuracy=self._task_il,
+            accuracy_matrix=tuple(rows),
+            final_accuracy=overall[-1],
+            final_forgetting=forgetting(rows) if whole else None,
+            incremental_accuracy=tuple(overall),
+            average_incremental_accuracy=sum(overall) / len(overall) if whole else None,
+            task_il_accuracy=_percent_of(last, "own_hits"),
             images=sum(len(t.test) for t in self._tasks),
+            per_class=dict(zip(names, each, strict=True)),
+            balanced_accuracy=sum(each) / len(each),
         )
 
 
+def _percent(hits: Sequence[int], images: Sequence[int]) -> float:
+    return 100 * sum(hits) / sum(images)
+
+
+def _percent_of(model: Sequence[Counts], what: str) -> float:
+    """Over all tasks of a model."""
+    return _percent([h for c in model for h in getattr(c, what)], [n for c in model for n in c.images])
+
+
 def evaluate(
-    model: ComposedModel, stream: TaskStream, *, history: bool = True, progress: Progress = silent
+    model: ComposedModel,
+    stream: TaskStream,
+    *,
+    history: bool = True,
+    progress: Progress = silent,
+    answers: Logits = logits,
+    keep: Keep = fresh,
 ) -> Evaluation:
     """Measure a model on the test images of its tasks.
+
+    Row i of the matrix needs the network after i tasks, on the test images of these tasks alone: T (T + 1) / 2 tasks
+    pass a network. Without ``history`` T do.
 
     Args:
         model: composed from a pool, or loaded.
         stream: holds a task of the same name and classes for every task of the model.
         history: also compose the models after each task, for the matrix, forgetting and the incremental average.
         progress: called with (models evaluated, models in all).
+        answers: gives the models' logits; ``Answers()`` computes each network's features once.
+        keep: where each model's counts are kept as they are known.
 
     Raises:
         InputError: the stream lacks a task of the model, or gives it other classes.
     """
-    tasks, scores = len(model.classes), Scores(stream)
-    start = 1 if history and model.before is not None else tasks
-    for i in range(start, tasks + 1):
-        scores.add(model if i == tasks or model.before is None else model.before(i))
-        progress("evaluating", i - start + 1, tasks - start + 1)
+    names, scores = list(model.classes), Scores(stream, answers)
+    start = 1 if history and model.before is not None else len(names)
+    for i in range(start, len(names) + 1):
+        classes = {name: model.classes[name] for name in names[:i]}
+        tasks = matching_tasks(classes, stream)
+
+        def measured(i: int = i, tasks: Sequence[Task] = tasks) -> list[dict[str, Any]]:
+            at = model if i == len(names) or model.before is None else model.before(i)
+            return [asdict(c) for c in counted(at, tasks, answers)]
+
+        rows = keep(f"after {i} of {len(names)} tasks", measured)
+        scores.note(classes, [Counts(**{k: tuple(v) for k, v in row.items()}) for row in rows])
+        progress("evaluating", i - start + 1, len(names) - start + 1)
     return scores.evaluation()
 
 
@@ -186,18 +235,13 @@ def matching_tasks(classes: Mapping[str, Sequence[str]], stream: TaskStream) -> 
     return [by_name[name] for name in classes]
 
 
-def _score(model: Classifier, tasks: Sequence[Task]) -> tuple[list[int], list[int], list[int]]:
-    """Per task: hits among all classes, hits among its own, number of images."""
-    hits, own_hits, counts = [], [], []
-    first = 0
+def counted(model: Classifier, tasks: Sequence[Task], answers: Logits = logits) -> list[Counts]:
+    """How often a model is right, task by task, of its tasks in its order."""
+    found, first = list[Counts](), 0
     for task in tasks:
-        logits: Tensor = model.logits(task.test.tensor(model.preprocessing))
-        own = slice(first, first + len(task.classes))
-        hits.append(int((logits.argmax(1) == task.test.labels + first).sum()))
-        own_hits.append(int((logits[:, own].argmax(1) == task.test.labels).sum()))
-        counts.append(len(logits))
-        first = own.stop
-    return hits, own_hits, counts
+        found.append(Counts.of(answers(model, task), task, first))
+        first += len(task.classes)
+    return found
 
 
 def target_and_control(model: Classifier, stream: TaskStream, target: str) -> tuple[float | None, float | None]:
@@ -206,17 +250,19 @@ def target_and_control(model: Classifier, stream: TaskStream, target: str) -> tu
 
 
 def targets_and_controls(
-    model: Classifier, stream: TaskStream, targets: Sequence[str]
+    model: Classifier, stream: TaskStream, targets: Sequence[str], answers: Logits = logits
 ) -> list[tuple[float | None, float | None]]:
     """The same for several targets, the model measured once."""
     tasks = matching_tasks(model.classes, stream)
-    with torch.no_grad():
-        hits, _, counts = _score(model, tasks)
+    counts = dict(zip((t.name for t in tasks), counted(model, tasks, answers), strict=True))
 
-    def accuracy(wanted: Sequence[bool]) -> float | None:
-        images = sum(n for n, chosen in zip(counts, wanted, strict=True) if chosen)
-        return 100 * sum(h for h, chosen in zip(hits, wanted, strict=True) if chosen) / images if images else None
+    def accuracy(chosen: Sequence[Counts]) -> float | None:
+        return _percent_of(chosen, "hits") if chosen else None
 
     return [
-        (accuracy([t.name == target for t in tasks]), accuracy([t.name != target for t in tasks])) for target in targets
+        (
+            accuracy([c for name, c in counts.items() if name == target]),
+            accuracy([c for name, c in counts.items() if name != target]),
+        )
+        for target in targets
     ]

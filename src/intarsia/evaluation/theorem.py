@@ -8,6 +8,7 @@ The mean Fisher F stands in for the Hessian H. The loss is cross-entropy over al
 of its tasks, with the aligned reference heads: only the tuned weights differ between the models compared.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from intarsia.curvature.jensen_gap import gap
 from intarsia.data.stream import TaskStream
 from intarsia.errors import InputError
+from intarsia.evaluation.kept import Keep, fresh, under
 from intarsia.evaluation.metrics import matching_tasks
 from intarsia.heads.head import Head
 from intarsia.merging import recipe as recipes
@@ -159,6 +161,7 @@ def diagnose(
     per_task: int = 200,
     seed: int = 0,
     progress: Progress = silent,
+    keep: Keep = fresh,
 ) -> Diagnosis:
     """Measure the theorem on a pool.
 
@@ -169,6 +172,7 @@ def diagnose(
         per_task: training images drawn from each task.
         seed: of that draw.
         progress: called with (networks measured, networks in all).
+        keep: where every loss and gradient is kept as it is known.
 
     Raises:
         InputError: the pool is empty, no image is asked for, or the stream does not fit it.
@@ -177,10 +181,11 @@ def diagnose(
     recipe = recipes.mean(tasks) if weights is None else recipes.weighted(tasks, weights)
     w, names = recipe.weights, recipe.tasks
     sample = Sample.draw(pool, stream, names, per_task, seed)
+    keep = under(keep, f"{per_task} images per task, seed {seed}")
     networks: list[Mapping[str, float]] = [{}, w, *({t: 1.0} for t in names)]
     losses: list[float] = []
     for i, coefficients in enumerate(networks):
-        losses.append(sample.composed_loss(coefficients))
+        losses.append(keep(named(coefficients), lambda c=coefficients: sample.composed_loss(c)))
         progress("networks", i + 1, len(networks))
     vectors = sample.vectors()
     composed = sum((w[t] * v for t, v in zip(names[1:], vectors[1:], strict=True)), w[names[0]] * vectors[0])
@@ -197,10 +202,15 @@ def diagnose(
         true_gap=mean_loss - losses[1],
         predicted_gap=predicted,
         remainder=mean_loss - losses[1] - predicted,
-        gradient_norm=float(sample.gradient().norm()),
-        gradient_norm_before=float(sample.gradient(untuned).norm()),
+        gradient_norm=keep("gradient under aligned heads", lambda: float(sample.gradient().norm())),
+        gradient_norm_before=keep("gradient under random heads", lambda: float(sample.gradient(untuned).norm())),
         vector_norms=tuple(float(v.norm()) for v in vectors),
         cosines=tuple(tuple(float(v.cosine(u)) for u in vectors) for v in vectors),
         cosine_to_composed=tuple(float(v.cosine(composed)) for v in vectors),
         images=len(sample.labels),
     )
+
+
+def named(coefficients: Mapping[str, float]) -> str:
+    """What a composition's loss is kept under: coefficients to the last bit."""
+    return f"loss of {json.dumps(dict(coefficients))}"

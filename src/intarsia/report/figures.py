@@ -1,14 +1,15 @@
-"""Figures: readable at half a column's width, and by the colour-blind (Okabe and Ito's colours, and a shape besides).
+"""Figures: readable on a phone, and by the colour-blind (Okabe and Ito's colours, and a shape besides).
 
 Each takes what was measured and returns a matplotlib figure; nothing is measured here.
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -29,8 +30,20 @@ WIDTH, HEIGHT = 4.6, 3.2
 DPI = 160
 
 
+TEXT = 9
+"""Points; a phone, 390 pixels wide, shows a figure of ``WIDTH`` at 1.08 pixels per point."""
+
+
+SMALLEST = 7
+"""Points of the numbers in a grid; where they would have to be smaller, its colours alone are drawn."""
+
+
 LONG = 12
 """Names of more letters are cut on an axis."""
+
+
+LINE = 62
+"""Letters that a figure is wide."""
 
 
 def accuracy_matrix(found: Evaluation) -> Figure:
@@ -41,11 +54,9 @@ def accuracy_matrix(found: Evaluation) -> Figure:
         grid[i, : len(row)] = row
     figure, axes = _figure(height=HEIGHT + 0.5)
     image = axes.imshow(grid, vmin=0, vmax=100, cmap="cividis", aspect="auto")
-    for i, row in enumerate(rows):
-        for j, value in enumerate(row):
-            axes.text(j, i, f"{value:.0f}", ha="center", va="center", size=7, color="w" if value < 60 else "k")
+    _numbers(axes, rows, "{:.0f}", lambda value: value < 60)
     _name(axes, tasks)
-    axes.set_yticks(range(len(rows)), list(map(_short, tasks[len(tasks) - len(rows) :])))
+    axes.set_yticks(range(len(rows)), list(map(_short, tasks[len(tasks) - len(rows) :])), size=TEXT)
     axes.set_ylabel("after learning")
     axes.set_xlabel("accuracy on")
     figure.colorbar(image, label="%")
@@ -54,7 +65,7 @@ def accuracy_matrix(found: Evaluation) -> Figure:
 
 def accuracy_by_task(curves: Mapping[str, Sequence[float]]) -> Figure:
     """Accuracy on the classes seen, after each task, method by method; one measured once is a point at the end."""
-    figure, axes = _figure(height=HEIGHT + 0.6)
+    figure, axes = _figure()
     longest = max(map(len, curves.values()))
     styles = list(zip(COLOURS, MARKERS, strict=True))
     for place, (name, curve) in enumerate(curves.items()):
@@ -66,7 +77,7 @@ def accuracy_by_task(curves: Mapping[str, Sequence[float]]) -> Figure:
     axes.set_xticks(range(1, longest + 1))
     axes.set_xlabel("tasks learned")
     axes.set_ylabel("accuracy on classes seen, %")
-    figure.legend(loc="outside upper center", ncols=4, fontsize=7, frameon=False)
+    _legend(figure, *axes.get_legend_handles_labels())
     return figure
 
 
@@ -77,13 +88,9 @@ def alignment(found: Mapping[str, Diagnosis]) -> Figure:
         axes = figure.add_subplot(1, len(found), place)
         grid = np.array([*diagnosis.cosines, diagnosis.cosine_to_composed])
         image = axes.imshow(grid, vmin=-1, vmax=1, cmap="PuOr", aspect="auto")
-        for i, row in enumerate(grid):
-            for j, value in enumerate(row):
-                axes.text(
-                    j, i, f"{value:.2f}", ha="center", va="center", size=5.5, color="w" if abs(value) > 0.7 else "k"
-                )
+        _numbers(axes, grid.tolist(), "{:.2f}", lambda value: abs(value) > 0.7)
         _name(axes, diagnosis.tasks)
-        axes.set_yticks(range(len(grid)), [*map(_short, diagnosis.tasks), "composed"])
+        axes.set_yticks(range(len(grid)), [*map(_short, diagnosis.tasks), "composed"], size=TEXT)
         axes.set_title(name)
         figure.colorbar(image, label="cosine")
     return figure
@@ -97,8 +104,8 @@ def times(costs: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
     axes.barh(names, set_up, color=COLOURS[1], hatch="//", edgecolor="w", label="set-up")
     axes.barh(names, training, left=set_up, color=COLOURS[0], label="training")
     axes.invert_yaxis()
-    axes.set_xlabel("seconds a task")
-    figure.legend(loc="outside upper center", ncols=2, fontsize=7, frameon=False)
+    axes.set_xlabel("seconds per task")
+    _legend(figure, *axes.get_legend_handles_labels())
     return figure
 
 
@@ -109,7 +116,7 @@ def losses(paths: Mapping[str, Sequence[LossPath]]) -> Figure:
         paths: pool -> its lines; the same lines in each.
     """
     names = [path.name for path in next(iter(paths.values()))]
-    figure = Figure(figsize=(WIDTH * len(names), HEIGHT + 0.6), layout="constrained")
+    figure = Figure(figsize=(WIDTH * len(names), HEIGHT), layout="constrained")
     for place, name in enumerate(names):
         axes = figure.add_subplot(1, len(names), place + 1)
         for (pool, lines), colour, marker in zip(paths.items(), COLOURS, MARKERS, strict=False):
@@ -121,7 +128,7 @@ def losses(paths: Mapping[str, Sequence[LossPath]]) -> Figure:
         axes.set_xlabel(name)
         axes.set_ylabel("loss, nats")
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(paths), fontsize=7, frameon=False)
+    _legend(figure, handles, labels, columns=len(paths))
     return figure
 
 
@@ -150,7 +157,7 @@ def gaps(found: Mapping[str, GapPath]) -> Figure:
         axes.set_title(name)
         axes.set_xlabel("scale of the task vectors")
         axes.set_ylabel("gap / scale², nats")
-        axes.legend(fontsize=7, frameon=False, loc="upper left")
+        axes.legend(fontsize=TEXT, frameon=False, loc="upper left")
     return figure
 
 
@@ -166,7 +173,7 @@ def strengths(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
     axes.set_xscale("log")
     axes.set_xlabel(f"strength (0 drawn at {left:g})")
     axes.set_ylabel("final accuracy, %")
-    axes.legend(fontsize=7, frameon=False)
+    axes.legend(fontsize=TEXT, frameon=False)
     return figure
 
 
@@ -178,7 +185,7 @@ def editing(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     Args:
         rows: method -> rows with ``how``, ``target_accuracy`` and ``control_accuracy``.
     """
-    figure, axes = _figure(height=HEIGHT + 0.6)
+    figure, axes = _figure()
     hows = list(dict.fromkeys(row["how"] for method in rows.values() for row in method))
     for (method, found), marker in zip(rows.items(), MARKERS, strict=False):
         for how, colour in zip(hows, cycle(COLOURS), strict=False):
@@ -194,7 +201,7 @@ def editing(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     if len(rows) > 1:  # the shape says which method
         keys += [Line2D([], [], color="grey", marker=m, linestyle="none") for m, _ in zip(MARKERS, rows, strict=False)]
         names += list(rows)
-    figure.legend(keys, names, loc="outside upper center", ncols=4, fontsize=7, frameon=False)
+    _legend(figure, keys, names)
     return figure
 
 
@@ -212,8 +219,29 @@ def _figure(height: float = HEIGHT) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def _numbers(
+    axes: Axes, rows: Sequence[Sequence[float]], form: str, on_dark: Callable[[float], bool], width: float = WIDTH
+) -> None:
+    """Write the numbers of a grid into its cells, if they can be read there."""
+    longest = max(len(form.format(value)) for row in rows for value in row)
+    size = min(TEXT, 72 * 0.7 * width / max(map(len, rows)) / (0.65 * longest))
+    if size >= SMALLEST:
+        for i, row in enumerate(rows):
+            for j, value in enumerate(row):
+                colour = "w" if on_dark(value) else "k"
+                axes.text(j, i, form.format(value), ha="center", va="center", size=size, color=colour)
+
+
+def _legend(figure: Figure, keys: Sequence[Artist], names: Sequence[str], columns: int | None = None) -> None:
+    """Above the axes, in as many columns as its names leave room for; the figure grows by its lines."""
+    fit = int(figure.get_figwidth() / WIDTH * LINE) // (max(map(len, names)) + 7)
+    columns = max(1, min(fit, columns or 4, len(names)))
+    figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(names) // columns))
+    figure.legend(keys, names, loc="outside upper center", ncols=columns, fontsize=TEXT, frameon=False)
+
+
 def _name(axes: Axes, tasks: Sequence[str]) -> None:
-    axes.set_xticks(range(len(tasks)), list(map(_short, tasks)), rotation=45, ha="right", size=7)
+    axes.set_xticks(range(len(tasks)), list(map(_short, tasks)), rotation=45, ha="right", size=TEXT)
 
 
 def _short(name: str) -> str:

@@ -105,6 +105,14 @@ def comparison(rows: Sequence[Mapping[str, Any]]) -> None:
     table("", ("method", *COLUMNS), [cells(row) for row in rows], LEGEND)
 
 
+def plan(rows: Sequence[Mapping[str, Any]], jobs: int) -> None:
+    """A row per method: runs to make, runs that are there, and minutes; and those of all together."""
+    table("", ("method", "to make", "there", "minutes"), [tuple(row.values()) for row in rows])
+    minutes = sum(row["minutes"] for row in rows)
+    told = {"runs to make": sum(row["runs"] for row in rows), "minutes, one after another": minutes}
+    facts(told | ({f"minutes, {jobs} at once, each with its own cores": minutes / jobs} if jobs > 1 else {}))
+
+
 def verification(found: Mapping[str, Any]) -> None:
     """Print what ``verify`` found."""
     if found["damaged"]:

@@ -9,6 +9,9 @@ from intarsia.errors import InputError
 from intarsia.evaluation.metrics import recorded_stream
 from intarsia.pool import Pool
 
+DEFAULT = "sketches"
+"""The stream that ``compare`` takes if none is named."""
+
 
 @dataclass(frozen=True)
 class Source:

@@ -1,8 +1,11 @@
 """What learning a stream will cost: counted where it can be, timed on a few batches where it cannot."""
 
 import math
+import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,9 +17,10 @@ from intarsia.data.image_set import ImageSet
 from intarsia.data.stream import Task, TaskStream
 from intarsia.heads.alignment import alignment_steps
 from intarsia.machine import peak_memory
-from intarsia.training.fine_tuning import Configuration, fine_tune
-from intarsia.training.state import LearnerState
-from intarsia.training.task import prepare
+from intarsia.pool import Pool
+from intarsia.progress import Progress, silent
+from intarsia.training.fine_tuning import Configuration
+from intarsia.training.learner import learn
 
 BATCHES = 4
 """Batches on which a step is timed."""
@@ -55,50 +59,66 @@ class Estimate:
 
 
 def estimate(
-    backbone: Backbone, stream: TaskStream, configuration: Configuration, *, keep_fishers: bool = False
+    backbone: Backbone,
+    stream: TaskStream,
+    configuration: Configuration,
+    *,
+    keep_fishers: bool = False,
+    progress: Progress = silent,
 ) -> Estimate:
-    """Learn a few images of the first task and scale up; nothing is written, and no other image is decoded.
+    """Learn a few images of two tasks into a folder that is removed again, and scale up; no other image is decoded.
 
     Args:
         backbone: theta0.
-        stream: the tasks.
-        configuration: how they would be learned.
+        stream: what would be learned.
+        configuration: how it would be learned.
         keep_fishers: whether each task's Fisher would be kept.
+        progress: told how far the few images are.
 
     Raises:
-        InputError: an image of the few cannot be read.
+        InputError: an image of the few cannot be read, or the folder cannot be written.
     """
-    training, tasks = configuration.settings, list(stream)
-    few = _few(tasks[0], BATCHES * training.batch_size)
-    quick = replace(configuration, settings=replace(training, epochs=1))
-    pixels = few.train.tensor(backbone.preprocessing)
-    warm = pixels[:BATCH]  # the first pass through a network is slower than those after it
-    outputs(backbone.features, warm, backbone.preprocessing, backbone.device)
-    prepared, state = prepare(backbone, few, LearnerState(), quick.settings)
-    tuned = fine_tune(backbone, prepared, state, prepared.fisher, quick)
+    training = configuration.settings
+    tasks, counts = list(stream), [len(task.classes) for task in stream]
+    timed = few(tasks[0], BATCHES * training.batch_size)
+    pixels = timed.train.tensor(backbone.preprocessing)
+    outputs(backbone.features, pixels[:BATCH], backbone.preprocessing, backbone.device)  # the first pass is slower
+    quick = replace(training, epochs=1)
+    with tempfile.TemporaryDirectory() as folder:
 
-    images, classes = sum(len(t.train) for t in tasks), sum(len(t.classes) for t in tasks)
-    per_image, per_class = images / len(few.train), classes / len(few.classes)
-    seen = list(accumulate(len(t.classes) for t in tasks))
-    steps = [alignment_steps(c, training.alignment_epochs, training.alignment) for c in (len(few.classes), *seen)]
+        def learned(task: Task) -> tuple[Pool, Size]:
+            pool = learn(
+                backbone,
+                replace(stream, tasks=(task,)),
+                out=folder,
+                adapter=configuration.adapter,
+                regularizer=configuration.regularizer,
+                training=quick,
+                add=task is not timed,
+                keep_fishers=keep_fishers,
+                checkpoints=False,
+                progress=progress,
+            )
+            return pool, Size.of(pool, task)
+
+        made = [learned(task) for task in (timed, *(few(t, 2 * len(t.classes)) for t in _unlike(tasks)))]
+        pool = made[-1][0]
+        s = pool.logged()[timed.name]["seconds"]
+        disk = disk_of(pool, [size for _, size in made], tasks)
+
+    images, classes = sum(len(t.train) for t in tasks), sum(counts)
+    per_image, per_class = images / len(timed.train), classes / counts[0]
+    steps = [
+        alignment_steps(c, training.alignment_epochs, training.alignment) for c in (counts[0], *accumulate(counts))
+    ]
     heads = sum(steps[1:]) / steps[0]
-    s, t = prepared.seconds, tuned.seconds
     set_up = (s["features"] + s["fisher"]) * per_image + s["statistics"] * per_class + s["heads"] * heads
     passes = 3 - 2 / len(
         tasks
     )  # over the images for drift and anchor: one in the first task, which is timed, then three
-    fine = (t["training"] * training.epochs + t["drift"] * passes) * per_image + t["regularizer"] * len(tasks)
-
-    weights = _mib(*backbone.tuned.values())
-    head, scatter = _mib(*tuned.head.tensors().values()), _mib(prepared.statistics.scatter)
-    shared = scatter + _mib(prepared.statistics.basis)
-    drifts = _mib(*tuned.drift.tensors().values())
-    module = _mib(*tuned.parts.values()) + 2 * drifts + scatter + shared
-    a_class = (_mib(*prepared.statistics.tensors().values()) - shared + 2 * head) / len(few.classes)
-    references = head / len(few.classes) * sum(seen)
-    disk = module * len(tasks) + a_class * classes + references + weights * (1 + keep_fishers * len(tasks))
-    sums = 2 * weights
-    decoded = sum(len(t.train) + len(t.test) for t in tasks) * _mib(pixels[0])
+    fine = (s["training"] * training.epochs + s["drift"] * passes) * per_image + s["regularizer"] * len(tasks)
+    sums = 2 * _bytes(*backbone.tuned.values())
+    decoded = sum(len(t.train) + len(t.test) for t in tasks) * _bytes(pixels[0])
     return Estimate(
         tasks=len(tasks),
         classes=classes,
@@ -106,20 +126,85 @@ def estimate(
         steps=training.epochs * sum(math.ceil(len(t.train) / training.batch_size) for t in tasks),
         set_up_minutes=set_up / 60,
         training_minutes=fine / 60,
-        memory_mib=peak_memory() + sums + decoded + a_class * classes,
-        disk_mib=disk,
+        memory_mib=peak_memory() + (sums + decoded) / MIB,
+        disk_mib=disk / MIB,
     )
 
 
-def _few(task: Task, images: int) -> Task:
-    """The first images of every class, about so many in all."""
+def few(task: Task, images: int, *, test: bool = False) -> Task:
+    """The first training images of every class, about so many in all; of its test images one per class, or as many."""
+
+    def first(side: ImageSet, each: int) -> ImageSet:
+        labels = side.labels
+        index = torch.cat([(labels == c).nonzero()[:each, 0] for c in range(len(task.classes))])
+        if side.paths is None:
+            return side.select(index)
+        return ImageSet.of_files([side.paths[i] for i in index.tolist()], labels[index])
+
     each = max(2, math.ceil(images / len(task.classes)))
-    labels = task.train.labels
-    index = torch.cat([(labels == c).nonzero()[:each, 0] for c in range(len(task.classes))])
-    if task.train.paths is None:
-        return replace(task, train=task.train.select(index))
-    return replace(task, train=ImageSet.of_files([task.train.paths[i] for i in index.tolist()], labels[index]))
+    return replace(task, train=first(task.train, each), test=first(task.test, each if test else 1))
 
 
-def _mib(*tensors: Tensor) -> float:
-    return sum(t.numel() * t.element_size() for t in tensors) / MIB
+@dataclass(frozen=True)
+class Size:
+    """What a pool's files hold after one more task, in bytes.
+
+    Args:
+        classes: of the task.
+        seen: of all tasks so far.
+        module: of the task's own folder.
+        others: file of the pool -> bytes, of all that is no module's.
+    """
+
+    classes: int
+    seen: int
+    module: int
+    others: dict[str, int]
+
+    @classmethod
+    def of(cls, pool: Pool, task: Task) -> "Size":
+        """After the task was added."""
+        own = pool.path / "modules" / task.name
+        others = {path.name: path.stat().st_size for path in pool.path.iterdir() if path.is_file()}
+        seen = sum(map(len, pool.classes.values()))
+        return cls(len(task.classes), seen, sum(p.stat().st_size for p in own.iterdir()), others)
+
+
+def disk_of(pool: Pool, sizes: Sequence[Size], tasks: Sequence[Task]) -> float:
+    """Bytes of a pool of all tasks, by what one of one or two of them holds.
+
+    A module grows with its classes, what is carried from task to task with the classes seen, lists with the tasks.
+    """
+    counts, last = [len(task.classes) for task in tasks], sizes[-1]
+    if len(tasks) == len(sizes) == 1:
+        return last.module + sum(last.others.values())
+    first = sizes[0]
+    per_class = (last.module - first.module) / (last.classes - first.classes) if last.classes != first.classes else 0.0
+    modules = sum(first.module + per_class * (count - first.classes) for count in counts)
+    kinds = {name.partition("-")[0]: size for name, size in first.others.items()}  # the same file after one task
+    wanted = replace(pool.index, tasks=tuple(task.name for task in tasks)).expected_files()
+    here = pool.index.expected_files()
+    more = [name for name in last.others if "-" in name and name not in here]  # kept on disk for one task more
+    carried = 0.0
+    for name in (*(n for n in wanted if not n.startswith("modules/")), *more):
+        kind, _, count = Path(name).stem.partition("-")
+        after = last.others[f"{kind}-{len(sizes)}.safetensors"]
+        slope = (after - kinds[kind]) / (last.seen - first.seen)
+        seen = sum(counts) if name in more else sum(counts[: int(count)])
+        carried += after + slope * (seen - last.seen)
+    lists = sum(
+        size + (size - first.others.get(name, 0)) * (len(tasks) - len(sizes))
+        for name, size in last.others.items()
+        if "-" not in name
+    )
+    return modules + carried + lists
+
+
+def _unlike(tasks: Sequence[Task]) -> list[Task]:
+    """Another task than the first, of another number of classes if there is one; none if there is but one."""
+    others = [task for task in tasks[1:] if len(task.classes) != len(tasks[0].classes)]
+    return (others or list(tasks[1:]))[:1]
+
+
+def _bytes(*tensors: Tensor) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)

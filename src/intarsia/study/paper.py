@@ -143,7 +143,7 @@ def preset_of(pool: Pool) -> Preset:
             pairs["adapter"] = pool.adapter.kind, found.adapter
         if shape != (found.data.tasks, found.data.classes):
             pairs["tasks, classes"] = shape, (found.data.tasks, found.data.classes)
-        if pool.index.backbone["name"] != BACKBONE:
+        if not is_the_papers(pool.index.backbone["name"]):
             pairs["backbone"] = pool.index.backbone["name"], BACKBONE
         if not pairs:
             return found
@@ -152,6 +152,17 @@ def preset_of(pool: Pool) -> Preset:
             nearest = len(pairs), found.name, told
     assert nearest is not None
     raise InputError(f"{pool.path} was not learned with a preset: nearest is {nearest[1]}, with {nearest[2]}")
+
+
+def is_the_papers(name: str) -> bool:
+    """Whether a backbone is the paper's, by architecture and tag, wherever its weights were read from.
+
+    Args:
+        name: as a pool has it: ``timm/<name>``, ``timm/hf-hub:timm/<name>``, either with ``@<file of weights>``. A name
+            without its tag is another one: timm's default tag of this architecture is not the paper's.
+    """
+    library, _, model = name.partition("@")[0].partition("/")
+    return f"{library}/{model.removeprefix('hf-hub:').removeprefix('timm/')}" == BACKBONE
 
 
 def verify(cell: Preset, found: Evaluation) -> dict[str, Any]:

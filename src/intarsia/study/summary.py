@@ -1,9 +1,22 @@
-"""A comparison's table: its columns, and its rows as text."""
+"""A comparison's table: its rows, means over seeds, and the same as text."""
 
 from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
 from typing import Any
 
+from intarsia.study.methods import METHODS
+
 ACCURACIES = ("final_accuracy", "final_forgetting", "task_il_accuracy", "average_incremental_accuracy")
+
+
+MEASURES = (
+    *ACCURACIES,
+    "set_up_minutes",
+    "training_minutes",
+    "memory_mib",
+    "numbers_per_task",
+    "images_kept",
+)
 
 
 COLUMNS = ("FA %", "FF", "Task-IL %", "average %", "minutes", "MiB", "kept", "images")
@@ -14,6 +27,18 @@ LEGEND = (
     "training; MiB: peak memory; kept: numbers a task, beside theta0; images: old ones kept. Mean and standard "
     "deviation over seeds."
 )
+
+
+def summary(method: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means of a method's runs, and their standard deviations; None where a measure does not exist."""
+    means: dict[str, Any] = {}
+    spread: dict[str, Any] = {}
+    for name in MEASURES:
+        values = [run[name] for run in runs]
+        known = None not in values
+        means[name] = mean(values) if known else None
+        spread[name] = stdev(values) if known and len(values) > 1 else None
+    return {"method": method, "about": METHODS[method].about, "seeds": len(runs), **means, "spread": spread}
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:

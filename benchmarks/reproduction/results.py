@@ -1,7 +1,7 @@
 """The runs behind docs/results.md: resumable, one line of JSON a run.
 
-    python benchmarks/results.py main --streams chalk sketches --seeds 0 1 2 --out benchmarks/results/main.jsonl
-    python benchmarks/results.py bfloat16 | steps | strengths | ablations | choices | drift | editing | search ...
+    python benchmarks/reproduction/results.py main --streams chalk sketches --seeds 0 1 2 --out main.jsonl
+    python benchmarks/reproduction/results.py bfloat16 | joint | steps | strengths | ablations | choices | drift ...
 
 A run that is in the output file already is not made again. ``--threads 1`` lets two of these share two cores, each with
 its own streams or seeds. ``search`` and ``peers`` look at a held-out fifth of the *training* images, not at test ones.
@@ -99,7 +99,7 @@ class Results:
     """Only these cells, written as method-adapter."""
     tasks: int = 0
     """Only the first so many tasks; 0 for all."""
-    out: Path = Path("benchmarks/results.jsonl")
+    out: Path = Path("benchmarks/reproduction/results.jsonl")
     """Where a line a run goes."""
     threads: int = 2
     """Threads of torch."""

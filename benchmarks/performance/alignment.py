@@ -1,7 +1,7 @@
 """How well and how fast the heads of more and more classes are aligned: by SGD, and beyond 100 classes in closed form.
 
-    python benchmarks/alignment.py
-    python benchmarks/alignment.py --tasks 30 --json
+    python benchmarks/performance/alignment.py
+    python benchmarks/performance/alignment.py --tasks 30 --json
 
 Task by task, as ``learn`` does it, on frozen features of the built-in backbone; no fine-tuning. Half of the images of a
 class are learned from, accuracy is that on the others, over all classes so far.
@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 import tyro
 from scene import tasks
 from torch import Tensor
-from watch import normalised
+from watch import Told, normalised
 
 from intarsia import Backbone, TaskStream
 from intarsia.class_stats.gaussians import Gaussians
@@ -47,7 +48,9 @@ class Alignments:
     marks: tuple[int, ...] = (10, 20, 30, 50, 80, 100)
     """After how many tasks to look."""
     json: bool = False
-    """Print JSON."""
+    """Print JSON at the end."""
+    rows: Path | None = None
+    """Add every row, as it is known, to this file, a line of JSON each."""
 
 
 def halves(backbone: Backbone, stream: TaskStream) -> tuple[list[Labelled], list[Labelled]]:
@@ -99,7 +102,10 @@ def rows(chosen: Alignments) -> Iterator[dict[str, Any]]:
 
 def main(chosen: Alignments) -> None:
     """Measure and print."""
-    found = list(rows(chosen))
+    found, told = list[dict[str, Any]](), Told(chosen.rows)
+    for row in rows(chosen):
+        told.row(row)
+        found.append(row)
     if chosen.json:
         print(json.dumps({"closed_form_beyond": ALIGNMENT_CLASSES, "rows": found}))
         return

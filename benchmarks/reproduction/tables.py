@@ -1,6 +1,6 @@
-"""Markdown tables from the lines that ``benchmarks/results.py`` wrote.
+"""Markdown tables from the lines that ``benchmarks/reproduction/results.py`` wrote.
 
-python benchmarks/tables.py benchmarks/results.jsonl
+python benchmarks/reproduction/tables.py benchmarks/reproduction/results.jsonl
 """
 
 import json

@@ -1,6 +1,6 @@
 """The figures of docs/results.md, from the runs of a comparison and of ``results.py strengths``.
 
-    cd benchmarks/ledger && python ../drawings.py compare-chalk compare-sketches-cpu strengths-chalk.jsonl
+    cd benchmarks/reproduction/ledger && python ../drawings.py compare-chalk compare-sketches-cpu strengths-chalk.jsonl
 
 gap.png, cosines.png and losses.png beside them are ``intarsia diagnose``'s.
 """
@@ -14,7 +14,7 @@ import tyro
 
 from intarsia.evaluation.metrics import Evaluation
 from intarsia.report import figures
-from intarsia.report.page import seconds_a_task
+from intarsia.report.page import seconds_per_task
 from intarsia.study.methods import STANDARD
 
 EDITED = ("ita", "iel", "tmc")
@@ -30,7 +30,7 @@ class Drawings:
     """The same, of runs with nothing beside them: what the times are drawn from."""
     strengths: tyro.conf.Positional[Path]
     """Lines of ``results.py strengths``."""
-    out: Path = Path(__file__).resolve().parents[1] / "docs" / "figures"
+    out: Path = Path(__file__).resolve().parents[2] / "docs" / "figures"
     """Folder for the figures."""
 
 
@@ -51,11 +51,11 @@ def _runs(folder: Path) -> dict[str, dict[str, Any]]:
 def main(chosen: Drawings) -> None:
     """Draw and write."""
     runs, timed = _runs(chosen.compared), _runs(chosen.timed)
-    matrix = {field: runs["iel"][field] for field in Evaluation.__dataclass_fields__}
+    matrix = {field: runs["iel"][field] for field in Evaluation.__dataclass_fields__ if field in runs["iel"]}
     drawn = {
         "matrix": figures.accuracy_matrix(Evaluation(**matrix)),
         "accuracy": figures.accuracy_by_task({m: run["incremental_accuracy"] for m, run in runs.items()}),
-        "times": figures.times({m: [seconds_a_task(run, len(run["tasks"]))] for m, run in timed.items()}),
+        "times": figures.times({m: [seconds_per_task(run, len(run["tasks"]))] for m, run in timed.items()}),
         "editing": figures.editing({m: runs[m]["edits"] for m in EDITED}),
         "strengths": figures.strengths(accuracy_against_strength(chosen.strengths)),
     }

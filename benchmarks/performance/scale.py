@@ -1,7 +1,7 @@
 """How the cost of a task grows: over tasks learned before, classes, width and depth; as a table, JSON and a figure.
 
-    python benchmarks/phases.py --scale --figure docs/scale.png
-    python benchmarks/scale.py --rounds 1 --json                # the same, with its own flags
+    python benchmarks/performance/phases.py --scale --figure docs/scale.png
+    python benchmarks/performance/scale.py --rounds 1 --json                # the same, with its own flags
 
 Every phase is given as a multiple of F, one plain forward pass of the bare backbone over the task's images, measured in
 the same round: a line that stays level costs what the backbone costs, however large the thing it is drawn over.
@@ -21,7 +21,7 @@ from picture import picture
 from rich.console import Console
 from rich.table import Table
 from scene import Scene, network
-from watch import Stopwatch, forward, normalised
+from watch import Stopwatch, Told, forward, normalised
 
 from intarsia import IEL, ITA, Backbone, LoRA, evaluate
 from intarsia.training.fine_tuning import Configuration, fine_tune
@@ -79,7 +79,9 @@ class Scale:
     figure: Path | None = None
     """Write a picture here (PNG)."""
     json: bool = False
-    """Print JSON."""
+    """Print JSON at the end."""
+    rows: Path | None = None
+    """Add every point, as it is known, to this file, a line of JSON each."""
 
 
 def cost(point: Point, chosen: Scale) -> dict[str, float]:
@@ -118,11 +120,14 @@ def cost(point: Point, chosen: Scale) -> dict[str, float]:
     return {name: median(values) for name, values in ratios.items()}
 
 
-def sweep(chosen: Scale) -> Iterator[tuple[str, int, dict[str, float]]]:
+def sweep(chosen: Scale, told: Told) -> Iterator[tuple[str, int, dict[str, float]]]:
     """(over what, where, cost) of every point asked for."""
     for over in chosen.sweeps:
         for point in SWEEPS[over]:
-            yield over, getattr(point, over), cost(point, chosen)
+            told.step(f"{over} {getattr(point, over)}")
+            found = cost(point, chosen)
+            told.row({"over": over, "at": getattr(point, over), **found})
+            yield over, getattr(point, over), found
 
 
 def draw(found: Sequence[tuple[str, int, Mapping[str, float]]], path: Path) -> None:
@@ -156,7 +161,7 @@ def show(found: Sequence[tuple[str, int, Mapping[str, float]]]) -> None:
 
 def main(chosen: Scale) -> None:
     """Measure, print, draw."""
-    found = list(sweep(chosen))
+    found = list(sweep(chosen, Told(chosen.rows)))
     if chosen.figure:
         draw(found, chosen.figure)
     if chosen.json:

@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of everything that reads what a user, or a stranger, gives.
 
     pip install atheris
-    python benchmarks/fuzz.py index -atheris_runs=1000000 -max_len=8192
+    python benchmarks/robustness/fuzz.py index -atheris_runs=1000000 -max_len=8192
 
 Targets: ``index`` (pool.json), ``card`` (card.json), ``tensors`` (safetensors, and the texts beside them), ``weights``
 (``--weights``), ``split`` (``--split``). What comes after the target is libFuzzer's. A crash is any error but those
@@ -28,7 +28,7 @@ with atheris.instrument_imports(include=["intarsia", "json"]):
     from intarsia.store.index import Index
     from intarsia.strict_json import parse_json
 
-POOL = Path(__file__).parents[1] / "tests" / "pools" / "format-4"
+POOL = Path(__file__).parents[2] / "tests" / "pools" / "format-4"
 DAMAGED = (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError)
 """What ``storage.reading`` turns into one clear error."""
 

@@ -1,6 +1,6 @@
 """The Fisher's sum of squares on a card: the Triton kernel against products and squares by torch, time and memory.
 
-python benchmarks/kernel.py --json
+python benchmarks/performance/kernel.py --json
 """
 
 import json
@@ -8,11 +8,13 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
 from torch import Tensor
+from watch import Told
 
 from intarsia.curvature import triton_squares as kernels
 from intarsia.curvature.squares import add_squares_by_products
@@ -31,6 +33,8 @@ class Kernel:
 
     json: bool = False
     """Print JSON instead of a table."""
+    rows: Path | None = None
+    """Add every row, as it is known, to this file, a line of JSON each."""
 
 
 def measured(add: Callable[[Tensor, Tensor, Tensor], None], *tensors: Tensor) -> tuple[float, float]:
@@ -51,8 +55,8 @@ def measured(add: Callable[[Tensor, Tensor, Tensor], None], *tensors: Tensor) ->
     return statistics.median(times), memory
 
 
-def rows() -> list[dict[str, Any]]:
-    """A row a shape."""
+def rows(told: Told) -> list[dict[str, Any]]:
+    """A row per shape."""
     found: list[dict[str, Any]] = []
     for shape in SHAPES:
         images, tokens, width, outputs = shape
@@ -62,6 +66,7 @@ def rows() -> list[dict[str, Any]]:
         for name, add in (("kernel", kernels.add_squares), ("torch", partial(add_squares_by_products, chunk=CHUNK))):
             row[f"{name}_ms"], row[f"{name}_mib"] = measured(add, into, a, g)
         found.append(row)
+        told.row(row)
     return found
 
 
@@ -69,7 +74,7 @@ def main(chosen: Kernel) -> None:
     """Measure and print."""
     if not torch.cuda.is_available():
         raise SystemExit("no CUDA device is here: the kernel runs on one only")
-    found = {"machine": machine(torch.device("cuda")), "torch": torch.__version__, "rows": rows()}
+    found = {"machine": machine(torch.device("cuda")), "torch": torch.__version__, "rows": rows(Told(chosen.rows))}
     if chosen.json:
         print(json.dumps(found))
         return

@@ -1,7 +1,7 @@
 """What each task costs while many are learned: 1,000 classes in 100 tasks on the built-in backbone, with a figure.
 
-    python benchmarks/curve.py --figure docs/curve.png
-    python benchmarks/curve.py --tasks 20 --json
+    python benchmarks/performance/curve.py --figure docs/curve.png
+    python benchmarks/performance/curve.py --tasks 20 --json
 
 Beyond the hundred classes of the drawings come rotations, mirror images, inversions and shifts. Figures are from the
 pool's log.
@@ -18,9 +18,11 @@ from typing import Any, Literal
 import tyro
 from picture import picture
 from scene import tasks
+from watch import Told
 
 from intarsia import Backbone, LoRA, learn
 from intarsia.regularizers.records import build_regularizer
+from intarsia.store.store import LOG
 from intarsia.training.recommended import recommended
 
 ENDS = 3
@@ -44,13 +46,25 @@ class Curve:
     figure: Path | None = None
     """Write a picture here (PNG)."""
     json: bool = False
-    """Print JSON."""
+    """Print JSON at the end."""
+    rows: Path | None = None
+    """Add every task's record, as it is known, to this file, a line of JSON each."""
 
 
 def log_of(chosen: Curve) -> list[dict[str, Any]]:
     """Learn; a record a task."""
     stream = tasks(0, chosen.tasks, chosen.classes, chosen.per_class)
     strength, training = recommended(chosen.method, "lora")
+    told, logged = Told(chosen.rows), list[dict[str, Any]]()
+
+    def look(phase: str, done: int, total: int) -> None:
+        """Tell of the tasks that have come into the pool's log since the last look."""
+        path = Path(folder) / LOG
+        lines = path.read_text().splitlines() if path.exists() else []
+        for line in lines[len(logged) :]:
+            logged.append(json.loads(line))
+            told.row(logged[-1])
+
     with tempfile.TemporaryDirectory() as folder:
         pool = learn(
             Backbone.load(),
@@ -59,7 +73,9 @@ def log_of(chosen: Curve) -> list[dict[str, Any]]:
             adapter=LoRA(16),
             regularizer=build_regularizer(chosen.method, strength),
             training=replace(training, epochs=chosen.epochs),
+            progress=look,
         )
+        look("", 1, 1)
         return list(pool.logged().values())
 
 

@@ -1,7 +1,7 @@
 """Kill a real ``learn`` again and again, go on, and compare what comes out with a run that was never stopped.
 
-    python benchmarks/survival.py --kills 20 --seed 0 [--json]
-    python benchmarks/survival.py --kills 200 --rounds 100 --readers 10
+    python benchmarks/robustness/survival.py --kills 20 --seed 0 [--json]
+    python benchmarks/robustness/survival.py --kills 200 --rounds 100 --readers 10
 
 Every other kill comes at a random moment, the others at a random step of a write: before a file is opened, written,
 flushed, renamed or removed, or with half of it written. After each one the pool is read whole, as any reader would.
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from rich.console import Console
 from rich.progress import track
 
 from intarsia import ITA, Backbone, InputError, LoRA, Pool, TaskStream, learn
@@ -39,7 +40,7 @@ from intarsia.store.verify import verify
 from intarsia.training.checkpoint import Checkpoint, Trained
 from intarsia.training.recommended import recommended
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 cases: Any = importlib.import_module("cases")  # the tests' small network
 RUN = ["--only", "animals", "food", "--max-per-class", "8", "--epochs", "2", "--no-evaluate"]
 STEPS = ("open", "write", "fsync", "replace", "rename", "unlink")
@@ -120,10 +121,11 @@ class Trial:
     def run(self) -> None:
         """Kill as often as asked; a run that comes to its end is compared, and another one started."""
         out, learned = self.folder / "0", 0
-        for number in track(range(self.chosen.kills), "kills", disable=self.chosen.json):
+        for number in track(range(self.chosen.kills), "kills", console=Console(stderr=True)):
             while not self.killed(out, by_step=number % 2 == 1):
                 out, learned = self.compared(out), 0
             learned = self.read(out, learned)
+            print(json.dumps({"kill": number + 1, "at": self.stops[-1], **self.found}), file=sys.stderr, flush=True)
         started = time.perf_counter()
         if self.begun(out):
             self.learn(out, ["--resume", "--no-evaluate"]).wait()

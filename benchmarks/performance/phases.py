@@ -1,9 +1,9 @@
 """What each phase of learning costs against its floor.
 
-    python benchmarks/phases.py                          # the built-in backbone, T = 10: a table
-    python benchmarks/phases.py --backbone vit_tiny      # 192 wide, 12 deep, 64 px
-    python benchmarks/phases.py --json
-    python benchmarks/phases.py --scale --figure docs/scale.png
+    python benchmarks/performance/phases.py                          # the built-in backbone, T = 10: a table
+    python benchmarks/performance/phases.py --backbone vit_tiny      # 192 wide, 12 deep, 64 px
+    python benchmarks/performance/phases.py --json
+    python benchmarks/performance/phases.py --scale --figure docs/scale.png
 
 Units of account, measured in the same run, alternating with what they judge, medians: **F**, a plain no-grad forward of
 the bare backbone over the same images at the same batch size; **B**, forward and backward of it with frozen weights,
@@ -31,7 +31,7 @@ from scale import main as scale_up
 from scene import Network, Scene, network, tasks
 from torch import Tensor, nn
 from torch.nn import functional as F
-from watch import Batches, Stopwatch, forward, normalised, wait
+from watch import Batches, Stopwatch, Told, forward, normalised, wait
 
 from intarsia import IA3, IEL, ITA, Backbone, Full, LoRA, evaluate, learn
 from intarsia.adapters import Adapter
@@ -80,15 +80,17 @@ class Phases:
     figure: Path | None = None
     """With --scale: write a picture here (PNG)."""
     json: bool = False
-    """Print JSON."""
+    """Print JSON at the end."""
+    rows: Path | None = None
+    """Add what is found, as it is known, to this file, a line of JSON per row."""
     threads: int = 0
     """Threads of torch; 0 for its own choice."""
     peak: Literal["", "ita", "iel"] = ""
     """Internal: learn --tasks tasks with this method and print the peak memory in MiB."""
 
 
-def measure(chosen: Phases, backbone: Backbone, scene: Scene) -> dict[str, float]:
-    """Median seconds of every phase and floor."""
+def measure(chosen: Phases, backbone: Backbone, scene: Scene, told: Told) -> dict[str, float]:
+    """Median seconds of every phase and floor; those of every round are told."""
     watch, task = Stopwatch(), scene.stream[0]
     training = Settings(epochs=1, batch_size=chosen.batch, unit_fisher=True)
     labels = task.train.labels
@@ -98,7 +100,7 @@ def measure(chosen: Phases, backbone: Backbone, scene: Scene) -> dict[str, float
     test = normalised(backbone, test, chosen.batch)
     width = backbone.features(images[0]).shape[1]
     rivals = {name: Rival.of(backbone, adapter, width, chosen.classes) for name, (adapter, _) in STEPS.items()}
-    for _ in range(chosen.rounds):
+    for number in range(1, chosen.rounds + 1):
         watch.time("F", lambda: forward(backbone, images))
         watch.time("B", lambda: _backward(backbone, images))
         before = scene.state()
@@ -120,6 +122,7 @@ def measure(chosen: Phases, backbone: Backbone, scene: Scene) -> dict[str, float
         model = watch.time("composition", scene.pool.mean)
         watch.time("F test", lambda: forward(backbone, test))
         watch.time("evaluation", lambda model=model: evaluate(model, scene.test, history=False))
+        told.row({"round": number, "of": chosen.rounds, **watch.latest()})
     return watch.medians()
 
 
@@ -177,7 +180,7 @@ class Rival:
         wait(batches[0])
 
 
-def fisher_errors(backbone: Backbone, classes: int, images: int, batch: int) -> dict[str, float]:
+def fisher_errors(backbone: Backbone, classes: int, images: int, batch: int, told: Told) -> dict[str, float]:
     """Relative L2 error, in percent, of the random Fishers against the exact one, by estimator and number of probes."""
     stream = tasks(0, 1, classes, -(-images // classes))
     task = stream[0]
@@ -191,6 +194,7 @@ def fisher_errors(backbone: Backbone, classes: int, images: int, batch: int) -> 
             random = torch.Generator().manual_seed(probes)
             made = diagonal_fisher(backbone, state.reference, batches, estimator=how, probes=probes, generator=random)
             found[f"{how} {probes}"] = 100 * _distance(made, exact)
+            told.row({"fisher": how, "probes": probes, "error_percent": found[f"{how} {probes}"]})
     return found
 
 
@@ -205,7 +209,7 @@ def peak_of(method: str, chosen: Phases) -> int:
     return peak_memory()
 
 
-def memory_growth(chosen: Phases) -> dict[str, dict[str, float]]:
+def memory_growth(chosen: Phases, told: Told) -> dict[str, dict[str, float]]:
     """Method -> peak memory in MiB by number of tasks, each in a process of its own, and the growth in percent."""
     found: dict[str, dict[str, float]] = {}
     for method in ("ita", "iel"):
@@ -215,6 +219,7 @@ def memory_growth(chosen: Phases) -> dict[str, dict[str, float]]:
             command += ["--batch", str(chosen.batch), "--tasks", str(count), "--peak", method]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             peaks[str(count)] = float(done.stdout.split()[-1])
+            told.row({"memory": method, "tasks": count, "peak_mib": peaks[str(count)]})
         first, *_, last = peaks.values()
         found[method] = {**peaks, "growth": 100 * (last / first - 1)}
     return found
@@ -222,13 +227,16 @@ def memory_growth(chosen: Phases) -> dict[str, dict[str, float]]:
 
 def report(chosen: Phases) -> dict[str, Any]:
     """Measure one configuration."""
-    backbone = network(chosen.backbone)
+    backbone, told = network(chosen.backbone), Told(chosen.rows)
+    told.step(f"learning {chosen.tasks - 1} tasks before the one that is measured")
     with tempfile.TemporaryDirectory() as folder:
         scene = Scene.of(
             backbone, Path(folder) / "pool", tasks_in_all=chosen.tasks, classes=chosen.classes, images=chosen.images
         )
-        seconds = measure(chosen, backbone, scene)
+        seconds = measure(chosen, backbone, scene, told)
     rows = ratios(seconds, chosen.classes)
+    for name, (cost, ratio, floor) in rows.items():
+        told.row({"phase": name, "seconds": cost, "ratio": ratio, "floor": floor})
     found: dict[str, Any] = {
         "configuration": asdict(chosen),
         "machine": f"{torch.get_num_threads()} threads, {backbone.device.type}, torch {torch.__version__}",
@@ -237,10 +245,10 @@ def report(chosen: Phases) -> dict[str, Any]:
         "floors": {name: floor for name, (_, _, floor) in rows.items()},
     }
     if chosen.error_images:
-        errors = fisher_errors(backbone, chosen.classes, chosen.error_images, chosen.batch)
+        errors = fisher_errors(backbone, chosen.classes, chosen.error_images, chosen.batch, told)
         found |= {"fisher_error": round(errors[f"{Settings().fisher} 1"], 2), "fisher_errors": errors}
     if chosen.memory_tasks:
-        growth = memory_growth(chosen)
+        growth = memory_growth(chosen, told)
         found |= {"memory_growth_T": round(max(g["growth"] for g in growth.values()), 2), "memory": growth}
     if not chosen.json:
         show(found, rows)
@@ -288,11 +296,13 @@ def main(chosen: Phases) -> None:
         print(peak_of(chosen.peak, chosen))
         return
     if chosen.scale:
-        scale_up(Scale(batch=chosen.batch, rounds=chosen.rounds, figure=chosen.figure, json=chosen.json))
+        scale_up(
+            Scale(batch=chosen.batch, rounds=chosen.rounds, figure=chosen.figure, json=chosen.json, rows=chosen.rows)
+        )
         return
     found = report(chosen)
     if chosen.json:
-        print(json.dumps(found))
+        print(json.dumps(found, default=str))
 
 
 if __name__ == "__main__":
