@@ -24,6 +24,8 @@ from intarsia.study.methods import METHODS, STANDARD
 from intarsia.study.summary import cells, markdown
 from intarsia.training.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 SMALL = ("--only", "animals", "vehicles", "--max-per-class", 4, "--epochs", 1, "--threads", 1)
 
 

@@ -146,6 +146,7 @@ def test_a_page_that_is_there_is_not_written_over(reported: Path, capsys: pytest
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.slow
 def test_a_browser_shows_the_page_without_complaint(reported: Path, tmp_path: Path) -> None:
     """At desktop and phone width, nothing wider than the window; a page with a fault is the control."""
     html = (reported / "runs-report.html").read_text()
