@@ -1,7 +1,7 @@
 """Pages of the site that are written elsewhere: README.md and its like, and a page per folder from its docstrings.
 
-mkdocs calls ``on_config``, ``on_files`` and ``on_page_markdown``. Links between Markdown files are written as the repository has them, so
-that they work there; here they are turned to where the same text stands on the site.
+mkdocs calls ``on_config``, ``on_files`` and ``on_page_markdown``. Links between Markdown files are written as the
+repository has them, so that they work there; here they are turned to where the same text stands on the site.
 """
 
 import os
@@ -31,20 +31,20 @@ def folders() -> list[str]:
 
 
 def reference(folder: str) -> str:
-    """The page of a folder: its docstrings."""
-    if folder:
-        return f"# {folder}\n\n::: intarsia.{folder}\n    options:\n      show_root_heading: false\n"
-    alone = sorted(path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("__"))
-    blocks = ["# intarsia", "::: intarsia\n    options:\n      show_root_heading: false\n      members: false"]
-    blocks += ["Names that `import intarsia` has:", *names()]
-    blocks += [f"::: intarsia.{name}" for name in alone]
+    """The page of a folder: its own docstring, then a section per file."""
+    name = f"intarsia.{folder}" if folder else "intarsia"
+    alone = sorted(path.stem for path in (PACKAGE / folder).glob("*.py") if not path.stem.startswith("__"))
+    blocks = [f"# {folder or name}", f"::: {name}\n    options:\n      show_root_heading: false\n      members: false"]
+    if not folder:
+        blocks += ["`import intarsia` offers:", names()]
+    blocks += [f"::: {name}.{file}\n    options:\n      heading_level: 2" for file in alone]
     return "\n\n".join(blocks) + "\n"
 
 
-def names() -> list[str]:
+def names() -> str:
     """The public names, each a link to where it is described."""
     found = re.findall(r"^from (\S+) import (\w+)$", (PACKAGE / "__init__.py").read_text(), re.MULTILINE)
-    return ["\n".join(f"- [`{name}`][{module}.{name}]" for module, name in found)]
+    return "\n".join(f"- [`{name}`][{module}.{name}]" for module, name in found)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:

@@ -192,6 +192,7 @@ def test_tasks_added_in_another_process_give_the_same_pool(world: Path, pool: Pa
     assert digest(world / "grown") == digest(pool)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["ita", "iel"])
 @pytest.mark.parametrize("adapter", ["lora", "full", "ia3"])
 def test_every_method_and_adapter_learns(world: Path, tmp_path: Path, method: str, adapter: str) -> None:

@@ -15,6 +15,8 @@ from intarsia import Pool, diagnose, evaluate
 from intarsia.evaluation.metrics import target_and_control
 from intarsia.report.page import confused, page, report_comparison, report_pool
 
+pytestmark = pytest.mark.slow
+
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
@@ -146,7 +148,6 @@ def test_a_page_that_is_there_is_not_written_over(reported: Path, capsys: pytest
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-@pytest.mark.slow
 def test_a_browser_shows_the_page_without_complaint(reported: Path, tmp_path: Path) -> None:
     """At desktop and phone width, nothing wider than the window; a page with a fault is the control."""
     html = (reported / "runs-report.html").read_text()
