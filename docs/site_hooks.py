@@ -13,6 +13,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+import intarsia
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "intarsia"
 ELSEWHERE = {
@@ -43,8 +45,8 @@ def reference(folder: str) -> str:
 
 def names() -> str:
     """The public names, each a link to where it is described."""
-    found = re.findall(r"^from (\S+) import (\w+)$", (PACKAGE / "__init__.py").read_text(), re.MULTILINE)
-    return "\n".join(f"- [`{name}`][{module}.{name}]" for module, name in found)
+    public = {name: getattr(intarsia, name) for name in sorted(intarsia.__all__)}
+    return "\n".join(f"- [`{name}`][{what.__module__}.{what.__qualname__}]" for name, what in public.items())
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -78,4 +80,5 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         target = ELSEWHERE.get(path) or path.removeprefix("docs/")
         return f"{link[1]}{os.path.relpath(target, posixpath.dirname(here) or '.')}{hash_}{anchor})"
 
-    return re.sub(r"(\]\()([^)\s]+)\)", turned, markdown)
+    unbroken = markdown.replace(" ± ", "\u00a0±\u00a0")  # a figure and its spread stay on one line
+    return re.sub(r"(\]\()([^)\s]+)\)", turned, unbroken)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_report import CHROMIUM, browse
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "intarsia"
@@ -95,3 +96,6 @@ def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> Non
     assert len([page for page in pages if page.suffix == ".html"]) > 25
     for page in pages:
         assert not LOADS.search(page.read_text()), page
+    if CHROMIUM is not None:
+        found, _ = browse(site / "index.html", tmp_path / "profile", 1280, "?q=fisher")
+        assert re.search(r"[1-9]\d* matching documents", found)

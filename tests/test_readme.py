@@ -99,3 +99,21 @@ def test_the_training_loop_of_the_documents_learns(tmp_path: Path) -> None:
     vector, accuracy = python(code, tmp_path).splitlines()
     assert vector.startswith("TaskVector(")
     assert float(re.fullmatch(r"accuracy (\d+\.\d) %", accuracy)[1]) > 45  # pyright: ignore[reportOptionalSubscript]
+
+
+def test_the_examples_of_extensions_run(tmp_path: Path) -> None:
+    """All blocks of the page, one after another in one program; an extension has less than 30 lines."""
+    text = (ROOT / "docs" / "extend.md").read_text()
+    examples = blocks(text, "python")
+    assert len(examples) >= 7
+    for example in examples:
+        lines = [line for line in example.splitlines() if line.strip() and not re.match(r"(from|import) ", line)]
+        assert len(lines) < 30, example
+    assert python("\n".join(examples), tmp_path).splitlines() == [
+        "root-fisher",
+        "True",
+        "2",
+        "torch.Size([2, 32])",
+        "[('circle',), ('square',), ('star',)]",
+        "20",
+    ]
