@@ -1,18 +1,11 @@
-"""Bad inputs, made on the spot in a folder of their own, and the one line that each gets.
-
-    python tests/bad_input.py
-
-puts what is said today in docs/reliability.md; `test_bad_input` holds it to what it says there.
-"""
+"""Bad inputs, made on the spot in a folder of their own; what the one line on each must say is in `test_bad_input`."""
 
 import json
 import os
-import re
 import resource
 import shlex
 import shutil
 import signal
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, chdir, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
@@ -28,22 +21,12 @@ from hostile import FORGED, HARM, LIES, cut, flip, rehashed
 from intarsia.cli.main import main
 from intarsia.store.lock import one_writer
 
-PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
-TITLE = "## Every bad input, and what is said"
 PHOTOS = "--data folder:photos"
 MODEL = "--backbone timm/test_vit@weights.safetensors"
 LEARN = f"learn {PHOTOS} {MODEL} --tasks 3 --epochs 1 --no-evaluate --out new"
 SPLIT = f"learn {PHOTOS} {MODEL} --split split.json --out new"
 ADD = "learn --add --out pool"
 ADD_NEW = f"{ADD} {PHOTOS} --split split.json --no-evaluate"
-
-ALIKE = {
-    r"process \d+ on .*?, since [-\d:T ]+(\+00:00)?": "process 4711 on lab, since 2026-01-01T12:00:00",
-    r"SHA-256 \w+, expected \w+": "SHA-256 0123456789ab, expected ba9876543210",
-    r"\([0-9a-f]{12}\)": "(0123456789ab)",
-    r"\d\.\d+e[-+]\d+": "1.23e+45",
-}
-"""What differs from machine to machine."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +57,7 @@ def said(bad: Bad) -> str:
     """Run a bad command in the current folder, which has been furnished; checks that nothing is lost by it.
 
     Returns:
-        str: the one line on standard error.
+        str: the one line on standard error that is not progress.
     """
     bad.spoil()
     out, err, before, code = StringIO(), StringIO(), seen(), None
@@ -86,45 +69,18 @@ def said(bad: Bad) -> str:
     after = seen()
     assert code == 2, (code, err.getvalue())
     assert "Traceback" not in err.getvalue()
-    assert len(err.getvalue().splitlines()) == 1, err.getvalue()
-    assert err.getvalue().startswith("intarsia: ")
+    *progress, line = err.getvalue().splitlines()
+    assert line.startswith("intarsia: "), err.getvalue()
+    assert not [told for told in progress if told.startswith("intarsia: ")], err.getvalue()
     new = {name for name in after if not (bad.begins and name.startswith("new/.run/"))} - set(before)
     assert not new, new
     assert {name: after.get(name) for name in before} == before
-    text = err.getvalue().strip().replace(str(Path.cwd()), "/somewhere")
-    for what, by in ALIKE.items():
-        text = re.sub(what, by, text)
-    return text
+    return line.replace(str(Path.cwd()), "/somewhere")
 
 
 def seen() -> dict[str, str]:
     """What lies in the current folder; links and holes are not read."""
     return contents(Path(), {"hole.json", "pipe.png"})
-
-
-def section(root: Path) -> str:
-    """The section of the page, from a furnished folder."""
-    lines = [
-        TITLE,
-        "",
-        "Exit code 2, one line on standard error, every file as it was. The tests make and run all of these.",
-    ]
-    for title, bads in BAD.items():
-        lines += ["", f"### {title}", "", *(row(bad, root) for bad in bads)]
-    return "\n".join(lines) + "\n"
-
-
-def row(bad: Bad, root: Path) -> str:
-    """The line of the page, tried in a copy of a furnished folder."""
-    with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(root, folder, dirs_exist_ok=True)
-        with chdir(folder):
-            return f"- **{bad.what}**: {escaped(said(bad).removeprefix('intarsia: '))}"
-
-
-def escaped(text: str) -> str:
-    """As Markdown."""
-    return re.sub(r"([\\*_`\[\]])", r"\\\1", text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 # What makes things wrong
@@ -377,9 +333,3 @@ BAD: dict[str, list[Bad]] = {
         Bad("a disk that gets full while learning", LEARN, within=lambda: small_files(50_000), begins=True),
     ],
 }
-
-
-if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        made = section(furnish(Path(folder)))
-    PAGE.write_text(PAGE.read_text().split(TITLE)[0] + made)

@@ -31,6 +31,8 @@ from intarsia.study.methods import METHODS, STANDARD
 from intarsia.study.summary import cells, markdown, summary
 from intarsia.training.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 SMALL = ("--only", "animals", "vehicles", "--max-per-class", 4, "--epochs", 1, "--threads", 1)
 
 

@@ -51,6 +51,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 def test_kernel_adds_what_the_plain_path_adds() -> None:
     paths = [str(Path(__file__).parent), *sys.path]  # of this process: where cases and the package are
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(paths)}

@@ -178,6 +178,7 @@ def test_bfloat16_products_train_nearly_the_same_vector_in_float32(adapter: Adap
     torch.testing.assert_close(head.weight, exact_head.weight, rtol=0.1, atol=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not any(map(shutil.which, CXX)), reason="torch.compile on a CPU needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, by torch
 def test_a_compiled_network_trains_the_same_vector() -> None:

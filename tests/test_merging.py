@@ -1,11 +1,13 @@
 """Merge rules on cases whose answer is known by hand, and what must hold whatever the vectors."""
 
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft.utils import merge_utils as peft
 from torch import Tensor
 
 from cases import QUICK, backbone, randn, same, seeded, stream
@@ -55,6 +57,33 @@ def test_ties_lies_between_the_entries_that_agree(seed: int) -> None:
     merged, entries = flat(ties(taus, density=1.0)), torch.stack([flat(t) for t in taus])
     assert torch.equal(merged.sign(), entries.sum(0).sign())
     assert bool((merged.abs() <= entries.abs().max(0).values + 1e-12).all())
+
+
+@pytest.mark.parametrize("density", [0.125, 0.25, 0.5, 1.0])
+def test_ties_is_pefts(density: float) -> None:
+    """peft takes a task vector as one tensor; its entries here are floats, of which no two have equal size."""
+    taus = some(4, 11)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The density", category=UserWarning)
+        expected = peft.ties([flat(tau) for tau in taus], torch.ones(4, dtype=torch.float64), density)
+    torch.testing.assert_close(flat(ties(taus, density=density)), expected)
+
+
+def test_dare_is_pefts_in_distribution() -> None:
+    """An entry that both kept is tau / (1 - drop) in both; mean and spread over many draws agree."""
+    drop, taus, generator = 0.75, some(3, 5), seeded(3)
+    weights = torch.full((3,), 1 / 3, dtype=torch.float64)
+    ours = torch.stack([flat(dare(taus, drop=drop, generator=generator)) for _ in range(3000)])
+    theirs = torch.stack([peft.dare_linear([flat(t) for t in taus], weights, 1 - drop) for _ in range(3000)])
+    z = (ours.mean(0) - theirs.mean(0)) / ((ours.var(0) + theirs.var(0)) / 3000).sqrt()
+    assert float(z.abs().max()) < 4
+    torch.testing.assert_close(ours.std(0), theirs.std(0), rtol=0.1, atol=0.0)
+    one = taus[:1]
+    kept = flat(dare(one, drop=drop, generator=generator))
+    pruned = peft.prune(flat(one[0]), 1 - drop, method="random", rescale=True)
+    both = (kept != 0) & (pruned != 0)
+    assert bool(both.any())
+    torch.testing.assert_close(kept[both], pruned[both])
 
 
 def test_dare_without_dropping_is_the_mean_and_with_it_unbiased() -> None:

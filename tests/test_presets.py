@@ -59,6 +59,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return timm_weights(tmp_path_factory.mktemp("presets"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(DATA))
 def test_a_stream_of_the_data_sets_shape_starts(name: str, weights: Path, tmp_path: Path) -> None:
     """As many classes as the data set has, two tiny images each: split as the paper says, and the first steps run."""

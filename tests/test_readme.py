@@ -1,4 +1,4 @@
-"""The README's commands and code, run as written."""
+"""The commands and code of the README, the quick start and the training loop, run as written."""
 
 import re
 import shlex
@@ -8,34 +8,23 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+README, QUICK_START, OWN_LOOP = (
+    (ROOT / name).read_text() for name in ("README.md", "docs/quick_start.md", "docs/your_own_loop.md")
+)
 
 
-def blocks(language: str) -> list[str]:
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-    return [text for kind, text in found if kind == language]
+def blocks(text: str, language: str) -> list[str]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [block for kind, block in found if kind == language]
 
 
-def commands() -> list[str]:
-    return [line for block in blocks("") for line in block.splitlines() if line.strip()]
-
-
-def test_the_first_two_commands_install_and_run() -> None:
-    first, second = commands()[:2]
-    assert "pip install ." in first
-    assert first.endswith("intarsia learn --out runs/sketches")
-    assert second.endswith("pip install -e '.[dev]' && pytest")
-
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the main job has run, with fewer passes than a user makes."""
-    folder = tmp_path_factory.mktemp("readme")
-    job = commands()[0].split("&& ")[-1]
-    done = intarsia(f"{job} --epochs 1 --max-per-class 4 --no-evaluate", folder)
-    assert done.returncode == 0, done.stderr
-    return folder
+def commands(*texts: str) -> list[str]:
+    """Each once."""
+    found = [line for text in texts for block in blocks(text, "") for line in block.splitlines() if line.strip()]
+    return list(dict.fromkeys(found))
 
 
 def intarsia(line: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -45,47 +34,86 @@ def intarsia(line: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
 
 
+def python(code: str, cwd: Path) -> str:
+    (cwd / "example.py").write_text(code)
+    done = subprocess.run([sys.executable, "example.py"], capture_output=True, text=True, cwd=cwd, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def shortened(line: str) -> str:
+    """A command that would take minutes, on less."""
+    if line.startswith("intarsia compare"):  # an hour as it stands; every method has tests of its own
+        line = re.sub(r"--methods .*? (?=--)", "--methods frozen ", line).replace("--seeds 3", "--seeds 1")
+        return f"{line} --only animals vehicles --max-per-class 4"
+    return f"{line} --per-task 4" if line.startswith("intarsia diagnose") else line
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the first command has run, with fewer passes than a user makes."""
+    folder = tmp_path_factory.mktemp("readme")
+    first = commands(README)[0].split("&& ")[-1]
+    done = intarsia(f"{first} --epochs 1 --max-per-class 4 --run.no-evaluate", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_the_first_two_commands_install_and_run() -> None:
+    first, second = commands(README)[:2]
+    assert first.endswith("pip install . && intarsia learn")
+    assert second.endswith("pip install -e '.[dev]' && pytest")
+
+
 def test_every_command_on_the_built_in_pool_runs(workplace: Path) -> None:
-    lines = [line for line in commands() if line.startswith("intarsia") and " learn " not in line]
-    assert len(lines) >= 9
+    lines = [line for line in commands(README, QUICK_START) if re.match(r"intarsia (?!learn)", line)]
+    assert len(lines) >= 14
     for line in lines:
-        if line.startswith("intarsia compare"):  # an hour as it stands; every method has tests of its own
-            line += " --methods frozen --seeds 1 --only animals vehicles --max-per-class 4"  # noqa: PLW2901
-        if line.startswith("intarsia diagnose"):  # minutes on 200 images a task
-            line += " --per-task 4"  # noqa: PLW2901
-        done = intarsia(line, workplace)
+        done = intarsia(shortened(line), workplace)
         assert done.returncode == 0, (line, done.stderr)
         assert done.stdout.strip(), line
 
 
 def test_learn_commands_for_a_users_own_images_parse(workplace: Path) -> None:
-    lines = [line for line in commands() if line.startswith("intarsia learn")]
-    assert len(lines) == 2
-    whole, added = lines
-    done = intarsia(whole, workplace)  # there are no photos here: the one thing that is wrong with it
-    assert done.returncode == 2
-    assert "photos" in done.stderr
-    done = intarsia(added.replace("runs/photos", "runs/sketches"), workplace)
-    assert done.returncode == 2
-    assert "new_birds" in done.stderr
+    """There are no photos here, which is the one thing that is wrong with them."""
+    lines = [line for line in commands(README, QUICK_START) if re.match(r"intarsia learn .+", line)]
+    assert len(lines) == 3
+    for line, said in zip(lines, ("photos", "new_birds", "runs/photos"), strict=True):
+        done = intarsia(line.replace("runs/photos", "runs/chalk-ita") if "--add" in line else line, workplace)
+        assert done.returncode == 2, done.stderr
+        assert said in done.stderr.splitlines()[-1]
 
 
 def test_the_python_example_runs(workplace: Path) -> None:
-    (code,) = blocks("python")
+    (code,) = blocks(README, "python")
     quick = code.replace("import ITA,", "import ITA, Training,").replace("out=", "training=Training(epochs=1), out=")
-    quick = quick.replace('TaskStream.load("sketches")', 'TaskStream.load("sketches", max_per_class=4)')
+    quick = quick.replace('TaskStream.load("chalk")', 'TaskStream.load("chalk", max_per_class=4)')
     picture = "from PIL import Image\nImage.new('L', (28, 28)).save('cat.png')\n"
     show = "\nprint(len(result.accuracy_matrix), len(labels), expert.labels[0], len(clean.labels), len(mix.labels))\n"
-    (workplace / "example.py").write_text(picture + quick + show)
-    done = subprocess.run([sys.executable, "example.py"], capture_output=True, text=True, cwd=workplace, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["10", "1", "bee", "90", "20"]
+    assert python(picture + quick + show, workplace).split() == ["10", "1", "bee", "90", "20"]
 
 
-def test_the_training_loop_of_the_documents_runs(tmp_path: Path) -> None:
-    text = (ROOT / "docs" / "your_own_loop.md").read_text()
-    (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    (tmp_path / "loop.py").write_text(code)
-    done = subprocess.run([sys.executable, "loop.py"], capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("TaskVector(")
+def test_the_training_loop_of_the_documents_learns(tmp_path: Path) -> None:
+    """On images class by class, unshuffled, the same loop ends at 30 %."""
+    (code,) = blocks(OWN_LOOP, "python")
+    vector, accuracy = python(code, tmp_path).splitlines()
+    assert vector.startswith("TaskVector(")
+    assert float(re.fullmatch(r"accuracy (\d+\.\d) %", accuracy)[1]) > 45  # pyright: ignore[reportOptionalSubscript]
+
+
+def test_the_examples_of_extensions_run(tmp_path: Path) -> None:
+    """All blocks of the page, one after another in one program; an extension has less than 30 lines."""
+    text = (ROOT / "docs" / "extend.md").read_text()
+    examples = blocks(text, "python")
+    assert len(examples) >= 7
+    for example in examples:
+        lines = [line for line in example.splitlines() if line.strip() and not re.match(r"(from|import) ", line)]
+        assert len(lines) < 30, example
+    assert python("\n".join(examples), tmp_path).splitlines() == [
+        "root-fisher",
+        "True",
+        "2",
+        "torch.Size([2, 32])",
+        "[('circle',), ('square',), ('star',)]",
+        "20",
+    ]

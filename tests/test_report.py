@@ -17,6 +17,8 @@ from intarsia.evaluation.kept import Kept
 from intarsia.evaluation.metrics import target_and_control
 from intarsia.report.page import confused, report_comparison, report_pool
 
+pytestmark = pytest.mark.slow
+
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
@@ -198,10 +200,16 @@ def test_a_browser_shows_the_page_without_complaint(reported: Path, tmp_path: Pa
     assert "CONSOLE" in browse(tmp_path / "bad.html", tmp_path / "profile", 1200)[1]
 
 
-def browse(path: Path, profile: Path, width: int) -> tuple[str, str]:
+def browse(path: Path, profile: Path, width: int, query: str = "") -> tuple[str, str]:
     """A page's document after its scripts ran, and what the browser's console said."""
     quiet = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run")
     command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", *quiet, "--enable-logging=stderr"]
-    command += [f"--user-data-dir={profile}", f"--window-size={width},900", "--dump-dom", path.as_uri()]
+    command += [
+        f"--user-data-dir={profile}",
+        "--virtual-time-budget=5000",
+        f"--window-size={width},900",
+        "--dump-dom",
+        path.as_uri() + query,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     return done.stdout, done.stderr

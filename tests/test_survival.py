@@ -36,6 +36,8 @@ from intarsia.store.lock import one_writer
 from intarsia.store.verify import repair, unnamed, verify
 from intarsia.training.checkpoint import Checkpoint
 
+pytestmark = pytest.mark.slow
+
 TASKS = 3
 OPTIONS: dict[str, Any] = {"adapter": LoRA(1), "regularizer": ITA(0.1), "training": QUICK}
 APART = {"log.jsonl"}

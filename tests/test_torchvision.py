@@ -11,6 +11,8 @@ import torch
 
 from intarsia.backbones import torchvision_guard
 
+pytestmark = pytest.mark.slow
+
 
 def python(code: str) -> str:
     """Run in a fresh interpreter with warnings as errors."""

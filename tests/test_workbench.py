@@ -10,6 +10,8 @@ from intarsia import IEL, ITA, Backbone, LoRA, TaskStream, evaluate, learn
 from intarsia.training.recommended import recommended
 from workbench import Setting, Workbench
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("method", ["ita", "iel"])
 def test_the_workbench_learns_what_learn_learns(method: str, tmp_path: Path) -> None:
