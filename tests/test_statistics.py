@@ -20,7 +20,7 @@ def mixtures(classes: int = 2, components: int = 3, width: int = 4, seed: int = 
     mix = randn(width, width, seed=seed + 3) + torch.eye(width, dtype=torch.float64)
     weights, freedom = weights / weights.sum(1, keepdim=True), 65
     scatter = mix @ mix.T * freedom
-    return ClassStatistics(weights, 2 * means, variances.square() + 0.1, scatter, freedom, basis_of(scatter, freedom))
+    return ClassStatistics(weights, 2 * means, variances.square() + 0.1, scatter, freedom)
 
 
 def moments(statistics: ClassStatistics) -> tuple[Tensor, Tensor]:

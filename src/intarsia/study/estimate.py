@@ -91,11 +91,10 @@ def estimate(
 
     weights = _mib(*backbone.tuned.values())
     head, scatter = _mib(*tuned.head.tensors().values()), _mib(prepared.statistics.scatter)
-    shared = scatter + _mib(prepared.statistics.basis)
     drifts = _mib(*tuned.drift.tensors().values())
-    module = _mib(*tuned.parts.values()) + 2 * drifts + scatter + shared
-    a_class = (_mib(*prepared.statistics.tensors().values()) - shared + 2 * head) / len(few.classes)
-    references = head / len(few.classes) * sum(seen)
+    module = _mib(*tuned.parts.values()) + 2 * drifts + 2 * scatter
+    a_class = (_mib(*prepared.statistics.tensors().values()) - scatter + 2 * head) / len(few.classes)
+    references = head / len(few.classes) * classes
     disk = module * len(tasks) + a_class * classes + references + weights * (1 + keep_fishers * len(tasks))
     sums = 2 * weights
     decoded = sum(len(t.train) + len(t.test) for t in tasks) * _mib(pixels[0])
