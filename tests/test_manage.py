@@ -18,6 +18,7 @@ from bad_input import furnish
 from cases import backbone, contents, edit, stream
 from hostile import flip
 from intarsia import ComposedModel, InputError, Pool
+from intarsia.backbones.preprocessing import Preprocessing
 from intarsia.cli.main import main
 from intarsia.merging import model as models
 from intarsia.merging.recipe import unlearn
@@ -138,6 +139,25 @@ def test_a_model_made_on_a_network_of_ones_own_says_that_it_needs_it(pool: Pool,
         ComposedModel.load(tmp_path / "model", backbone())
 
 
+ARCHITECTURES = {
+    "a name that fetches": {"name": "hf-hub:someone/something"},
+    "a file to read": {"arguments": {"num_classes": 0, "checkpoint_path": "x.pth"}},
+    "another network": {"name": "test_vit2"},
+    "another library": {"library": "pickle"},
+    "no name": {"name": None},
+    "arguments in a list": {"arguments": []},
+    "an argument of another kind": {"arguments": {"num_classes": "none"}},
+}
+
+
+@pytest.mark.parametrize("lie", ARCHITECTURES)
+def test_a_merged_model_that_lies_of_its_network_is_refused(lie: str, furnished: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(furnished / "composed", tmp_path / "model"))
+    edit(folder / "model.json", lambda r: r["architecture"].update(ARCHITECTURES[lie]))
+    with pytest.raises(InputError, match=r"model\.json|architecture|does not fit"):
+        ComposedModel.load(folder)
+
+
 @pytest.mark.parametrize("scale", ["1e39", "1e30", "-1e39", "-1e30", "-1e38"])
 def test_no_model_is_written_or_measured_whose_numbers_are_not_finite(
     scale: str, furnished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -201,9 +221,9 @@ def test_many_images_are_decoded_batch_by_batch(pool: Pool, furnished: Path, mon
     whole, calls = model.probabilities(paths), list[int]()
     plain = models.decode_all
 
-    def counted(batch: list[Path], *rest: object) -> torch.Tensor:
+    def counted(batch: list[Path], preprocessing: Preprocessing) -> torch.Tensor:
         calls.append(len(batch))
-        return plain(batch, *rest)
+        return plain(batch, preprocessing)
 
     monkeypatch.setattr(models, "decode_all", counted)
     monkeypatch.setattr(models, "BATCH", 7)

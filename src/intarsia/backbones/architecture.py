@@ -9,6 +9,9 @@ from torch import nn
 from intarsia.backbones.builtin import BUILTIN, builtin_card
 from intarsia.errors import InputError
 
+ARGUMENTS = ("num_classes", "img_size", "in_chans", "global_pool", "dynamic_img_size")
+"""Of timm's models that a file may give; others could name a file to read, or an address."""
+
 
 def architecture_of(spec: str) -> dict[str, Any] | None:
     """How a backbone's network is built, as JSON; None where only its maker knows (a network made in Python)."""
@@ -34,13 +37,16 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
     if library != "timm" or not (own or timm.is_model(name.split(".")[0])):
         raise InputError(f"unknown architecture {name!r} of {library!r}: expected one of timm {timm.__version__}")
 
+    arguments = architecture["arguments"]
+    if not own and (odd := sorted(arguments.keys() - {*ARGUMENTS})):
+        raise InputError(f"architecture {name!r} with {odd[0]!r}: expected some of {', '.join(ARGUMENTS)}")
+
     def made() -> nn.Module:
-        arguments = architecture["arguments"]
         return VisionTransformer(**arguments) if own else timm.create_model(name, pretrained=False, **arguments)
 
     try:
         return _empty(made)
-    except TypeError as error:
+    except (TypeError, AssertionError) as error:
         raise InputError(f"architecture {name!r}: {error}; it was written by another version of timm") from error
 
 
