@@ -70,7 +70,9 @@ def merged_model(folder: Path, selection: Selection, where: Where, device: str) 
     if where.backbone is not None:
         given.append("--backbone")
     if given:
-        raise InputError(f"{' and '.join(given)} with a merged model, which is what it is: name the pool instead")
+        raise InputError(
+            f"{' and '.join(given)} with {folder}, a composed model, which is fixed: name the pool instead"
+        )
     return ComposedModel.load(folder).to(on_device(device))
 
 
