@@ -15,6 +15,7 @@ from intarsia.backbones.builtin import BUILTIN
 from intarsia.backbones.loaders import load_network
 from intarsia.backbones.names import TARGETS, match_targets
 from intarsia.backbones.preprocessing import Preprocessing
+from intarsia.errors import InputError
 from intarsia.locations import absolute
 from intarsia.numerics import digest
 
