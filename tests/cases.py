@@ -23,7 +23,6 @@ from intarsia.class_stats.drift import FeatureDrift
 from intarsia.class_stats.gaussians import Gaussians
 from intarsia.class_stats.mixtures import ClassStatistics
 from intarsia.class_stats.prototypes import Anchor
-from intarsia.class_stats.shrinkage import basis_of
 from intarsia.curvature.fisher import DiagonalMetric
 from intarsia.heads.head import Head
 from intarsia.store.card import Card
@@ -220,7 +219,7 @@ def plain_statistics(weights: Tensor, means: Tensor, variances: Tensor) -> Class
     """Mixtures whose basis is (nearly) that of the features: as good as infinitely many images."""
     many = 10**12
     scatter = torch.eye(means.shape[-1], dtype=means.dtype) * many
-    return ClassStatistics(weights, means, variances, scatter, many, basis_of(scatter, many))
+    return ClassStatistics(weights, means, variances, scatter, many)
 
 
 def contents(folder: Path, without: Iterable[str] = ()) -> dict[str, str]:

@@ -57,6 +57,8 @@ LIES: dict[str, Callable[[dict[str, Any]], object]] = {
     "a file that is not named": lambda r: r["files"].pop(fisher_of(r)),
     "a hash that is none": lambda r: r["files"].update({fisher_of(r): {"sha256": "x", "size": 1}}),
     "files in a list": lambda r: r.update(files=[1]),
+    "a class renamed to ../x": lambda r: r.update(renamed={r["tasks"][0]: {"a": "../x"}}),
+    "names in a list": lambda r: r.update(renamed=[["a", "b"]]),
     "rank 0": lambda r: r["adapter"].update(rank=0),
     "an unknown adapter": lambda r: r["adapter"].update(kind="pickle"),
     "a backbone in a list": lambda r: r.update(backbone=[]),

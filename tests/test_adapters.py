@@ -27,7 +27,7 @@ from cases import (
     split_backbone,
     stream,
 )
-from intarsia import IA3, Full, InputError, LoRA, learn
+from intarsia import IA3, Full, InputError, LoRA, TaskVector, learn
 from intarsia.adapters import AdaptedLinear, Adapter, Attachment
 from intarsia.merging.model import ComposedModel
 
@@ -388,3 +388,16 @@ def test_a_weight_used_twice_is_learned_merged_and_kept(how: str, tmp_path: Path
     model.save(tmp_path / "m")
     again = ComposedModel.load(tmp_path / "m", theta0)
     torch.testing.assert_close(again.logits(images), model.logits(images))
+
+
+def test_ia3_refuses_a_total_that_is_no_factor_per_row() -> None:
+    """It would be projected, and the composed model trained through would be another than the one asked for."""
+    theta0 = backbone()
+    name = "blocks.1.mlp.fc1.weight"
+    with theta0.attach(IA3()) as attachment:
+        rows = {n: w * randn(len(w), 1, seed=3, dtype=w.dtype) for n, w in theta0.tuned.items()}
+        attachment.compose(TaskVector(rows), 3)
+        low_rank = {n: d + 1e-2 * randn(*d.shape, seed=4, dtype=d.dtype) * (n == name) for n, d in rows.items()}
+        with pytest.raises(InputError, match=rf"{name}: .*no factor a row.*LoRA or full"):
+            attachment.compose(TaskVector(low_rank), 3)
+        attachment.start_at(TaskVector(low_rank))  # the nearest is asked for by name

@@ -151,8 +151,7 @@ def setting_of(cell: Cell) -> Setting:
 
 
 def _frozen(bench: Workbench) -> dict[str, Any]:
-    aligned = evaluate(bench.frozen("aligned"), bench.stream, history=False).final_accuracy
-    return {**evaluate(bench.frozen(), bench.stream).record(), "aligned_heads": aligned}
+    return evaluate(bench.frozen(), bench.stream).record()
 
 
 def main_table(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:

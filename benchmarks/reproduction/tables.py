@@ -40,7 +40,6 @@ def accuracy_table(lines: Sequence[dict[str, Any]]) -> str:
         "head moved": "head_moved",
         "pairs": "pairs",
         "carried heads": "carried_heads",
-        "aligned heads": "aligned_heads",
         "own heads": "own_heads",
     }
     columns = {title: key for title, key in known.items() if any(line["result"].get(key) is not None for line in lines)}

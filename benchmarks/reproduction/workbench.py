@@ -34,7 +34,7 @@ from intarsia.training.settings import Settings
 from intarsia.training.state import LearnerState, PreparedTask
 from intarsia.training.task import finish, prepare
 
-OTHER_HEADS: tuple[Heads, ...] = ("carried", "aligned", "own")
+OTHER_HEADS: tuple[Heads, ...] = ("carried", "own")
 """Than the anchored ones."""
 SET_UP = (
     "batch_size",
@@ -132,22 +132,17 @@ class Workbench:
         """A recipe over the first modules learned; their mean, with its history, if none is given."""
         names = tuple(m.card.task for m in modules)
         rule = recipe or mean(names)
-        reference = self.preludes[len(modules) - 1].state.reference
-        assert reference is not None
-        aligned = {p.prepared.task.name: reference[p.prepared.rows] for p in self.preludes}
+        chosen = [m for m in modules if m.task in rule.tasks or rule.weights.get(m.task)]
         return self._model(
             merge(self.backbone, build_adapter(setting.adapter, setting.rank), modules, rule.weights),
-            compose_heads(modules, rule, aligned, heads, anchored_in(rule, names, heads)),
+            compose_heads(chosen, rule, heads, modules if anchored_in(rule, names, heads) else ()),
             rule.tasks,
             None if recipe else lambda count: self.compose(setting, modules[:count], heads=heads),
         )
 
-    def frozen(self, heads: Literal["carried", "aligned"] = "carried") -> ComposedModel:
-        """theta0 with the discriminant of all classes, or with the ``aligned`` reference heads of all tasks."""
-        classes = Gaussians.join([p.prepared.statistics.gaussians() for p in self.preludes])
-        reference = self.preludes[-1].state.reference
-        assert reference is not None
-        head = reference if heads == "aligned" else discriminant(classes)
+    def frozen(self) -> ComposedModel:
+        """theta0 with the discriminant of all classes."""
+        head = discriminant(Gaussians.join([p.prepared.statistics.gaussians() for p in self.preludes]))
         return self._model(copy.deepcopy(self.backbone.model), head, tuple(t.name for t in self.stream), None)
 
     def _model(

@@ -10,7 +10,7 @@ that are promised, and libFuzzer writes the input that made it; a hang is an inp
 
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -20,15 +20,19 @@ atheris: Any = import_module("atheris")
 with atheris.instrument_imports(include=["intarsia", "json"]):
     from safetensors import SafetensorError
 
+    from intarsia.adapters.lora import LoRA
     from intarsia.cli.options import parse_weights
+    from intarsia.curvature.fisher import Fisher
     from intarsia.data.splits import check_tasks, grouped, read_split
     from intarsia.errors import InputError
+    from intarsia.pool import Pool
     from intarsia.store.card import Card
     from intarsia.store.files import parse_metadata, parse_tensors
     from intarsia.store.index import Index
     from intarsia.strict_json import parse_json
 
-POOL = Path(__file__).parents[2] / "tests" / "pools" / "format-4"
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+cases: Any = import_module("cases")  # the tests' small network
 DAMAGED = (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError)
 """What ``storage.reading`` turns into one clear error."""
 
@@ -63,30 +67,43 @@ def split(data: bytes) -> None:
     check_tasks([*grouped("photos", ["fox", "elk", "dog"], split=read_split(path)).items()])
 
 
-TARGETS: dict[str, tuple[Callable[[bytes], None], Iterable[bytes], tuple[type[Exception], ...]]] = {
-    "index": (index, [(POOL / "pool.json").read_bytes()], DAMAGED),
-    "card": (card, [(POOL / "modules" / "task01" / "card.json").read_bytes()], DAMAGED),
-    "tensors": (tensors, [path.read_bytes() for path in POOL.rglob("*.safetensors")], DAMAGED),
-    "weights": (weights, [b"birds=.7,cars=.3"], ()),
-    "split": (split, [b'{"wild": ["fox", "elk"], "tame": ["dog"]}'], ()),
+TARGETS: dict[str, tuple[Callable[[bytes], None], str | bytes, tuple[type[Exception], ...]]] = {
+    "index": (index, "pool.json", DAMAGED),
+    "card": (card, "modules/task01/card.json", DAMAGED),
+    "tensors": (tensors, "**/*.safetensors", DAMAGED),
+    "weights": (weights, b"birds=.7,cars=.3", ()),
+    "split": (split, b'{"wild": ["fox", "elk"], "tame": ["dog"]}', ()),
 }
-"""Name -> what reads, what it begins with, and the errors that the reader's caller makes one of."""
+"""Name -> what reads, what it begins with (bytes, or files of a pool), and the errors that its caller makes one of."""
+
+
+def tiny_pool(folder: Path) -> Path:
+    """A pool of one module that nobody trained."""
+    theta0, adapter = cases.backbone(), LoRA(2)
+    made = cases.module("task01", ["a", "b"], adapter, theta0, 1)
+    fisher = Fisher({name: weight.square() for name, weight in theta0.tuned.items()}, 5)
+    pool = Pool.create(folder, theta0, adapter, {"method": "ita"})
+    pool.add(made, fisher, made.reference)
+    return pool.path
 
 
 def main() -> None:
     """Fuzz one target."""
     if sys.argv[1:2] == [] or sys.argv[1] not in TARGETS:
         raise SystemExit(f"expected one of {', '.join(TARGETS)}, then libFuzzer's own flags")
-    target, seeds, allowed = TARGETS[sys.argv[1]]
+    target, start, allowed = TARGETS[sys.argv[1]]
 
     def once(data: bytes) -> None:
         with suppress(InputError, *allowed):
             target(data)
 
-    with tempfile.TemporaryDirectory() as corpus:
+    with tempfile.TemporaryDirectory() as folder:
+        pool, corpus = tiny_pool(Path(folder) / "pool"), Path(folder) / "corpus"
+        corpus.mkdir()
+        seeds = [start] if isinstance(start, bytes) else [path.read_bytes() for path in sorted(pool.glob(start))]
         for number, seed in enumerate(seeds):
-            (Path(corpus) / str(number)).write_bytes(seed)
-        atheris.Setup([sys.argv[0], *sys.argv[2:], corpus], once)
+            (corpus / str(number)).write_bytes(seed)
+        atheris.Setup([sys.argv[0], *sys.argv[2:], str(corpus)], once)
         atheris.Fuzz()
 
 

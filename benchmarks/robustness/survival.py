@@ -34,6 +34,7 @@ from rich.progress import track
 from intarsia import ITA, Backbone, InputError, LoRA, Pool, TaskStream, learn
 from intarsia.cli.main import main as command_line
 from intarsia.curvature.fisher import Fisher
+from intarsia.heads.head import Head
 from intarsia.store.lock import one_writer
 from intarsia.store.store import LOG
 from intarsia.store.verify import verify
@@ -199,7 +200,8 @@ def _write_rounds(folder: str, number: int, rounds: int, barrier: Barrier, told:
                 there = (Path(folder) / "pool.json").exists()
                 pool = Pool.open(folder, theta0) if there else Pool.create(folder, theta0, adapter, {"method": "ita"})
                 made = cases.module(task, [f"{task}a"], adapter, theta0, number)
-                pool.add(made, fisher, made.reference)
+                before = pool.reference()
+                pool.add(made, fisher, Head.join([*([before] if before else []), made.reference]))
                 added.append(task)
         except InputError:
             refused += 1

@@ -11,14 +11,18 @@ from torch import Tensor, nn
 
 from intarsia.adapters.protocol import Adapter
 from intarsia.adapters.records import build_adapter
+from intarsia.backbones.architecture import architecture_of
 from intarsia.backbones.backbone import Backbone
+from intarsia.class_stats.gaussians import Gaussians
 from intarsia.curvature.fisher import Fisher
+from intarsia.data.stream import TaskStream
 from intarsia.errors import InputError
+from intarsia.heads.discriminant import discriminant
 from intarsia.heads.head import Head
 from intarsia.merging import recipe as recipes
 from intarsia.merging.dare import dare
 from intarsia.merging.fisher_mean import fisher_mean
-from intarsia.merging.heads import Heads, anchored_in, compose_heads
+from intarsia.merging.heads import Heads, anchored_in, compose_heads, kind_of
 from intarsia.merging.merge import merge, moved
 from intarsia.merging.model import ComposedModel
 from intarsia.merging.recipe import Recipe
@@ -26,7 +30,7 @@ from intarsia.merging.rules import Rule
 from intarsia.merging.ties import ties
 from intarsia.store.index import INDEX, Index
 from intarsia.store.lock import RUN
-from intarsia.store.module import Module
+from intarsia.store.module import Module, Trace
 from intarsia.store.store import Store
 from intarsia.task_vector import TaskVector
 
@@ -41,11 +45,12 @@ class Pool(Store):
         >>> labels = pool.mean().predict(["cat.png"])
     """
 
-    def __init__(self, path: Path, index: Index, backbone: Backbone | None = None) -> None:
+    def __init__(self, path: Path, index: Index, backbone: Backbone | str | None = None) -> None:
         super().__init__(path, index)
-        self._backbone = backbone
-        if backbone is not None:
-            index.check(path, backbone)
+        self._spec = backbone if isinstance(backbone, str) else index.backbone["name"]
+        self._backbone = backbone if isinstance(backbone, Backbone) else None
+        if self._backbone is not None:
+            index.check(path, self._backbone)
 
     def __repr__(self) -> str:
         return f"Pool({str(self.path)!r}, {len(self.tasks)} tasks on {self.index.backbone['name']})"
@@ -65,15 +70,15 @@ class Pool(Store):
         return cls(path, Index.of(backbone, adapter, settings), backbone)
 
     @classmethod
-    def open(cls, path: str | Path, backbone: Backbone | None = None) -> "Pool":
+    def open(cls, path: str | Path, backbone: Backbone | str | None = None) -> "Pool":
         """Open a pool; nothing but ``pool.json`` is read until it is needed.
 
         Args:
             path: the folder.
-            backbone: theta0; loaded by the name in the pool when first needed if None.
+            backbone: theta0, or what to load it by when it is first needed; the name in the pool if None.
 
         Raises:
-            InputError: no pool is there, its format is newer, or ``backbone`` is not the one it was learned on.
+            InputError: no pool is there, its format is another, or ``backbone`` is not the one it was learned on.
         """
         return cls(Path(path), Index.read(Path(path)), backbone)
 
@@ -86,8 +91,7 @@ class Pool(Store):
     def backbone(self) -> Backbone:
         """theta0, checked against the hash in the pool."""
         if self._backbone is None:
-            about = self.index.backbone
-            self._backbone = Backbone.load(about["name"], targets=about["targets"])
+            self._backbone = Backbone.load(self._spec, targets=self.index.backbone["targets"])
             self.index.check(self.path, self._backbone)
         return self._backbone
 
@@ -112,25 +116,35 @@ class Pool(Store):
 
     @cached_property
     def anchors_hold(self) -> bool:
-        """No module's classes were looked up in a mean with a task that was dropped since (``verify --repair``)."""
+        """No module's classes were looked up in a mean with a task that was dropped since."""
+        return self._looked_up_whole(self.tasks)
+
+    def _looked_up_whole(self, tasks: Sequence[str]) -> bool:
         lost = self.index.lost
-        return not lost or not any(task in lost for t in self.tasks for task in self.card(t).influenced_by.anchors)
+        return not lost or not any(task in lost for t in tasks for task in self.card(t).influenced_by.anchors)
 
     # Models
 
     def compose(self, recipe: Recipe, *, heads: Heads = "anchored") -> ComposedModel:
         """The model of a recipe; its ``before(i)`` is the same rule over the first i tasks.
 
+        Only what it needs is read: a damaged module does not matter to a composition that neither adds nor answers with
+        it. (Where the classes are looked up in a mean that it is part of and its part in that cannot be read, they are
+        carried from theta0, as after ``verify --repair``; ``recipe["heads"]`` of the model says which.)
+
         Args:
             recipe: what to compose.
-            heads: ``anchored`` in the mean of the modules, ``carried`` from theta0, ``aligned`` there, or the modules'
-                ``own``; see ``recipes.compose_heads``.
+            heads: ``anchored`` in the mean of the modules, ``carried`` from theta0, or the modules' ``own``; see
+                ``merging.heads.compose_heads``.
+
+        Raises:
+            InputError: a module it needs is damaged, or a merged weight is not finite.
         """
         return self._composed(recipe, heads, len(self.tasks))
 
     def _composed(self, recipe: Recipe, heads: Heads, known: int) -> ComposedModel:
-        """A recipe with the reference heads as they were aligned after the first ``known`` tasks."""
-        modules, joined = self._heads(recipe, heads, known)
+        """A recipe when the first ``known`` tasks had been learned."""
+        modules, joined, kind = self._heads(recipe, heads, known)
 
         def before(count: int) -> ComposedModel:
             first = recipe.tasks[:count]
@@ -138,20 +152,27 @@ class Pool(Store):
 
         positive = all(w > 0 for w in recipe.weights.values())
         network = merge(self.backbone, self.adapter, modules, recipe.weights)
-        return self._model(recipe, network, joined, before if positive else None)
+        return self._model(recipe, network, joined, kind, before if positive else None)
 
-    def _heads(self, recipe: Recipe, heads: Heads, known: int) -> tuple[list[Module], Head]:
-        """The modules a recipe needs, and its heads."""
-        anchored = anchored_in(recipe, self.tasks[:known], heads) if self.anchors_hold else ()
-        modules = [self.module(t) for t in self.tasks if t in anchored or t in recipe.tasks or recipe.weights.get(t)]
-        return modules, compose_heads(modules, recipe, self._aligned(known), heads, anchored)
+    def _heads(self, recipe: Recipe, heads: Heads, known: int) -> tuple[list[Module], Head, Heads]:
+        """The modules a recipe needs, its heads, and of which kind they are."""
+        modules = [self.module(t) for t in self.tasks if t in recipe.tasks or recipe.weights.get(t)]
+        anchored = self._anchored(modules, anchored_in(recipe, self.tasks[:known], heads))
+        return modules, compose_heads(modules, recipe, heads, anchored), kind_of(recipe, heads, anchored)
+
+    def _anchored(self, modules: Sequence[Module], tasks: Sequence[str]) -> tuple[Module | Trace, ...]:
+        """Those in whose mean classes are looked up; none where that mean is known no more."""
+        there = {m.task: m for m in modules}
+        try:
+            return tuple(there.get(t) or self.trace(t) for t in tasks) if self._looked_up_whole(tasks) else ()
+        except InputError:  # damaged, and not part of what is composed
+            return ()
 
     def frozen(self, tasks: Sequence[str] | None = None) -> ComposedModel:
         """theta0 itself with the best heads that need no fine-tuning: the discriminant of the class statistics."""
         chosen = tuple(t for t in self.learned() if tasks is None or t in tasks)
-        recipe, modules = Recipe({}, chosen, "frozen"), [self.module(t) for t in chosen]
-        heads = compose_heads(modules, recipe, self._aligned(len(self.tasks)), "carried", ())
-        return self._model(recipe, copy.deepcopy(self.backbone.model), heads)
+        head = discriminant(Gaussians.join([s.gaussians() for s in self.statistics(chosen)]))
+        return self._model(Recipe({}, chosen, "frozen"), copy.deepcopy(self.backbone.model), head, "carried")
 
     def mean(self) -> ComposedModel:
         """Uniform weights over all tasks."""
@@ -183,39 +204,51 @@ class Pool(Store):
         if {n: w.shape for n, w in tuned.items()} != {n: tau.shape for n, tau in vector.items()}:
             raise InputError(f"{name}: a vector over other weights than the pool's: make it of its task vectors")
         recipe = recipes.mean(self.learned())
-        _, heads = self._heads(recipe, "anchored", len(self.tasks))
-        network = moved(self.backbone, lambda weight, theta0: vector[weight].to(theta0))
-        return self._model(Recipe({}, recipe.tasks, name), network, heads)
+        _, head, heads = self._heads(recipe, "anchored", len(self.tasks))
+        network = moved(self.backbone, lambda weight, theta0: vector[weight].to(theta0), name)
+        return self._model(Recipe({}, recipe.tasks, name), network, head, heads)
 
     def influenced_by(self, task: str) -> dict[str, list[str]]:
         """Other tasks whose modules saw something of ``task`` -> what: its fisher, statistics, vectors, anchors."""
         ways = {t: self.card(t).influenced_by.of(task) for t in self.tasks if t != task}
         return {t: w for t, w in ways.items() if w}
 
-    def _aligned(self, known: int) -> dict[str, Head]:
-        """Task -> reference head as aligned after the first ``known`` tasks, for these."""
-        tasks, reference = self.learned()[:known], self.reference(known)
-        assert reference is not None
-        sizes = [len(self.card(task).classes) for task in tasks]
-        return dict(zip(tasks, reference.split(sizes), strict=True))
+    def relabelled(self, stream: TaskStream) -> TaskStream:
+        """A stream with the names that the pool's classes have today (``store.rewrite.rename``)."""
+        for task, names in self.index.renamed.items():
+            then = {old: new for old, new in names.items() if task in stream and old in stream[task].classes}
+            stream = stream.renamed(then) if then else stream
+        return stream
 
     def _model(
         self,
         recipe: Recipe,
         network: nn.Module,
         head: Head,
+        heads: Heads,
         before: Callable[[int], ComposedModel] | None = None,
     ) -> ComposedModel:
         backbone = self.backbone
-        classes = {t: self.card(t).classes for t in recipe.tasks}
+        cards = {t: self.card(t) for t in recipe.tasks}
         record = {
             "name": recipe.name,
             "weights": dict(recipe.weights),
+            "heads": heads,
             "backbone": backbone.name,
             "backbone_hash": backbone.hash,
             "adapter": dict(self.index.adapter),
         }
-        return ComposedModel(network, head, classes, backbone.preprocessing, record, before).to(backbone.device)
+        model = ComposedModel(
+            network,
+            head,
+            {t: card.classes for t, card in cards.items()},
+            backbone.preprocessing,
+            record,
+            before,
+            architecture=architecture_of(backbone.name),
+            streams={t: card.stream for t, card in cards.items()},
+        )
+        return model.to(backbone.device)
 
     def learned(self) -> tuple[str, ...]:
         """``tasks``, of a pool that has some.

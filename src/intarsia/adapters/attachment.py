@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.adapters.protocol import AdaptedLinear, Adapter
+from intarsia.errors import InputError
 from intarsia.task_vector import TaskVector
 
 
@@ -75,9 +76,16 @@ class Attachment:
                 layer.enabled = True
 
     def compose(self, total: Mapping[str, Tensor] | None, tasks: int) -> None:
-        """Train inside theta0 + (total + tau) / tasks from now on (IEL); ``(None, 1)`` is a module alone (ITA)."""
+        """Train inside theta0 + (total + tau) / tasks from now on (IEL); ``(None, 1)`` is a module alone (ITA).
+
+        Raises:
+            InputError: the adapter cannot hold such a total; the message names the weight.
+        """
         for layer in self._adapted:
-            layer.compose(None if total is None else total[layer.name], tasks)
+            try:
+                layer.compose(None if total is None else total[layer.name], tasks)
+            except InputError as error:
+                raise InputError(f"{layer.name}: {error}") from error
 
     def start_at(self, vector: Mapping[str, Tensor]) -> None:
         """Put the task vector to ``vector``, or as near to it as the adapter comes."""

@@ -9,6 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from intarsia.adapters.protocol import AdaptedLinear, Parts
+from intarsia.errors import InputError
+
+TOLERANCE = 1e-4
+"""How far a total may lie from W0 * s, as a part of its own length: sums of float32 updates stay below 1e-6."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,22 @@ class IA3:
 
     def nearest(self, parts: Parts, theta0: Tensor, tau: Tensor) -> dict[str, Tensor]:
         """Row by row the factor that fits best; exact for what (IA)^3 can say."""
-        return {"l": self.base(theta0, tau)}
+        return {"l": 1 + _factors(theta0, tau)}
 
     def base(self, theta0: Tensor, shift: Tensor) -> Tensor:
-        """Row factors (O,): a shift made of (IA)^3 updates is W0 * s by rows, and s is read back from it."""
-        rows = (theta0 * theta0).sum(1)
-        return 1 + (theta0 * shift).sum(1) / torch.where(rows > 0, rows, torch.ones_like(rows))
+        """Row factors (O,): a shift made of (IA)^3 updates is W0 * s by rows, and s is read back from it.
+
+        Raises:
+            InputError: it is not, beyond ``TOLERANCE``.
+        """
+        factors = _factors(theta0, shift)
+        length, off = shift.norm(), (shift - theta0 * factors.unsqueeze(1)).norm()
+        if not off <= TOLERANCE * length:
+            raise InputError(
+                f"a total of which {float(off / length):.2g} (of its length) is no factor a row of the weight: (IA)^3 "
+                "composes with totals of (IA)^3 updates only; compose these with LoRA or full fine-tuning"
+            )
+        return 1 + factors
 
     def forward(self, x: Tensor, layer: AdaptedLinear) -> Tensor:
         """(W0 x) * (base + scale (l - 1)) + b: one product, whatever was composed before."""
@@ -49,3 +63,9 @@ class IA3:
         """M = l - 1 row by row: (1 + sum_j c W0^2) m = m_old + sum_j d W0."""
         stiffness = 1 + (curvature * theta0 * theta0).sum(1)
         return {"l": 1 + (parts["l"] - 1 + (pull * theta0).sum(1)) / stiffness}
+
+
+def _factors(theta0: Tensor, shift: Tensor) -> Tensor:
+    """S (O,) for which W0 * s by rows is nearest to the shift (O, I)."""
+    rows = (theta0 * theta0).sum(1)
+    return (theta0 * shift).sum(1) / torch.where(rows > 0, rows, torch.ones_like(rows))

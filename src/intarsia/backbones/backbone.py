@@ -16,6 +16,7 @@ from intarsia.backbones.loaders import load_network
 from intarsia.backbones.names import TARGETS, match_targets
 from intarsia.backbones.preprocessing import Preprocessing
 from intarsia.errors import InputError
+from intarsia.locations import absolute
 from intarsia.numerics import digest
 
 HALF = (torch.float16, torch.bfloat16)
@@ -73,7 +74,7 @@ class Backbone:
             InputError: the name is unknown, the weights cannot be had or do not fit, a target matches nothing.
         """
         model, preprocessing = load_network(spec)
-        return cls(model, name=spec, preprocessing=preprocessing, targets=targets)
+        return cls(model, name=absolute(spec), preprocessing=preprocessing, targets=targets)
 
     @property
     def tuned(self) -> dict[str, Tensor]:

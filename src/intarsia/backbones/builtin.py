@@ -12,9 +12,14 @@ from intarsia.backbones.preprocessing import Preprocessing
 BUILTIN = "vit_sketch"
 
 
+def builtin_card() -> dict[str, Any]:
+    """What is known of the built-in backbone: architecture, images, source, scores."""
+    return json.loads((files("intarsia") / "assets" / f"{BUILTIN}.json").read_text())
+
+
 def describe() -> dict[str, Any]:
     """What the built-in backbone is, where its weights come from and what they scored."""
-    card = json.loads((files("intarsia") / "assets" / f"{BUILTIN}.json").read_text())
+    card = builtin_card()
     shape = card["architecture"]
     what = f"vision transformer, {shape['embed_dim']} wide, {shape['depth']} deep, {card['image_size']} px, one channel"
     return {"name": BUILTIN, "what": what, **{k: card[k] for k in ("classes_seen", "source", "licence", "scores")}}
@@ -24,8 +29,7 @@ def load_builtin_network() -> tuple[nn.Module, Preprocessing]:
     """The network with its weights, and how it wants its images."""
     from timm.models.vision_transformer import VisionTransformer  # noqa: PLC0415  slow to import
 
-    assets = files("intarsia") / "assets"
-    card = json.loads((assets / f"{BUILTIN}.json").read_text())
+    card, assets = builtin_card(), files("intarsia") / "assets"
     model = VisionTransformer(**card["architecture"])
     model.load_state_dict(load((assets / f"{BUILTIN}.safetensors").read_bytes()))
     size, channels = card["image_size"], card["channels"]

@@ -10,6 +10,7 @@ Convention: C classes, K components, D feature width.
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -30,7 +31,6 @@ class ClassStatistics:
         variances: (C, K, D), likewise; variances, not standard deviations.
         scatter: (D, D), sum over the task's images of (f - class mean)(f - class mean)^T, plain features.
         freedom: images less classes: scatter / freedom is the covariance within classes.
-        basis: (D, D), lower triangular, ``basis_of`` the scatter: features = basis @ coordinates.
     """
 
     weights: Tensor
@@ -38,10 +38,18 @@ class ClassStatistics:
     variances: Tensor
     scatter: Tensor
     freedom: int
-    basis: Tensor
 
     def __len__(self) -> int:
         return len(self.weights)
+
+    @cached_property
+    def basis(self) -> Tensor:
+        """(D, D), lower triangular: ``basis_of`` the scatter; features = basis @ coordinates.
+
+        A function of the scatter, and as large: it is not stored. Means and variances on disk are in its coordinates,
+        so that a change of ``basis_of`` is a change of the pool's format.
+        """
+        return basis_of(self.scatter, self.freedom)
 
     def centres(self) -> Tensor:
         """The mean of every class in plain features, (C, D)."""
@@ -53,7 +61,8 @@ class ClassStatistics:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a module keeps."""
-        return {**vars(self), "freedom": torch.tensor(self.freedom)}
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**found, "freedom": torch.tensor(self.freedom)}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "ClassStatistics":
@@ -127,4 +136,4 @@ def fit_statistics(
         weights[c, :k] = torch.from_numpy(mixture.weights_)
         means[c, :k] = torch.from_numpy(mixture.means_) + centres[c]
         variances[c, :k] = torch.from_numpy(mixture.covariances_)
-    return ClassStatistics(weights, means, variances, scatter, freedom, basis)
+    return ClassStatistics(weights, means, variances, scatter, freedom)

@@ -15,7 +15,8 @@ import tyro
 
 from intarsia.adapters.records import AdapterKind
 from intarsia.cli.learn import Learn
-from intarsia.cli.pool import Compose, Evaluate, Ls, Predict, Unlearn, Verify
+from intarsia.cli.manage import Ls, Remove, Rename, Verify
+from intarsia.cli.pool import Compose, Evaluate, Predict, Unlearn
 from intarsia.cli.study import Compare, Diagnose, Presets, Report
 from intarsia.errors import InputError
 from intarsia.pool import Pool
@@ -35,6 +36,8 @@ VERBS = {
     "predict": Predict,
     "compose": Compose,
     "unlearn": Unlearn,
+    "rename": Rename,
+    "remove": Remove,
     "diagnose": Diagnose,
     "compare": Compare,
     "report": Report,

@@ -1,102 +1,72 @@
-"""Verbs on one pool: every one has a twin in Python and prints a table, or JSON with ``--json``."""
+"""Verbs that compose a pool's modules: every one has a twin in Python and prints a table, or JSON with ``--json``."""
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from json import dumps
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor
 from tyro.conf import OmitArgPrefixes, Positional
 
-from intarsia.backbones import builtin as builtin_backbone
-from intarsia.cli.options import Json, Selection, open_pool
-from intarsia.console import OUT, facts, shown, table
-from intarsia.data.sources import builtin
+from intarsia.backbones.forward import BATCH
+from intarsia.cli.options import Json, Selection
+from intarsia.cli.where import Where, found_images, is_model, merged_model
+from intarsia.console import ERR, OUT, facts, shown, table
 from intarsia.data.stream import TaskStream
 from intarsia.errors import InputError
 from intarsia.evaluation.metrics import evaluate, target_and_control
-from intarsia.machine import on_device
+from intarsia.evaluation.per_class import class_accuracy
 from intarsia.merging.model import ComposedModel
 from intarsia.pool import Pool
+from intarsia.progress import silent
 from intarsia.report import tables
-from intarsia.store.index import INDEX
-from intarsia.store.verify import remedy, repair, unnamed, verify
 from intarsia.study.choice import Source
 
 
 @dataclass(frozen=True)
-class Ls:
-    """List the modules of a pool, or what is built in."""
-
-    pool: Positional[Path | None] = None
-    """Folder of the pool."""
-    builtin: bool = False
-    """List the built-in streams and backbone, with source and licence."""
-    json: Json = False
-
-    def run(self) -> dict[str, Any]:
-        """List."""
-        if self.builtin or self.pool is None:
-            if not self.builtin:
-                raise InputError("ls: expected a pool's folder, or --builtin")
-            return self._builtin()
-        pool = Pool.open(self.pool)
-        cards = [pool.card(t) for t in pool.tasks]
-        if not self.json:
-            tables.modules(pool, cards)
-        return {**pool.index.record(), "modules": [c.record() for c in cards]}
-
-    def _builtin(self) -> dict[str, Any]:
-        about = [*builtin.describe(), builtin_backbone.describe()]
-        if not self.json:
-            for entry in about:
-                facts(entry)
-                OUT.print()
-        return {"builtin": about}
-
-
-@dataclass(frozen=True)
-class Verify:
-    """Check every file of a pool; name what is damaged, and what is lost with it."""
-
-    pool: Positional[Path]
-    """Folder of the pool."""
-    repair: bool = False
-    """Drop the modules that are damaged; the others stay usable."""
-    json: Json = False
-
-    def run(self) -> dict[str, Any]:
-        """Verify; damage that is not repaired is an error."""
-        pool = Pool.open(self.pool)
-        with shown() as progress:
-            damaged = verify(pool, progress)
-        tasks = repair(pool, damaged).tasks if damaged and self.repair else pool.tasks
-        found = {"files": len(pool.index.files), "damaged": [asdict(d) for d in damaged], "modules": list(tasks)}
-        found["unnamed"] = unnamed(pool)
-        if not self.json:
-            tables.verification(found)
-        if damaged and not self.repair:
-            if self.json:
-                print(dumps(found, indent=1))
-            raise InputError(f"{len(damaged)} of {found['files']} files are damaged: {remedy(damaged)}")
-        return found
-
-
-@dataclass(frozen=True)
 class Evaluate:
-    """Measure a composition of a pool's modules on the test images."""
+    """Measure a composition of a pool's modules, or a merged model, on the test images."""
 
     pool: Positional[Path]
-    """Folder of the pool."""
+    """Folder of the pool, or of a merged model."""
     selection: OmitArgPrefixes[Selection] = field(default_factory=Selection)
+    matrix: Literal["yes", "no"] = "yes"
+    """Measure also the models after each task, for forgetting and the incremental average; no takes less time."""
+    per_class: bool = False
+    """Show the accuracy on each class as well."""
     source: OmitArgPrefixes[Source] = field(default_factory=Source)
+    where: OmitArgPrefixes[Where] = field(default_factory=Where)
     device: str = "auto"
     """cpu, cuda, mps, or the best there is."""
     json: Json = False
 
     def run(self) -> dict[str, Any]:
         """Compose and measure."""
-        pool = open_pool(self.pool, self.device)
-        return evaluated(pool, self.selection.compose(pool), self.source.of(pool), self.json)
+        if is_model(self.pool):
+            return self._merged()
+        pool = self.where.pool(self.pool, self.device)
+        model = self.selection.compose(pool)
+        stream = self.where.stream(self.source, pool, tuple(model.classes))
+        history = self.matrix == "yes"
+        return evaluated(pool, model, stream, self.json, history=history, per_class=self.per_class)
+
+    def _merged(self) -> dict[str, Any]:
+        """Of a merged model, which has neither a history nor theta0's own features beside it."""
+        model = merged_model(self.pool, self.selection, self.where, self.device)
+        if self.source.data is not None:
+            stream = self.source.load(self.source.data, 0)
+        elif self.source != Source():
+            raise InputError("options that choose classes and images go with --data")
+        else:
+            stream = self.where.recorded(model.streams)
+        found = evaluate(model, stream, history=False)
+        classes = class_accuracy(model, stream) if self.per_class else None
+        if not self.json:
+            tables.evaluation(f"{self.pool}: {model.recipe['name']}", found, None)
+            _print_classes(classes)
+        told = {"model": str(self.pool), "recipe": model.recipe, **found.record()}
+        return told if classes is None else {**told, "per_class": classes}
 
 
 @dataclass(frozen=True)
@@ -104,33 +74,52 @@ class Predict:
     """Name the class of image files."""
 
     model: Positional[Path]
-    """Folder of a pool (its mean answers), or of a composed model."""
+    """Folder of a pool (its mean answers, or what --keep, --drop, --weights, --rule say), or of a merged model."""
     images: Positional[tuple[Path, ...]]
-    """Image files."""
-    keep: tuple[str, ...] = ()
-    """Specialize to these tasks of the pool."""
+    """Image files, and folders of them (with all below)."""
+    selection: OmitArgPrefixes[Selection] = field(default_factory=Selection)
+    top_k: int = 1
+    """How many classes to name for each image, the most probable first."""
+    backbone: str | None = None
+    """theta0, if its weights are not where the pool says; as for learn."""
     device: str = "auto"
     """cpu, cuda, mps, or the best there is."""
     json: Json = False
 
     def run(self) -> dict[str, Any]:
-        """Predict."""
-        if (self.model / INDEX).exists() or not (self.model / "model.json").exists():
-            pool = open_pool(self.model, self.device)
-            model = Selection(keep=self.keep).compose(pool)
-        elif self.keep:
-            raise InputError("--keep with a composed model: its tasks are fixed; name the pool instead")
+        """Predict; images that cannot be read are named at the end, as an error."""
+        where = Where(backbone=self.backbone)
+        if is_model(self.model):
+            model = merged_model(self.model, self.selection, where, self.device)
         else:
-            model = ComposedModel.load(self.model).to(on_device(self.device))
-        best = model.probabilities(self.images).max(1)
-        rows = [
-            {"image": str(path), "class": model.labels[int(i)], "probability": round(float(p), 4)}
-            for path, i, p in zip(self.images, best.indices, best.values, strict=True)
-        ]
-        if not self.json:
-            cells = [(r["image"], r["class"], f"{r['probability']:.2f}") for r in rows]
+            model = self.selection.compose(where.pool(self.model, self.device))
+        if not 1 <= self.top_k <= len(model.labels):
+            raise InputError(f"--top-k {self.top_k}: expected 1 to {len(model.labels)}, the classes of the model")
+        paths, rows, bad = found_images(self.images), list[dict[str, Any]](), dict[str, str]()
+        with shown() as progress:
+            for path, row in model.read_and_answer(paths, progress if len(paths) > BATCH else silent):
+                if isinstance(row, InputError):
+                    bad[str(path)] = str(row)
+                else:
+                    rows.append({"image": str(path), **self._answer(model.labels, row)})
+        if not self.json and rows:
+            cells = [(r["image"], c["class"], f"{c['probability']:.2f}") for r in rows for c in r.get("top", [r])]
             table("", ("image", "class", "probability"), cells)
-        return {"predictions": rows}
+        result = {"predictions": rows, "unreadable": bad}
+        if bad:
+            if self.json and rows:
+                print(dumps(result, indent=1))
+            first = next(iter(bad.values()))
+            raise InputError(first if len(paths) == 1 else f"{len(bad)} of {len(paths)} images: {_said(bad)}")
+        return result
+
+    def _answer(self, labels: Sequence[str], row: Tensor) -> dict[str, Any]:
+        best = row.topk(self.top_k)
+        top = [
+            {"class": labels[int(i)], "probability": round(float(p), 4)}
+            for p, i in zip(best.values, best.indices, strict=True)
+        ]
+        return {**top[0], **({"top": top} if self.top_k > 1 else {})}
 
 
 @dataclass(frozen=True)
@@ -142,11 +131,13 @@ class Compose:
     out: Path
     """New folder for model.safetensors and model.json."""
     selection: OmitArgPrefixes[Selection] = field(default_factory=Selection)
+    backbone: str | None = None
+    """theta0, if its weights are not where the pool says; as for learn."""
     json: Json = False
 
     def run(self) -> dict[str, Any]:
         """Compose and write."""
-        pool = Pool.open(self.pool)
+        pool = Where(backbone=self.backbone).pool(self.pool, "cpu")
         model = self.selection.compose(pool)
         model.save(self.out)
         result = {"out": str(self.out), "recipe": model.recipe, "classes": len(model.labels)}
@@ -170,16 +161,17 @@ class Unlearn:
     out: Path | None = None
     """New folder to write the resulting model to."""
     source: OmitArgPrefixes[Source] = field(default_factory=Source)
+    where: OmitArgPrefixes[Where] = field(default_factory=Where)
     device: str = "auto"
     """cpu, cuda, mps, or the best there is."""
     json: Json = False
 
     def run(self) -> dict[str, Any]:
         """Unlearn, measure, write."""
-        pool = open_pool(self.pool, self.device)
-        model = pool.unlearn(self.task, mode=self.mode, scale=self.scale)
-        stream = self.source.of(pool)
-        before = target_and_control(pool.mean(), stream, self.task)
+        pool = self.where.pool(self.pool, self.device)
+        model, whole = pool.unlearn(self.task, mode=self.mode, scale=self.scale), _mean_if_whole(pool)
+        stream = self.where.stream(self.source, pool, tuple(model.classes if whole is None else whole.classes))
+        before = (None, None) if whole is None else target_and_control(whole, stream, self.task)
         after = target_and_control(model, stream, self.task)
         if self.out is not None:
             model.save(self.out)
@@ -201,17 +193,48 @@ class Unlearn:
         return result
 
 
-def evaluated(pool: Pool, model: ComposedModel, stream: TaskStream, as_json: bool) -> dict[str, Any]:
+def evaluated(
+    pool: Pool,
+    model: ComposedModel,
+    stream: TaskStream,
+    as_json: bool,
+    *,
+    history: bool = True,
+    per_class: bool = False,
+) -> dict[str, Any]:
     """Measure a composition beside the frozen head over the same tasks, and print it."""
     with shown() as progress:
-        found = evaluate(model, stream, progress=progress)
+        found = evaluate(model, stream, history=history, progress=progress)
         frozen = evaluate(pool.frozen(tuple(model.classes)), stream)
+    classes = class_accuracy(model, stream) if per_class else None
     if not as_json:
         tables.evaluation(f"{pool.path}: {model.recipe['name']}", found, frozen)
-    return {
+        _print_classes(classes)
+    told = {
         "pool": str(pool.path),
         "recipe": model.recipe,
         **found.record(),
         "frozen_head_accuracy": frozen.final_accuracy,
         "frozen_head_task_il_accuracy": frozen.task_il_accuracy,
     }
+    return told if classes is None else {**told, "per_class": classes}
+
+
+def _mean_if_whole(pool: Pool) -> ComposedModel | None:
+    """The mean of all modules; None, and a word why, where one is damaged: it may be the one to unlearn."""
+    try:
+        return pool.mean()
+    except InputError as error:
+        ERR.print(f"the mean of all modules is not measured: {error}", markup=False)
+        return None
+
+
+def _print_classes(classes: Mapping[str, float] | None) -> None:
+    if classes is not None:
+        table("", ("class", "accuracy %"), list(classes.items()))
+
+
+def _said(bad: Mapping[str, str], most: int = 5) -> str:
+    """What is wrong with each of some images, the first ones of many."""
+    more = f" and {len(bad) - most} more" if len(bad) > most else ""
+    return " ".join([*bad.values()][:most]) + more

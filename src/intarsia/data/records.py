@@ -3,13 +3,14 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from intarsia.data.stream import TaskStream
+from intarsia.data.stream import Task, TaskStream
 from intarsia.errors import InputError
 
 CHANGES: Mapping[str, Callable[[TaskStream, Any], TaskStream]] = {
     "subset": lambda stream, names: stream.subset(names),
     "validation": lambda stream, how: stream.validation(**how),
     "joined": lambda stream, name: stream.joined(name),
+    "renamed": lambda stream, names: stream.renamed(names),
 }
 """What a stream notes when it is changed -> how the change is made again."""
 
@@ -33,3 +34,23 @@ def reloaded(source: Mapping[str, Any]) -> TaskStream:
     for what, how in changes:
         stream = CHANGES[what](stream, how)
     return stream
+
+
+def gathered(sources: Mapping[str, Mapping[str, Any]]) -> TaskStream:
+    """Tasks loaded again, each from where it was: task -> the ``source`` of its stream.
+
+    Raises:
+        InputError: one was made in Python, or is not where it was.
+    """
+    tasks: list[Task] = []
+    loaded: dict[str, TaskStream] = {}
+    for name, source in sources.items():
+        if source.get("load") is None:
+            raise InputError(
+                f"task {name!r} was learned from arrays in memory, which the pool cannot load again: name its stream"
+            )
+        key = repr(source)
+        loaded[key] = loaded.get(key) or reloaded(source)
+        tasks.append(loaded[key][name])
+    names = dict.fromkeys(stream.name for stream in loaded.values())
+    return TaskStream(" + ".join(names), tuple(tasks))

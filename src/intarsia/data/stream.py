@@ -23,6 +23,7 @@ from intarsia.data.sources.table import open_source
 from intarsia.data.splits import Order, Split, check_tasks, grouped, hold_out, read_split
 from intarsia.errors import InputError
 from intarsia.labels import listed
+from intarsia.locations import absolute
 from intarsia.progress import Progress, silent
 
 
@@ -131,7 +132,7 @@ class TaskStream(Sequence[Task]):
         source = open_source(spec, test_fraction, seed)
         groups = grouped(source.name, source.classes, source.themes, tasks=tasks, split=split, order=order, seed=seed)
         named = None if split is None else {task: list(kinds) for task, kinds in split.items()}
-        load = {"spec": spec, "tasks": tasks, "split": named, "order": order, "seed": seed}
+        load = {"spec": absolute(spec), "tasks": tasks, "split": named, "order": order, "seed": seed}
         load |= {"test_fraction": test_fraction, "max_per_class": max_per_class}
         return _stream(source, groups, {"load": load}, max_per_class)
 
@@ -211,6 +212,11 @@ class TaskStream(Sequence[Task]):
 
         task = Task(name, self.classes, side([t.train for t in self]), side([t.test for t in self]))
         return self._changed([task], joined=name)
+
+    def renamed(self, names: Mapping[str, str]) -> "TaskStream":
+        """The same images under other class names; those that ``names`` does not have stay."""
+        tasks = [replace(t, classes=tuple(names.get(kind, kind) for kind in t.classes)) for t in self.tasks]
+        return self._changed(tasks, renamed=dict(names))
 
     def validation(self, fraction: float, seed: int) -> "TaskStream":
         """The stream with its test images replaced by a part of the training images, for choosing hyper-parameters.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from intarsia.data.records import reloaded
+from intarsia.data.records import gathered
 from intarsia.data.stream import Task, TaskStream
 from intarsia.errors import InputError
 from intarsia.evaluation.answers import Classifier, Logits, logits
@@ -195,19 +195,7 @@ def recorded_stream(pool: Pool) -> TaskStream:
     Raises:
         InputError: the stream was made in Python, or is not where it was.
     """
-    tasks: list[Task] = []
-    loaded: dict[str, TaskStream] = {}
-    for name in pool.tasks:
-        source = pool.card(name).stream
-        if source.get("load") is None:
-            raise InputError(
-                f"task {name!r} was learned from arrays in memory, which the pool cannot load again: name its stream"
-            )
-        key = repr(source)
-        loaded[key] = loaded.get(key) or reloaded(source)
-        tasks.append(loaded[key][name])
-    names = dict.fromkeys(stream.name for stream in loaded.values())
-    return TaskStream(" + ".join(names), tuple(tasks))
+    return gathered({task: pool.card(task).stream for task in pool.tasks})
 
 
 def forgetting(matrix: Sequence[Sequence[float]]) -> float:

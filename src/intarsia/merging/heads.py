@@ -10,9 +10,9 @@ from intarsia.class_stats.prototypes import in_mean
 from intarsia.heads.discriminant import discriminant
 from intarsia.heads.head import Head
 from intarsia.merging.recipe import Recipe, mean
-from intarsia.store.module import Module
+from intarsia.store.module import Module, Trace
 
-Heads = Literal["anchored", "carried", "aligned", "own"]
+Heads = Literal["anchored", "carried", "own"]
 
 
 ROUNDING = 1e-9
@@ -24,55 +24,62 @@ def anchored_in(recipe: Recipe, known: Sequence[str], heads: Heads) -> tuple[str
     """The tasks in whose mean classes are looked up: all that are known, or none (theta0), whichever is nearer.
 
     Args:
-        recipe: what is composed.
+        recipe: what is composed; a module that answers alone is looked up in no mean.
         known: all tasks of the pool, in its order.
         heads: only ``anchored`` ones are looked up in a mean.
     """
+    if heads != "anchored" or _is_alone(recipe):
+        return ()
     weights = _carrying(recipe)
     to_mean = sum(abs(weights.get(task, 0.0) - 1 / len(known)) for task in known)
     to_theta0 = sum(map(abs, weights.values())) + ROUNDING
-    return tuple(known) if heads == "anchored" and to_mean <= to_theta0 else ()
+    return tuple(known) if to_mean <= to_theta0 else ()
+
+
+def kind_of(recipe: Recipe, heads: Heads, anchored: Sequence[object]) -> Heads:
+    """What heads a composition gets: ``own`` where one module answers alone, ``carried`` where no mean is near."""
+    if heads == "own" or _is_alone(recipe):
+        return "own"
+    return "anchored" if anchored else "carried"
 
 
 def compose_heads(
-    modules: Sequence[Module], recipe: Recipe, aligned: Mapping[str, Head], heads: Heads, anchored: Sequence[str]
+    modules: Sequence[Module], recipe: Recipe, heads: Heads, anchored: Sequence[Module | Trace] = ()
 ) -> Head:
     """The heads of a recipe's tasks, joined.
 
-    ``own`` are the heads as they were fine-tuned. Those of several tasks were tuned at different times, from reference
-    heads on different scales; ``aligned`` takes each as a vector on the reference head as last aligned. ``carried``
-    takes it on the discriminant of the classes, carried from theta0 to the composed model's features by the modules'
-    drifts; ``anchored`` carries them from where they lie in the mean of all modules if that is nearer (see
-    ``anchor``). For these two, a module that answers alone keeps its own head, and a negated composition has the
-    heads of the mean: unlearning by negation keeps heads.
+    ``own`` are the heads as they were fine-tuned. ``carried`` takes what fine-tuning changed as a vector on the
+    discriminant of the classes, carried from theta0 to the composed model's features by the modules' drifts;
+    ``anchored`` carries them from where they lie in the mean of all modules if that is nearer (see
+    ``class_stats.prototypes``). For these two, a module that answers alone keeps its own head, and a negated
+    composition has the heads of the mean: unlearning by negation keeps heads.
 
     Args:
-        modules: all that have a coefficient or a class in the recipe or are ``anchored``, in the pool's order.
+        modules: all that have a coefficient or a class in the recipe, in the pool's order.
         recipe: what is composed; no coefficient at all is theta0 with heads that were not fine-tuned.
-        aligned: task -> its reference head as last aligned.
         heads: which.
-        anchored: what ``anchored_in`` says.
+        anchored: the tasks ``anchored_in`` names, in the pool's order: those of ``modules``, and traces of the others.
     """
-    answering = [m for m in modules if m.card.task in recipe.tasks]
-    alone = len(answering) == 1 and _is_alone(recipe, answering[0].card.task)
-    if heads == "own" or (heads != "aligned" and alone):
+    answering = [m for m in modules if m.task in recipe.tasks]
+    if kind_of(recipe, heads, anchored) == "own":
         return Head.join([m.own_head() for m in answering])
-    if heads == "aligned":
-        basis = [aligned[m.card.task] for m in answering]
-        return Head.join([m.head_on(b) for m, b in zip(answering, basis, strict=True)] if recipe.weights else basis)
-    at_theta0 = {m.card.task: m.statistics.gaussians() for m in modules}
-    seen = _carried(modules, at_theta0, _carrying(recipe), anchored)
-    rows = discriminant(Gaussians.join([seen[m.card.task] for m in answering]))
+    at_theta0 = {m.task: m.statistics.gaussians() for m in answering}
+    seen = _carried(at_theta0, anchored or modules, _carrying(recipe), bool(anchored))
+    rows = discriminant(Gaussians.join([seen[m.task] for m in answering]))
     heads_of = rows.split([len(m.head) for m in answering])
     if not recipe.weights:
         return rows
-    moved = [(seen[m.card.task].centres - at_theta0[m.card.task].centres).mean(0).float() for m in answering]
+    moved = [(seen[m.task].centres - at_theta0[m.task].centres).mean(0).float() for m in answering]
     return Head.join([m.head_on(h, offset) for m, h, offset in zip(answering, heads_of, moved, strict=True)])
 
 
-def _is_alone(recipe: Recipe, task: str) -> bool:
-    """All of the task's vector and of no other's, however the coefficient was rounded: ten tenths need not be one."""
-    return recipe.weights.keys() == {task} and math.isclose(recipe.weights[task], 1, abs_tol=ROUNDING)
+def _is_alone(recipe: Recipe) -> bool:
+    """One task answers, with all of its vector and of no other's; rounded: ten tenths need not be one."""
+    return (
+        len(recipe.tasks) == 1
+        and recipe.weights.keys() == set(recipe.tasks)
+        and math.isclose(recipe.weights[recipe.tasks[0]], 1, abs_tol=ROUNDING)
+    )
 
 
 def _carrying(recipe: Recipe) -> Mapping[str, float]:
@@ -81,20 +88,26 @@ def _carrying(recipe: Recipe) -> Mapping[str, float]:
 
 
 def _carried(
-    modules: Sequence[Module],
     at_theta0: Mapping[str, Gaussians],
+    moving: Sequence[Module | Trace],
     weights: Mapping[str, float],
-    anchored: Sequence[str],
+    from_mean: bool,
 ) -> Mapping[str, Gaussians]:
-    """Task -> its classes in theta0 + sum_t w_t tau_t: where they are known to lie, and by drifts from there."""
-    seen = at_theta0
-    if anchored:
-        in_order = [m.anchor for m in modules if m.card.task in anchored]
-        seen = dict(zip(anchored, in_mean(in_order), strict=True))
-    share = 1 / len(anchored) if anchored else 0.0
-    away = [weights.get(m.card.task, 0.0) - (share if m.card.task in anchored else 0.0) for m in modules]
-    moving = [(m.drift, w) for m, w in zip(modules, away, strict=True) if w]
-    if not moving:
+    """Task -> its classes in theta0 + sum_t w_t tau_t: where they are known to lie, and by drifts from there.
+
+    Args:
+        at_theta0: classes of the tasks that answer.
+        moving: all whose vectors take part, in the pool's order; with ``from_mean`` all of that mean.
+        weights: of the vectors.
+        from_mean: whether classes are known in the mean of ``moving``, or at theta0.
+    """
+    seen, share = at_theta0, 0.0
+    if from_mean:
+        looked_up = zip((m.task for m in moving), in_mean([m.anchor for m in moving]), strict=True)
+        seen, share = {task: classes for task, classes in looked_up if task in at_theta0}, 1 / len(moving)
+    away = [(m.drift, weights.get(m.task, 0.0) - share) for m in moving]
+    drifts = [(drift, w) for drift, w in away if w]
+    if not drifts:
         return seen
-    drift = FeatureDrift.weighted([d for d, _ in moving], [w for _, w in moving])
+    drift = FeatureDrift.weighted([d for d, _ in drifts], [w for _, w in drifts])
     return {task: carry(seen[task], drift, at_theta0[task].centres) for task in seen}

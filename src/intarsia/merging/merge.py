@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from intarsia.adapters.protocol import Adapter
 from intarsia.backbones.backbone import Backbone
 from intarsia.errors import InputError
+from intarsia.numerics import finite
 from intarsia.store.module import Module
 
 
@@ -24,8 +25,12 @@ def merge(backbone: Backbone, adapter: Adapter, modules: Sequence[Module], weigh
         adapter: what the modules' parts mean.
         modules: in the pool's order.
         weights: task -> coefficient; a task left out counts 0 and costs nothing.
+
+    Raises:
+        InputError: a merged weight is not finite, or a module has other weights than the backbone.
     """
-    return moved(backbone, combination(adapter, modules, weights))
+    what = ", ".join(f"{task}={w:g}" for task, w in weights.items()) or "no module"
+    return moved(backbone, combination(adapter, modules, weights), what)
 
 
 def combination(
@@ -50,8 +55,17 @@ def combination(
     return total
 
 
-def moved(backbone: Backbone, by: Callable[[str, Tensor], Tensor]) -> nn.Module:
-    """A copy of theta0's network with ``by(name, theta0)`` added to each tuned weight (O, I)."""
+def moved(backbone: Backbone, by: Callable[[str, Tensor], Tensor], what: str = "an update") -> nn.Module:
+    """A copy of theta0's network with ``by(name, theta0)`` added to each tuned weight (O, I).
+
+    Args:
+        backbone: theta0; it is not changed.
+        by: the update.
+        what: of what it is made, for the message of an error.
+
+    Raises:
+        InputError: an update has another shape than its weight, or the sum is not finite.
+    """
     network = copy.deepcopy(backbone.model)
     for name, path in backbone.targets.items():
         layer = network.get_submodule(path)
@@ -61,4 +75,9 @@ def moved(backbone: Backbone, by: Callable[[str, Tensor], Tensor]) -> nn.Module:
         if update.shape != theta0.shape:
             raise InputError(f"{name}: an update {tuple(update.shape)} for a weight {tuple(theta0.shape)}")
         theta0.add_(update)
+        if not finite(theta0):
+            raise InputError(
+                f"{name}: the weight merged of {what} is not finite, expected numbers that {theta0.dtype} holds: use "
+                "smaller coefficients (--scale, --weights)"
+            )
     return network

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from intarsia.errors import InputError
 
+LARGEST = 3.4e38
+"""What float32 holds."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -15,11 +18,22 @@ class Recipe:
         weights: task -> coefficient of its task vector.
         tasks: the tasks whose classes the model answers with, in the pool's order.
         name: how to call it (``mean``, ``unlearn cars``, ...).
+
+    Raises:
+        InputError: a coefficient that float32 does not hold, or that is no number.
     """
 
     weights: Mapping[str, float]
     tasks: tuple[str, ...]
     name: str
+
+    def __post_init__(self) -> None:
+        for task, w in self.weights.items():
+            if not abs(w) <= LARGEST:
+                raise InputError(
+                    f"coefficient {w:g} of task {task!r} is not finite in float32: expected at most {LARGEST:.2g}; use "
+                    "a smaller --scale"
+                )
 
     def first(self, tasks: Sequence[str]) -> "Recipe":
         """The same rule when only ``tasks`` had been learned: coefficients rescaled to their old sum."""

@@ -29,12 +29,19 @@ def modules(pool: Pool, cards: Sequence[Card]) -> None:
     table(title, ("task", "classes", "images", "method", "|tau|/|theta0| %", "class names"), rows)
 
 
-def evaluation(title: str, found: Evaluation, frozen: Evaluation) -> None:
-    """Each task when it was learned, now, and with the backbone untouched; and the figures over all of them."""
+def evaluation(title: str, found: Evaluation, frozen: Evaluation | None) -> None:
+    """Each task when it was learned, now, and with the backbone untouched; and the figures over all of them.
+
+    Args:
+        title: of the table.
+        found: what was measured.
+        frozen: the backbone untouched; None where it is not at hand (a merged model).
+    """
+    per_task, untouched = (frozen.per_task, frozen.final_accuracy) if frozen else ({}, None)
     rows: list[tuple[object, ...]] = []
     for j, (task, accuracy) in enumerate(found.per_task.items()):
-        rows.append((task, found.when_learned[j], accuracy, frozen.per_task[task]))
-    rows.append(("all test images", None, found.final_accuracy, frozen.final_accuracy))
+        rows.append((task, found.when_learned[j], accuracy, per_task.get(task)))
+    rows.append(("all test images", None, found.final_accuracy, untouched))
     note = "Accuracy in percent, all classes of these tasks competing; frozen: the backbone untouched, best heads."
     table(title, ("task", "when learned", "now", "frozen"), rows, note)
     facts(
@@ -43,7 +50,7 @@ def evaluation(title: str, found: Evaluation, frozen: Evaluation) -> None:
             "final forgetting": found.final_forgetting,
             "average incremental accuracy": found.average_incremental_accuracy,
             "within the image's own task": found.task_il_accuracy,
-            "frozen head": frozen.final_accuracy,
+            "frozen head": untouched,
         }
     )
 

@@ -1,9 +1,12 @@
 """The card of a module: what it is, and what influenced it."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+from intarsia.locations import absolute, kept
 from intarsia.strict_json import parse_json
 
 
@@ -48,6 +51,22 @@ class Card:
         influence = {way: tuple(tasks) for way, tasks in record["influenced_by"].items()}
         return cls(**{**record, "classes": tuple(record["classes"]), "influenced_by": Influence(**influence)})
 
+    def kept(self, folder: Path) -> "Card":
+        """As the pool in a folder keeps it: see ``locations``."""
+        return self._located(partial(kept, folder=folder))
+
+    def found(self, folder: Path, renamed: Mapping[str, str]) -> "Card":
+        """The inverse of ``kept``, with the names its classes have today (``renamed``: then -> today)."""
+        card = self._located(partial(absolute, base=folder))
+        if not renamed:
+            return card
+        changes = [*card.stream.get("changes", ()), {"subset": [self.task]}, {"renamed": dict(renamed)}]
+        classes = tuple(renamed.get(name, name) for name in self.classes)
+        return replace(card, classes=classes, stream={**card.stream, "changes": changes})
+
+    def _located(self, place: Callable[[str], str]) -> "Card":
+        return replace(self, stream=located(self.stream, place))
+
     @classmethod
     def from_bytes(cls, data: bytes, task: str) -> "Card":
         """The card of a task, from its file's bytes.
@@ -61,3 +80,9 @@ class Card:
         if card.task != task:
             raise ValueError(f"it is of task {card.task!r}")
         return card
+
+
+def located(stream: Mapping[str, Any], place: Callable[[str], str]) -> dict[str, Any]:
+    """What a stream was loaded from, with its spec put through ``place``."""
+    load = stream.get("load")
+    return {**stream, "load": {**load, "spec": place(load["spec"])}} if load else dict(stream)

@@ -1,8 +1,9 @@
 """``pool.json``: what a pool was learned with, its tasks in order, and what every file of it holds."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,10 @@ from intarsia.adapters.records import adapter_record, build_adapter
 from intarsia.backbones.backbone import Backbone
 from intarsia.errors import InputError
 from intarsia.labels import check_name
+from intarsia.locations import absolute, kept
 from intarsia.store.files import Seen, read_json, reading, write_json
 
-FORMAT = 5
-
-
-OLDEST = 4
-"""The first format that was released. Before 5 a file's hash was kept without its size."""
+FORMAT = 6
 
 
 INDEX = "pool.json"
@@ -36,6 +34,10 @@ MODULE_FILES = (
 FISHER = "fisher.safetensors"
 
 
+CARRIED = ("fisher", "reference")
+"""What is carried from task to task, a file each: see ``Index.running``."""
+
+
 @dataclass(frozen=True)
 class Index:
     """What ``pool.json`` says.
@@ -46,8 +48,9 @@ class Index:
         settings: of the first run.
         tasks: names, in order.
         files: path in the pool -> what it held when it was written.
-        lost: tasks dropped by ``verify --repair``: other modules may have been influenced by them.
+        lost: tasks that were removed, or dropped by ``verify --repair``: others may have been influenced by them.
         repairs: how often tasks were dropped; part of the names of what is carried from task to task.
+        renamed: task -> class as it was learned -> its name today.
     """
 
     backbone: Mapping[str, Any]
@@ -57,6 +60,7 @@ class Index:
     files: Mapping[str, Seen] = field(default_factory=dict)
     lost: tuple[str, ...] = ()
     repairs: int = 0
+    renamed: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, backbone: Backbone, adapter: Adapter, settings: Mapping[str, Any]) -> "Index":
@@ -71,10 +75,10 @@ class Index:
 
     @classmethod
     def read(cls, folder: Path) -> "Index":
-        """Of the pool in a folder, of this format or an older one.
+        """Of the pool in a folder.
 
         Raises:
-            InputError: no pool is there, or it is damaged or of a format that this version does not read.
+            InputError: no pool is there, or it is damaged or of another format.
         """
         path = folder / INDEX
         with reading(path):
@@ -86,22 +90,20 @@ class Index:
         record = read_json(path)
         with reading(path):
             found = record.pop("format")
-            if not isinstance(found, int) or not OLDEST <= found <= FORMAT:
-                remedy = "learn it again" if isinstance(found, int) and found < OLDEST else "update intarsia"
-                raise InputError(
-                    f"{folder}: pool format {found}, this version reads formats {OLDEST} to {FORMAT}: {remedy}"
-                )
+            if found != FORMAT:
+                remedy = "learn it again" if isinstance(found, int) and found < FORMAT else "update intarsia"
+                raise InputError(f"{folder}: pool format {found}, this version reads format {FORMAT}: {remedy}")
             index = cls.from_record(record)
             try:
                 index.check_names()
             except InputError as error:
                 raise ValueError(str(error)) from error
-        return index
+        return index._located(partial(absolute, base=folder))
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Index":
-        """The inverse of ``record``, of a record of format 4 too."""
-        files = {name: Seen(seen) if isinstance(seen, str) else Seen(**seen) for name, seen in record["files"].items()}
+        """The inverse of ``record``."""
+        files = {name: Seen(**seen) for name, seen in record["files"].items()}
         tasks, lost = (_names(key, record.get(key, [])) for key in ("tasks", "lost"))
         return cls(**{**record, "tasks": tasks, "files": files, "lost": lost})
 
@@ -116,6 +118,7 @@ class Index:
             "files": {name: {"sha256": seen.sha256, "size": seen.size} for name, seen in self.files.items()},
             "lost": self.lost,
             "repairs": self.repairs,
+            "renamed": self.renamed,
         }
 
     def check_names(self) -> None:
@@ -129,6 +132,9 @@ class Index:
         if not isinstance(self.backbone["name"], str) or not isinstance(self.backbone["hash"], str):
             raise TypeError("the backbone's name or hash is not a text")
         _names("the backbone's targets", self.backbone["targets"])
+        for task, names in self.renamed.items():
+            for name in (task, *names, *names.values()):
+                check_name("Class", name)
         build_adapter(**self.adapter)
         for task in self.tasks:
             check_name("Task", task)
@@ -146,8 +152,12 @@ class Index:
     def expected_files(self) -> list[str]:
         """What a pool of these tasks has on disk; their own Fishers may be there besides."""
         modules = [f"modules/{task}/{name}" for task in self.tasks for name in MODULE_FILES]
-        references = [self.running("reference", count) for count in range(1, len(self.tasks) + 1)]
-        return [*modules, *references, *([self.running("fisher", len(self.tasks))] if self.tasks else [])]
+        return [*modules, *(self.carried if self.tasks else ())]
+
+    @property
+    def carried(self) -> tuple[str, ...]:
+        """The files of what is carried from task to task, as it stands: the running Fisher and the reference heads."""
+        return tuple(self.running(name, len(self.tasks)) for name in CARRIED)
 
     def running(self, name: str, tasks: int) -> str:
         """The file of what is carried from task to task, as it stood after so many tasks."""
@@ -160,13 +170,16 @@ class Index:
         Raises:
             InputError: it cannot be written.
         """
-        write_json(self.record(), folder / INDEX)
+        write_json(self._located(partial(kept, folder=folder)).record(), folder / INDEX)
+
+    def _located(self, place: Callable[[str], str]) -> "Index":
+        """With the backbone's name put through ``place``: see ``locations``."""
+        return replace(self, backbone={**self.backbone, "name": place(self.backbone["name"])})
 
     def with_task(self, task: str, new: Mapping[str, Seen]) -> "Index":
         """With one more task and its files; what was carried to it is no longer named."""
-        gone = self.running("fisher", len(self.tasks))
-        kept = {name: seen for name, seen in self.files.items() if name != gone}
-        return replace(self, tasks=(*self.tasks, task), files={**kept, **new})
+        stay = {name: seen for name, seen in self.files.items() if name not in self.carried}
+        return replace(self, tasks=(*self.tasks, task), files={**stay, **new})
 
     def check(self, folder: Path, backbone: Backbone) -> None:
         """Refuse another backbone than the pool's.

@@ -20,6 +20,27 @@ from intarsia.task_vector import TaskVector
 
 
 @dataclass(frozen=True)
+class Trace:
+    """What a composition needs of a module that it neither adds nor answers with, in whose mean classes are looked up.
+
+    Args:
+        task: whose module it is.
+        anchor: the step from the mean before it.
+        drift: what the whole task vector does to features at theta0.
+    """
+
+    task: str
+    anchor: Anchor
+    drift: FeatureDrift
+
+    @classmethod
+    def from_files(cls, read: Callable[[str], bytes], task: str) -> "Trace":
+        """Of the files of a module: see ``Module.from_files``."""
+        anchor, drift = (parse_tensors(read(f"{name}.safetensors")) for name in ("anchor", "drift"))
+        return cls(task, Anchor.from_tensors(anchor), FeatureDrift.from_tensors(drift))
+
+
+@dataclass(frozen=True)
 class Module:
     """Task vector, head, reference head, class statistics, feature drift and card of one task.
 
@@ -42,6 +63,11 @@ class Module:
     drift: FeatureDrift
     shift: Tensor
     anchor: Anchor
+
+    @property
+    def task(self) -> str:
+        """Whose module it is."""
+        return self.card.task
 
     def write(self, folder: Path) -> dict[str, Seen]:
         """Its files, into a new folder: card.json and vector, head, statistics, drift, anchor (.safetensors).
@@ -114,7 +140,6 @@ class Module:
             "statistics.means": (statistics.means, (c, k, d)),
             "statistics.variances": (statistics.variances, (c, k, d)),
             "statistics.scatter": (statistics.scatter, (d, d)),
-            "statistics.basis": (statistics.basis, (d, d)),
             "drift.matrix": (self.drift.matrix, (d, d)),
             "drift.offset": (self.drift.offset, (d,)),
             "anchor.centres": (self.anchor.classes.centres, (c, d)),
@@ -130,19 +155,18 @@ class Module:
         """The fine-tuned head for the features of the module alone."""
         return self.head.shifted(self.shift)
 
-    def head_on(self, aligned: Head, offset: Tensor | None = None) -> Head:
+    def head_on(self, basis: Head, offset: Tensor) -> Head:
         """The fine-tuned head as a vector on another head of its classes: that + (head - reference).
 
-        A module's head was tuned from the reference heads of its day. Others made since, with the classes that came
-        later, are on one scale with each other; what fine-tuning changed is added to them.
+        A module's head was tuned from the reference heads of its day. Those of a composition are all on one scale; what
+        fine-tuning changed is added to them.
 
         Args:
-            aligned: head of the module's classes that was not fine-tuned.
+            basis: head of the module's classes that was not fine-tuned.
             offset: (D,) how far from their place at theta0 the features lie for which it is.
         """
-        tuned = Head(self.head.weight - self.reference.weight, self.head.bias - self.reference.bias)
-        tuned = tuned if offset is None else tuned.shifted(offset)
-        return Head(aligned.weight + tuned.weight, aligned.bias + tuned.bias)
+        tuned = Head(self.head.weight - self.reference.weight, self.head.bias - self.reference.bias).shifted(offset)
+        return Head(basis.weight + tuned.weight, basis.bias + tuned.bias)
 
     def dense(self, adapter: Adapter, tuned: Mapping[str, Tensor]) -> TaskVector:
         """The whole task vector; ``tuned`` is theta0 by weight name."""

@@ -2,20 +2,24 @@
 
     pool.json                  format, backbone, adapter, settings, order of the modules, hash and size of every file
     fisher-<T>.safetensors     running sum of the T tasks' Fishers, and the number of images
-    reference-<t>.safetensors  the reference heads as aligned after the first t tasks, for every t
+    reference-<T>.safetensors  the reference heads of all classes as aligned after the T tasks, by task
     modules/<task>/            vector, head, statistics, drift, anchor (.safetensors) and card.json
     log.jsonl                  when and how long each task took: not part of what the pool is
     .run/                      while a run is not finished: its lock and its checkpoint
 
+Paths of weights and images are relative to the folder where they lie below or beside it, else absolute (``locations``).
+
 A new task's files are written beside the old ones and ``pool.json``, which names the tasks, is replaced last: a module
 is in the pool whole or not at all. Who has opened a pool reads what its ``pool.json`` named then: no task that is added
-changes any of it. (The running Fisher of the task before stays for one task more, for whoever is about to read it.)
+changes any of it. (The running Fisher and the reference heads of the task before stay for one task more, for whoever
+is about to read them.)
 """
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,8 +30,8 @@ from intarsia.errors import InputError
 from intarsia.heads.head import Head
 from intarsia.store.card import Card
 from intarsia.store.files import Seen, flush, parse_metadata, parse_tensors, read, reading, save, write, writing
-from intarsia.store.index import FISHER, INDEX, Index
-from intarsia.store.module import Module
+from intarsia.store.index import CARRIED, FISHER, INDEX, Index
+from intarsia.store.module import Module, Trace
 from intarsia.strict_json import parse_json
 
 LOG = "log.jsonl"
@@ -69,7 +73,11 @@ class Store:
         Raises:
             InputError: the pool has no such task, or the file is damaged.
         """
-        return self._parsed(self._of_task(task, "card.json"), lambda data: Card.from_bytes(data, task))
+        return self._parsed(self._of_task(task, "card.json"), lambda data: self._found(Card.from_bytes(data, task)))
+
+    def _found(self, card: Card) -> Card:
+        """A card as it is written -> with paths and names as they are today."""
+        return card.found(self.path, self.index.renamed.get(card.task, {}))
 
     def module(self, task: str) -> Module:
         """The whole module of a task.
@@ -78,7 +86,17 @@ class Store:
             InputError: the pool has no such task, or a file is damaged.
         """
         with reading(self.path / self._of_task(task, "")):
-            return Module.from_files(lambda name: self.read(self._of_task(task, name)), task)
+            module = Module.from_files(lambda name: self.read(self._of_task(task, name)), task)
+            return replace(module, card=self._found(module.card))
+
+    def trace(self, task: str) -> Trace:
+        """What a composition needs of a module that it neither adds nor answers with; no other file is read.
+
+        Raises:
+            InputError: the pool has no such task, or a file is damaged.
+        """
+        with reading(self.path / self._of_task(task, "")):
+            return Trace.from_files(lambda name: self.read(self._of_task(task, name)), task)
 
     def read(self, name: str) -> bytes:
         """What a file of the pool holds, as it was written.
@@ -103,16 +121,25 @@ class Store:
             return None
         return self._parsed(name, parse_fisher)
 
-    def reference(self, tasks: int | None = None) -> Head | None:
-        """The reference heads as aligned after the first so many tasks (all if None); None for an empty pool."""
-        if not self.tasks:
-            return None
-        name = self.index.running("reference", len(self.tasks) if tasks is None else tasks)
-        return self._parsed(name, lambda data: Head.from_tensors(parse_tensors(data)))
+    def reference(self) -> Head | None:
+        """The reference heads of all classes as aligned after the last task, which a further one is learned on.
 
-    def statistics(self) -> tuple[ClassStatistics, ...]:
-        """The class statistics of every task, in the order they were learned."""
-        names = [self._of_task(task, "statistics.safetensors") for task in self.tasks]
+        None for an empty pool. No composition needs them.
+        """
+        return Head.join([*self.references().values()]) if self.tasks else None
+
+    def references(self) -> dict[str, Head]:
+        """The same, task by task."""
+
+        def parse(data: bytes) -> dict[str, Head]:
+            found = parse_tensors(data)
+            return {task: Head(found[f"{task}.weight"], found[f"{task}.bias"]) for task in self.tasks}
+
+        return self._parsed(self.index.running("reference", len(self.tasks)), parse)
+
+    def statistics(self, tasks: Iterable[str] | None = None) -> tuple[ClassStatistics, ...]:
+        """The class statistics of some tasks, in the order given; of every task as learned if None."""
+        names = [self._of_task(task, "statistics.safetensors") for task in (self.tasks if tasks is None else tasks)]
         return tuple(
             self._parsed(name, lambda data: ClassStatistics.from_tensors(parse_tensors(data))) for name in names
         )
@@ -151,12 +178,14 @@ class Store:
         """
         task, count = module.card.task, len(self.tasks)
         self.check_new(task, module.card.classes)
-        running, aligned = self.index.running("fisher", count + 1), self.index.running("reference", count + 1)
+        classes = {**self.classes, task: module.card.classes}
+        rows = zip(classes, reference.split([len(names) for names in classes.values()]), strict=True)
+        running, aligned = (self.index.running(name, count + 1) for name in CARRIED)
         with writing(self.path):
             try:
                 new = self._write_module(module, own_fisher)
                 new[running] = save_fisher(fisher, self.path / running)
-                new[aligned] = save(reference.tensors(), self.path / aligned)
+                new[aligned] = save_heads(dict(rows), self.path / aligned)
                 index = self.index.with_task(task, new)
                 index.write(self.path)
             except BaseException:
@@ -164,7 +193,7 @@ class Store:
                     self.discard(f"modules/{task}", running, aligned)
                 raise
         self.index = index
-        self._discard_old_fishers()
+        self._discard_old()
 
     def _write_module(self, module: Module, own_fisher: Fisher | None) -> dict[str, Seen]:
         """The folder of a module, written beside and renamed into place; returns what its files hold."""
@@ -172,7 +201,7 @@ class Store:
         folder, fresh = self.path / name, self.path / "modules" / f".{module.card.task}.new"
         self.discard(name, f"modules/{fresh.name}")  # of a run that died before pool.json named it
         try:
-            seen = module.write(fresh)
+            seen = replace(module, card=module.card.kept(self.path)).write(fresh)
             if own_fisher is not None:
                 seen[FISHER] = save_fisher(own_fisher, fresh / FISHER)
             fresh.rename(folder)
@@ -186,12 +215,13 @@ class Store:
         """Remove what a writer that died was writing, or had not yet removed."""
         found = (*self.path.glob(".*.new"), *self.path.glob("modules/.*.new"))
         self.discard(*(path.relative_to(self.path).as_posix() for path in found))
-        self._discard_old_fishers()
+        self._discard_old()
 
-    def _discard_old_fishers(self) -> None:
-        """All running Fishers but the last, and the one before, which who has opened the pool may want to read."""
-        recent = [self.index.running("fisher", count) for count in (len(self.tasks), len(self.tasks) - 1)]
-        self.discard(*(old.name for old in self.path.glob("fisher-*.safetensors") if old.name not in recent))
+    def _discard_old(self) -> None:
+        """All that was carried to earlier tasks, but to the one before, which who has opened the pool may read yet."""
+        for name in CARRIED:
+            recent = [self.index.running(name, count) for count in (len(self.tasks), len(self.tasks) - 1)]
+            self.discard(*(old.name for old in self.path.glob(f"{name}-*.safetensors") if old.name not in recent))
 
     def _named(self, task: str) -> bool:
         """The ``pool.json`` on the disk has it."""
@@ -234,6 +264,11 @@ class Store:
 def save_fisher(fisher: Fisher, path: Path) -> Seen:
     """Write a Fisher's sums, and beside them its number of images."""
     return save(fisher.sums, path, {"count": str(fisher.count)})
+
+
+def save_heads(heads: Mapping[str, Head], path: Path) -> Seen:
+    """Write heads by task."""
+    return save({f"{task}.{key}": value for task, h in heads.items() for key, value in h.tensors().items()}, path)
 
 
 def parse_fisher(data: bytes) -> Fisher:

@@ -3,6 +3,7 @@
     .run/run.json            what was asked for: settings, adapter, backbone, stream, and the tasks there were before
     .run/epoch.safetensors   of the task that is being learned: parts, head, optimizer, generator, after an epoch
     .run/fisher.safetensors  the running Fisher the run began with, where all tasks' Fishers are taken first
+    .run/reference.safetensors  the reference heads it began with, likewise
 
 Nothing random is carried from task to task, and steps 1 to 4 of a task are a function of its images, its place and what
 the pool holds: they are done again, and come out the same to the bit. What can not be had again is training.
@@ -22,15 +23,16 @@ from torch import Tensor
 from intarsia.adapters.attachment import Attachment
 from intarsia.curvature.fisher import Fisher
 from intarsia.errors import InputError
+from intarsia.heads.head import Head
 from intarsia.heads.trained_head import RegularizedHead
 from intarsia.numerics import digest
-from intarsia.store.files import parse_metadata, parse_tensors, read, read_json, reading, save, write_json
+from intarsia.store.files import load, parse_metadata, parse_tensors, read, read_json, reading, save, write_json
 from intarsia.store.index import INDEX
 from intarsia.store.lock import RUN
 from intarsia.store.store import parse_fisher, save_fisher
 from intarsia.strict_json import parse_json
 
-ASKED, EPOCH, FISHER = "run.json", "epoch.safetensors", "fisher.safetensors"
+ASKED, EPOCH, FISHER, REFERENCE = "run.json", "epoch.safetensors", "fisher.safetensors", "reference.safetensors"
 
 
 @dataclass(frozen=True)
@@ -110,16 +112,19 @@ class Checkpoint:
                 f"removing {self.folder} gives it up"
             )
 
-    def begin(self, asked: Mapping[str, Any], fisher: Fisher | None) -> None:
+    def begin(self, asked: Mapping[str, Any], fisher: Fisher | None, reference: Head | None) -> None:
         """Note what a new run was asked for.
 
         Args:
             asked: as JSON.
             fisher: the running Fisher it begins with, if the run needs that to the end.
+            reference: the reference heads it begins with, likewise.
         """
         self.end()
         if fisher is not None:
             save_fisher(fisher, self.folder / FISHER)
+        if reference is not None:
+            save(reference.tensors(), self.folder / REFERENCE)
         write_json(asked, self.folder / ASKED)
 
     def resume(self, asked: Mapping[str, Any]) -> None:
@@ -158,6 +163,11 @@ class Checkpoint:
         data = read(path)
         with reading(path):
             return parse_fisher(data)
+
+    def reference(self) -> Head | None:
+        """The reference heads the run began with, if they were kept."""
+        path = self.folder / REFERENCE
+        return Head.from_tensors(load(path)) if path.exists() else None
 
     def save(self, task: str, epochs: int, trained: Trained) -> None:
         """What was trained of a task after so many epochs, in place of what was before.
@@ -203,7 +213,7 @@ class Checkpoint:
 
     def end(self) -> None:
         """The run is over: there is nothing to go on with. What says that there was one goes last."""
-        for path in (*self.folder.glob(".*.new"), *(self.folder / name for name in (EPOCH, FISHER, ASKED))):
+        for path in (*self.folder.glob(".*.new"), *(self.folder / name for name in (EPOCH, FISHER, REFERENCE, ASKED))):
             path.unlink(missing_ok=True)
 
 

@@ -102,7 +102,8 @@ def learn(
         stream.decode(backbone.preprocessing)
         state = _state(pool, checkpoint, settings) if resume else LearnerState.of(pool)
         if not resume:
-            checkpoint.begin(asked, state.fisher if settings.fisher_over == "others" else None)
+            first = settings.fisher_over == "others"
+            checkpoint.begin(asked, state.fisher if first else None, state.reference if first else None)
         configuration = Configuration(adapter, regularizer, settings, stream.augmentation)
         _learn(pool, stream, configuration, state, checkpoint, keep_fishers, progress)
         checkpoint.end()
@@ -159,7 +160,7 @@ def _state(pool: Pool, checkpoint: Checkpoint, settings: Settings) -> LearnerSta
     return LearnerState(
         None if fisher is None else fisher.to(pool.backbone.device),
         pool.total(),
-        pool.reference(len(before)) if before else None,
+        checkpoint.reference(),
         pool.statistics()[: len(before)],
         tuple(before),
         pool.index.lost,
