@@ -13,10 +13,10 @@ from intarsia.adapters.attachment import Attachment, sharing
 from intarsia.adapters.protocol import AdaptedLinear, Adapter
 from intarsia.backbones.builtin import BUILTIN
 from intarsia.backbones.loaders import load_network
+from intarsia.backbones.locations import absolute
 from intarsia.backbones.names import TARGETS, match_targets
 from intarsia.backbones.preprocessing import Preprocessing
 from intarsia.errors import InputError
-from intarsia.locations import absolute
 from intarsia.numerics import digest
 
 HALF = (torch.float16, torch.bfloat16)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from intarsia.backbones.locations import absolute
 from intarsia.backbones.preprocessing import Preprocessing
 from intarsia.data.augmentation import Augmentation
 from intarsia.data.image_set import ImageSet, Labelled, checked
@@ -23,7 +24,6 @@ from intarsia.data.sources.table import open_source
 from intarsia.data.splits import Order, Split, check_tasks, grouped, hold_out, read_split
 from intarsia.errors import InputError
 from intarsia.labels import listed
-from intarsia.locations import absolute
 from intarsia.progress import Progress, silent
 
 

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from intarsia.backbones.architecture import build
 from intarsia.backbones.backbone import Backbone
 from intarsia.backbones.forward import BATCH, outputs
+from intarsia.backbones.locations import absolute, kept
 from intarsia.backbones.preprocessing import Preprocessing
 from intarsia.data.decoding import decode, decode_all
 from intarsia.errors import InputError
 from intarsia.heads.head import Head
-from intarsia.locations import absolute, kept
 from intarsia.numerics import finite
 from intarsia.progress import Progress, silent
 from intarsia.store.card import located

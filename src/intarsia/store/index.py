@@ -10,9 +10,9 @@ from typing import Any
 from intarsia.adapters.protocol import Adapter
 from intarsia.adapters.records import adapter_record, build_adapter
 from intarsia.backbones.backbone import Backbone
+from intarsia.backbones.locations import absolute, kept
 from intarsia.errors import InputError
 from intarsia.labels import check_name
-from intarsia.locations import absolute, kept
 from intarsia.store.files import Seen, read_json, reading, write_json
 
 FORMAT = 6
