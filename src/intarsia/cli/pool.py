@@ -1,26 +1,21 @@
 """Verbs on one pool: every one has a twin in Python and prints a table, or JSON with ``--json``."""
 
+from __future__ import annotations
+
 from dataclasses import asdict, dataclass, field
 from json import dumps
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from tyro.conf import OmitArgPrefixes, Positional
-
-from intarsia.backbones import builtin as builtin_backbone
-from intarsia.cli.options import Json, Selection, open_pool
-from intarsia.console import OUT, facts, shown, table
-from intarsia.data.sources import builtin
-from intarsia.data.stream import TaskStream
+from intarsia.cli.flags import Inline, Json, Positional
+from intarsia.cli.options import Selection, open_pool
 from intarsia.errors import InputError
-from intarsia.evaluation.metrics import evaluate, target_and_control
-from intarsia.machine import on_device
-from intarsia.merging.model import ComposedModel
-from intarsia.pool import Pool
-from intarsia.report import tables
-from intarsia.store.index import INDEX
-from intarsia.store.verify import remedy, repair, unnamed, verify
 from intarsia.study.choice import Source
+
+if TYPE_CHECKING:
+    from intarsia.data.stream import TaskStream
+    from intarsia.merging.model import ComposedModel
+    from intarsia.pool import Pool
 
 
 @dataclass(frozen=True)
@@ -35,6 +30,9 @@ class Ls:
 
     def run(self) -> dict[str, Any]:
         """List."""
+        from intarsia.pool import Pool
+        from intarsia.report import tables
+
         if self.builtin or self.pool is None:
             if not self.builtin:
                 raise InputError("ls: expected a pool's folder, or --builtin")
@@ -46,6 +44,10 @@ class Ls:
         return {**pool.index.record(), "modules": [c.record() for c in cards]}
 
     def _builtin(self) -> dict[str, Any]:
+        from intarsia.backbones import builtin as builtin_backbone
+        from intarsia.console import OUT, facts
+        from intarsia.data.sources import builtin
+
         about = [*builtin.describe(), builtin_backbone.describe()]
         if not self.json:
             for entry in about:
@@ -66,6 +68,11 @@ class Verify:
 
     def run(self) -> dict[str, Any]:
         """Verify; damage that is not repaired is an error."""
+        from intarsia.console import shown
+        from intarsia.pool import Pool
+        from intarsia.report import tables
+        from intarsia.store.verify import remedy, repair, unnamed, verify
+
         pool = Pool.open(self.pool)
         with shown() as progress:
             damaged = verify(pool, progress)
@@ -87,8 +94,8 @@ class Evaluate:
 
     pool: Positional[Path]
     """Folder of the pool."""
-    selection: OmitArgPrefixes[Selection] = field(default_factory=Selection)
-    source: OmitArgPrefixes[Source] = field(default_factory=Source)
+    selection: Inline[Selection] = field(default_factory=Selection)
+    source: Source = field(default_factory=Source)
     device: str = "auto"
     """cpu, cuda, mps, or the best there is."""
     json: Json = False
@@ -105,7 +112,7 @@ class Predict:
 
     model: Positional[Path]
     """Folder of a pool (its mean answers), or of a composed model."""
-    images: Positional[tuple[Path, ...]]
+    images: Positional[tuple[Path, ...]] = ()
     """Image files."""
     keep: tuple[str, ...] = ()
     """Specialize to these tasks of the pool."""
@@ -115,17 +122,27 @@ class Predict:
 
     def run(self) -> dict[str, Any]:
         """Predict."""
+        from intarsia.console import table
+        from intarsia.machine import on_device
+        from intarsia.merging.model import ComposedModel
+        from intarsia.store.index import INDEX
+
+        images = self.images
         if (self.model / INDEX).exists() or not (self.model / "model.json").exists():
             pool = open_pool(self.model, self.device)
-            model = Selection(keep=self.keep).compose(pool)
+            chosen, files = Selection(keep=self.keep).without_files(pool.learned())
+            images += files
+            model = chosen.compose(pool)
         elif self.keep:
             raise InputError("--keep with a composed model: its tasks are fixed; name the pool instead")
         else:
             model = ComposedModel.load(self.model).to(on_device(self.device))
-        best = model.probabilities(self.images).max(1)
+        if not images:
+            raise InputError("predict: expected image files after the pool or model")
+        best = model.probabilities(images).max(1)
         rows = [
             {"image": str(path), "class": model.labels[int(i)], "probability": round(float(p), 4)}
-            for path, i, p in zip(self.images, best.indices, best.values, strict=True)
+            for path, i, p in zip(images, best.indices, best.values, strict=True)
         ]
         if not self.json:
             cells = [(r["image"], r["class"], f"{r['probability']:.2f}") for r in rows]
@@ -141,11 +158,14 @@ class Compose:
     """Folder of the pool."""
     out: Path
     """New folder for model.safetensors and model.json."""
-    selection: OmitArgPrefixes[Selection] = field(default_factory=Selection)
+    selection: Inline[Selection] = field(default_factory=Selection)
     json: Json = False
 
     def run(self) -> dict[str, Any]:
         """Compose and write."""
+        from intarsia.console import facts
+        from intarsia.pool import Pool
+
         pool = Pool.open(self.pool)
         model = self.selection.compose(pool)
         model.save(self.out)
@@ -169,13 +189,16 @@ class Unlearn:
     """Of negate: how much of the vector to subtract; its share in the mean (1/T) if not given."""
     out: Path | None = None
     """New folder to write the resulting model to."""
-    source: OmitArgPrefixes[Source] = field(default_factory=Source)
+    source: Source = field(default_factory=Source)
     device: str = "auto"
     """cpu, cuda, mps, or the best there is."""
     json: Json = False
 
     def run(self) -> dict[str, Any]:
         """Unlearn, measure, write."""
+        from intarsia.console import OUT, table
+        from intarsia.evaluation.metrics import target_and_control
+
         pool = open_pool(self.pool, self.device)
         model = pool.unlearn(self.task, mode=self.mode, scale=self.scale)
         stream = self.source.of(pool)
@@ -197,12 +220,16 @@ class Unlearn:
             rows = [("all modules", *before), (model.recipe["name"], *after)]
             table("", ("model", f"{self.task} %", "other tasks %"), rows)
             for other, ways in influence.items():
-                OUT.print(f"still influenced by {self.task}: {other} (its {', '.join(ways)})", markup=False)
+                OUT.print(f"still influenced by {self.task}: {other} (its {', '.join(ways)})")
         return result
 
 
 def evaluated(pool: Pool, model: ComposedModel, stream: TaskStream, as_json: bool) -> dict[str, Any]:
     """Measure a composition beside the frozen head over the same tasks, and print it."""
+    from intarsia.console import shown
+    from intarsia.evaluation.metrics import evaluate
+    from intarsia.report import tables
+
     with shown() as progress:
         found = evaluate(model, stream, progress=progress)
         frozen = evaluate(pool.frozen(tuple(model.classes)), stream)
