@@ -17,8 +17,10 @@ Tensors are ``[batch, 1, 28, 28]`` (images), ``[batch, 49, channels]`` (tokens),
     python pretraining/pretrain.py --data <folder of sketches.npz and themes.json> --out <folder>
 """
 
-import intarsia.backbones.torchvision_guard  # noqa: F401  before timm
+from intarsia.backbones.torchvision_guard import import_torchvision
 
+import_torchvision()  # before timm
+# ruff: noqa: E402
 # isort: split
 import dataclasses
 import json

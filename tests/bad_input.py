@@ -23,10 +23,24 @@ from intarsia.store.lock import one_writer
 
 PHOTOS = "--data folder:photos"
 MODEL = "--backbone timm/test_vit@weights.safetensors"
-LEARN = f"learn {PHOTOS} {MODEL} --tasks 3 --epochs 1 --no-evaluate --out new"
+LEARN = f"learn {PHOTOS} {MODEL} --tasks 3 --epochs 1 --run.no-evaluate --out new"
 SPLIT = f"learn {PHOTOS} {MODEL} --split split.json --out new"
 ADD = "learn --add --out pool"
-ADD_NEW = f"{ADD} {PHOTOS} --split split.json --no-evaluate"
+ADD_NEW = f"{ADD} {PHOTOS} --split split.json --run.no-evaluate"
+
+
+ON_DEVICE = {
+    "learn": LEARN,
+    "dry-run": f"{LEARN} --run.dry-run",
+    "evaluate": "evaluate pool",
+    "predict": "predict pool photos/test/red/0.png",
+    "unlearn": "unlearn pool task01",
+    "diagnose": "diagnose pool",
+    "report": "report pool",
+    "compare": f"compare {PHOTOS} {MODEL} --methods frozen --out new",
+    "verify a preset": "presets verify pool",
+}
+"""Verbs that have a device."""
 
 
 @dataclass(frozen=True)
@@ -185,16 +199,22 @@ BAD: dict[str, list[Bad]] = {
         Bad("weights of another model", f"{LEARN} --backbone timm/test_vit2@weights.safetensors"),
         Bad("weights that are a pickle", LEARN, lambda: put("weights.safetensors", b"\x80\x04cos\nsystem\n")),
         Bad("weights cut short", LEARN, lambda: cut(Path("weights.safetensors"))),
-        Bad("targets that match nothing", f"{LEARN} --targets '*.nothing'"),
+        Bad("targets that match nothing", f"{LEARN} --network.targets '*.nothing'"),
         Bad("a task that the stream does not have", f"{LEARN} --only warm"),
         Bad("more tasks than classes", f"{LEARN} --tasks 7"),
-        Bad("the other method's strength", f"{LEARN} --beta 3"),
-        Bad("a negative strength", f"{LEARN} --alpha -1"),
+        Bad("a flag that there was", f"{LEARN} --beta 3"),
+        Bad("a flag that there is not", f"{LEARN} --epoch 3"),
+        Bad("two flags that bring settings of their own", f"{LEARN} --paper --preset cifar100-ita-lora"),
+        Bad("a preset of another method", f"{LEARN} --preset cifar100-ita-lora --method iel"),
+        Bad("a record that is not there", "learn --config nowhere.json --out new"),
+        Bad("a record that is none", "learn --config pool/pool.json --out new"),
+        Bad("a negative strength", f"{LEARN} --strength -1"),
         Bad("no epochs", f"{LEARN} --epochs 0"),
         Bad("rank 0", f"{LEARN} --rank 0"),
         Bad("a learning rate that is no number", f"{LEARN} --lr nan"),
         Bad("batches of one image", f"{LEARN} --batch-size 1"),
         Bad("an unknown device", f"{LEARN} --device abacus"),
+        *(Bad(f"a device that is not here, to {v}", f"{c} --device meta") for v, c in ON_DEVICE.items()),
         Bad("an unknown preset", f"{LEARN} --preset cifar"),
         Bad("a folder that holds something else", LEARN.replace("--out new", "--out photos")),
         Bad("a folder inside a file", LEARN.replace("--out new", "--out weights.safetensors/new")),
@@ -211,8 +231,8 @@ BAD: dict[str, list[Bad]] = {
         Bad("a folder that is not there", f"{LEARN} --data folder:nowhere"),
         Bad("a folder with nothing in it", f"{LEARN} --data folder:empty", lambda: Path("empty").mkdir()),
         Bad("classes, and no test fraction", f"{LEARN} --data folder:photos/train"),
-        Bad("a test fraction of 2", f"{LEARN} --data folder:photos/train --test-fraction 2"),
-        Bad("test images, and a test fraction", f"{LEARN} --test-fraction 0.2"),
+        Bad("a test fraction of 2", f"{LEARN} --data folder:photos/train --source.test-fraction 2"),
+        Bad("test images, and a test fraction", f"{LEARN} --source.test-fraction 0.2"),
         Bad("a split, and a number of tasks", f"{LEARN} --split split.json", split({"a": ["red"]})),
         Bad("a split that is not there", SPLIT),
         Bad("a split that is not JSON", SPLIT, split("red, blue")),
@@ -243,6 +263,7 @@ BAD: dict[str, list[Bad]] = {
         Bad("a class on one side only", LEARN, lambda: shutil.rmtree("photos/test/red")),
         Bad("a class without images", LEARN, lambda: [path.unlink() for path in Path("photos/test/red").iterdir()]),
         Bad("a class with one image to train", LEARN, lambda: one_image_of("red")),
+        Bad("no image to predict", "predict pool"),
         Bad("an image to predict that is not there", "predict pool photos/no.png"),
         Bad("a text to predict", "predict pool notes.png", lambda: put("notes.png", "notes")),
     ],
@@ -252,8 +273,10 @@ BAD: dict[str, list[Bad]] = {
         Bad("a task to drop that is not there", "evaluate pool --drop cars"),
         Bad("a task to unlearn that is not there", "unlearn pool cars"),
         Bad("`--keep` and `--weights`", "evaluate pool --keep task01 --weights task01=1"),
-        Bad("weights that do not sum to 1", "evaluate pool --weights task01=.6,task02=.3"),
-        Bad("a negative weight", "evaluate pool --weights task01=2,task02=-1"),
+        Bad("weights that do not sum to 1", "evaluate pool --weights task01=.6 task02=.3"),
+        Bad("a negative weight", "evaluate pool --weights task01=2 task02=-1"),
+        Bad("weights joined by a comma", "evaluate pool --weights task01=.5,task02=.5"),
+        Bad("tasks joined by a comma", "evaluate pool --keep task01,task02"),
         Bad("a weight that is no number", "evaluate pool --weights task01=one"),
         Bad("a weight of a task that is not there", "evaluate pool --weights cars=1"),
         Bad("a merge rule of some of the modules", "evaluate pool --keep task01 --rule ties"),
@@ -291,8 +314,12 @@ BAD: dict[str, list[Bad]] = {
         *(Bad(f"a file, its hash right, with {how}", "evaluate pool", forged(how)) for how in FORGED),
     ],
     "Numbers and limits": [
-        Bad("a learning rate that makes the loss infinite", f"{LEARN} --lr 1e30 --warmup 0 --epochs 3"),
-        Bad("a regularizer that diverges", ADD_NEW + " --step decoupled --alpha 1e30 --epochs 9", two_new_classes),
+        Bad("a learning rate that makes the loss infinite", f"{LEARN} --lr 1e30 --training.warmup 0 --epochs 3"),
+        Bad(
+            "a regularizer that diverges",
+            ADD_NEW + " --training.step decoupled --strength 1e30 --epochs 9",
+            two_new_classes,
+        ),
         Bad("weights that are not finite", LEARN, other_weights(lambda t: t["norm.bias"].fill_(float("nan")))),
         Bad("another process that writes", ADD + f" {PHOTOS}", within=lambda: one_writer(Path("pool"))),
         Bad(

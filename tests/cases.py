@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from intarsia import IA3, Backbone, Full, LoRA, TaskStream, TaskVector
 from intarsia.adapters import Adapter, Attachment
 from intarsia.backbones.preprocessing import Preprocessing
+from intarsia.backbones.torchvision_guard import import_torchvision
 from intarsia.class_stats.drift import FeatureDrift
 from intarsia.class_stats.gaussians import Gaussians
 from intarsia.class_stats.mixtures import ClassStatistics
@@ -29,6 +30,7 @@ from intarsia.store.card import Card
 from intarsia.store.module import Module
 from intarsia.training.settings import Settings
 
+import_torchvision()  # before any test imports timm
 COLOURS = {
     "blue": (40, 40, 220),
     "cyan": (20, 200, 200),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bad_input import BAD, Bad, furnish, said
+from bad_input import BAD, ON_DEVICE, Bad, furnish, said
 from hostile import FORGED, HARM, LIES
 
 pytestmark = pytest.mark.slow
@@ -26,13 +26,19 @@ SAYS: dict[str, tuple[str, ...]] = {
     "targets that match nothing": ("'*.nothing'", "blocks.0.attn.qkv", "'*.qkv'"),
     "a task that the stream does not have": ("'warm'", "task01, task02, task03"),
     "more tasks than classes": ("7 tasks", "6 classes", "1 to 6"),
-    "the other method's strength": ("--beta", "ita", "--alpha"),
+    "a flag that there was": ("--beta", "--strength"),
+    "a flag that there is not": ("--epoch:", "did you mean --epochs"),
+    "two flags that bring settings of their own": ("--preset", "--paper", "one of them"),
+    "a preset of another method": ("--method iel", "cifar100-ita-lora", "ita"),
+    "a record that is not there": ("nowhere.json",),
+    "a record that is none": ("pool/pool.json", "damaged"),
     "a negative strength": ("-1.0", "0 or more"),
     "no epochs": ("epochs 0", "1 or more"),
     "rank 0": ("rank 0", "1 or more"),
     "a learning rate that is no number": ("lr nan", "0 or more"),
     "batches of one image": ("batch-size 1", "use 2"),
-    "an unknown device": ("'abacus'", "cpu, cuda or mps"),
+    "an unknown device": ("'abacus'", "cpu"),
+    **{f"a device that is not here, to {verb}": ("'meta'", "cpu") for verb in ON_DEVICE},
     "an unknown preset": ("'cifar'", "cifar100-ita-lora", "intarsia presets"),
     "a folder that holds something else": ("photos", "not a pool", "--out"),
     "a folder inside a file": ("weights.safetensors/new", "cannot be written"),
@@ -48,7 +54,7 @@ SAYS: dict[str, tuple[str, ...]] = {
     "a folder that is not there": ("'nowhere'", "no such folder", "<class>/<image>"),
     "a folder with nothing in it": ("'empty'", "no images", "empty/<class>/<image>"),
     "classes, and no test fraction": ("'photos/train'", "test fraction"),
-    "a test fraction of 2": ("2.0", "--test-fraction", "less than 1"),
+    "a test fraction of 2": ("2.0", "--source.test-fraction", "less than 1"),
     "test images, and a test fraction": ("'photos'", "0.2", "leave the fraction out"),
     "a split, and a number of tasks": ("(3)", "split", "one of the two"),
     "a split that is not there": ("'split.json'", "no such file"),
@@ -79,6 +85,7 @@ SAYS: dict[str, tuple[str, ...]] = {
     "a class on one side only": ("'red'", "in train", "test", "in both"),
     "a class without images": ("'photos/test/red'", "no images", "remove the folder"),
     "a class with one image to train": ("'red'", "1 image", "at least 2", "leave the class out"),
+    "no image to predict": ("predict", "image files"),
     "an image to predict that is not there": ("'photos/no.png'", "no such image"),
     "a text to predict": ("'notes.png'", "not an image", REPLACE),
     # Modules, weights and recipes
@@ -89,10 +96,12 @@ SAYS: dict[str, tuple[str, ...]] = {
     "`--keep` and `--weights`": ("--keep", "--weights", "one of them"),
     "weights that do not sum to 1": ("0.9", "expected 1", "missing task"),
     "a negative weight": ("-1.0", "'task02'"),
+    "weights joined by a comma": ("'task01=.5,task02=.5'", "task01=.5 task02=.5"),
+    "tasks joined by a comma": ("'task01,task02'", "--keep task01 task02"),
     "a weight that is no number": ("'task01=one'", "birds=.7"),
     "a weight of a task that is not there": ("'cars'", "task01, task02, task03"),
     "a merge rule of some of the modules": ("--rule ties", "leave --keep, --drop and --weights out"),
-    "Fishers that were not kept": ("'task01'", "--keep-fishers"),
+    "Fishers that were not kept": ("'task01'", "--run.keep-fishers"),
     "every task dropped": ("--drop", "all tasks", "keep one"),
     "a scale without negation": ("2.0", "drop", "negate"),
     "a scale that is infinite": ("inf", "finite"),

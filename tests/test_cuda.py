@@ -15,7 +15,7 @@ from intarsia.curvature.squares import _kernel, add_squares
 from intarsia.evaluation.landscape import gap_path, loss_paths
 from intarsia.evaluation.theorem import diagnose
 from intarsia.pool import merged
-from intarsia.regularizers.protocol import Step
+from intarsia.regularizers.choices import Step
 from intarsia.study.methods import METHODS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

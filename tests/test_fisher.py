@@ -11,7 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cases import REPEATED, backbone, head, inputs, randn, repeated, same, seeded, split_backbone
 from intarsia import Backbone, diagonal_fisher
-from intarsia.curvature.estimators import Estimator, logit_vectors
+from intarsia.curvature.choices import Estimator
+from intarsia.curvature.estimators import logit_vectors
 from intarsia.curvature.fisher import Fisher
 from intarsia.curvature.head_fisher import head_fisher
 from intarsia.curvature.squares import add_squares_by_products

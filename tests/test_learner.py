@@ -34,7 +34,7 @@ from intarsia.curvature.fisher import diagonal_fisher
 from intarsia.errors import DivergenceError
 from intarsia.heads.alignment import align, align_many
 from intarsia.heads.head import Head
-from intarsia.regularizers.protocol import Step
+from intarsia.regularizers.choices import Step
 from intarsia.training.fine_tuning import Configuration, batch_drift, fine_tune, steps_due
 from intarsia.training.loop import CXX
 from intarsia.training.schedule import Seeds, batches

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from cases import QUICK, backbone, randn, same, seeded, stream
 from intarsia import InputError, LoRA, Pool, TaskVector, learn
+from intarsia.merging.choices import Rule
 from intarsia.merging.dare import dare
 from intarsia.merging.fisher_mean import fisher_mean
-from intarsia.merging.rules import Rule
 from intarsia.merging.ties import ties
 from intarsia.pool import merged
 

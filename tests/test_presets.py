@@ -12,7 +12,7 @@ from test_cli import refused, result
 from cases import stream, timm_weights
 from intarsia import Backbone, InputError, Pool, TaskStream, evaluate
 from intarsia.adapters.records import build_adapter
-from intarsia.cli.main import _parse
+from intarsia.cli.main import parsed
 from intarsia.regularizers.records import build_regularizer, regularizer_record
 from intarsia.store.index import Index
 from intarsia.study.estimate import estimate
@@ -43,14 +43,18 @@ def test_published_hyper_parameters_are_the_papers() -> None:
     assert (t.epochs, t.pretune_epochs, t.lambda_h, t.lambda_0) == (5, 1, 0.1, 0.01)
 
 
-def test_a_flag_wins_over_the_preset_and_the_preset_over_the_tools_own(tmp_path: Path) -> None:
-    verb = _parse(["learn", "--preset", "cropdisease-ita-full", "--data", "folder:x", "--epochs", "7"])
-    assert (verb.method, verb.adapter, verb.alpha, verb.backbone) == ("ita", "full", 5.0, BACKBONE)
-    assert verb.training == replace(preset("cropdisease-ita-full").training, epochs=7)
-    assert (verb.source.tasks, verb.out) == (7, Path("runs/cropdisease-ita-full"))
-    paper = _parse(["learn", "--paper", "--method", "iel", "--adapter", "ia3"])
-    assert (paper.method, paper.adapter, paper.beta) == ("iel", "ia3", 20.0)
-    assert paper.training == preset("cifar100-iel-ia3").training
+def test_a_flag_wins_over_the_preset_and_the_preset_over_the_tools_own() -> None:
+    verb = parsed(["learn", "--preset", "cropdisease-ita-full", "--data", "folder:x", "--epochs", "7"])
+    plan, cell = verb.plan(), preset("cropdisease-ita-full")
+    chosen = plan.chosen
+    assert (chosen.method, chosen.adapter, chosen.strength, plan.backbone) == ("ita", "full", 5.0, BACKBONE)
+    assert chosen.settings == replace(cell.training, epochs=7)
+    assert plan.source == {"tasks": 7, "data": "folder:x"}
+    split = parsed(["learn", "--preset", "cropdisease-ita-full", "--data", "folder:x", "--split", "tasks.json"])
+    assert split.plan().source == {"data": "folder:x", "split": Path("tasks.json")}
+    paper = parsed(["learn", "--paper", "--method", "iel", "--adapter", "ia3"]).plan().chosen
+    assert (paper.method, paper.adapter, paper.strength) == ("iel", "ia3", 20.0)
+    assert paper.settings == preset("cifar100-iel-ia3").training
 
 
 @pytest.fixture(scope="module")

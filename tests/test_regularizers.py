@@ -17,8 +17,8 @@ from cases import ADAPTERS, KINDS, backbone, inputs, newton, positive, randn, se
 from intarsia import IA3, IEL, ITA, Full, InputError, LoRA, TaskVector
 from intarsia.adapters import Adapter, Attachment
 from intarsia.curvature.fisher import DiagonalMetric
+from intarsia.regularizers.choices import Step
 from intarsia.regularizers.head import head_step
-from intarsia.regularizers.protocol import Step
 from intarsia.regularizers.quadratic import Quadratic
 
 each_adapter = pytest.mark.parametrize("adapter", ADAPTERS, ids=KINDS)

@@ -243,7 +243,7 @@ def test_a_damaged_checkpoint_is_named_and_without_it_the_task_begins_anew(whole
 
 # The command line, as processes
 
-RUN = ["--data", "sketches", "--only", "animals", "food", "--max-per-class", "4", "--epochs", "3", "--no-evaluate"]
+RUN = ["--data", "sketches", "--only", "animals", "food", "--max-per-class", "4", "--epochs", "3", "--run.no-evaluate"]
 
 
 def process(*arguments: str) -> subprocess.Popen[str]:
@@ -269,7 +269,7 @@ def test_a_stopped_command_says_what_is_saved_and_goes_on_bit_equal(tmp_path: Pa
     epoch = out / ".run" / "epoch.safetensors"
     for how, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)):
         before = epoch.stat().st_mtime_ns if epoch.exists() else 0
-        with process("learn", *(["--resume"] if before else RUN), "--no-evaluate", "--out", str(out)) as running:
+        with process("learn", *(["--resume"] if before else RUN), "--run.no-evaluate", "--out", str(out)) as running:
             until(lambda before=before: epoch.exists() and epoch.stat().st_mtime_ns != before)
             running.send_signal(how)
             _, said = running.communicate(timeout=60)
@@ -278,7 +278,7 @@ def test_a_stopped_command_says_what_is_saved_and_goes_on_bit_equal(tmp_path: Pa
             assert f"tasks are in {out}; the run was stopped in task" in said
             assert f"`intarsia learn --resume --out {out}`" in said
             assert "Traceback" not in said
-    main(["learn", "--resume", "--no-evaluate", "--out", str(out)])
+    main(["learn", "--resume", "--run.no-evaluate", "--out", str(out)])
     assert contents(out, APART) == contents(whole, APART)
 
 

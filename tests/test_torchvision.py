@@ -1,9 +1,11 @@
 """The guard before timm: it declares what torchvision misses, only that, and passes any other error on."""
 
+import ast
 import importlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -23,8 +25,64 @@ def python(code: str) -> str:
 
 
 def test_timm_imports_in_a_fresh_process() -> None:
-    code = "import intarsia.backbones, timm, torchvision; print(timm.is_model('test_vit'), torchvision.__name__)"
+    code = """
+from intarsia.backbones.torchvision_guard import import_torchvision
+import_torchvision()
+import timm, torchvision
+print(timm.is_model('test_vit'), torchvision.__name__)
+"""
     assert python(code) == "True torchvision\n"
+
+
+GUARDED = ("timm", "torchvision", "transformers", "accelerate", "open_clip")
+"""Packages that import torchvision, or are it."""
+
+
+def imports(tree: ast.AST) -> list[ast.stmt]:
+    """Of guarded packages."""
+    found: list[ast.stmt] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names = [node.module or ""]
+        else:
+            continue
+        if any(name.partition(".")[0] in GUARDED for name in names):
+            found.append(node)
+    return found
+
+
+def test_every_import_of_timm_comes_right_after_the_guard() -> None:
+    """In the package: inside a function, so that nothing loads torchvision before it is needed, and after the call."""
+    package, guard = Path(torchvision_guard.__file__).parents[1], ast.dump(ast.parse("import_torchvision()").body[0])
+    seen = 0
+    for path in package.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        guarded = imports(tree)
+        bodies = [node.body for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.Try)]
+        for node in guarded:
+            (body,) = [body for body in bodies if node in body]
+            before = body[: body.index(node)]
+            while before and isinstance(before[-1], ast.Import | ast.ImportFrom):
+                before.pop()
+            assert before, f"{path}:{node.lineno}"
+            assert ast.dump(before[-1]) == guard, f"{path}:{node.lineno}"
+            seen += 1
+    assert seen >= 3
+
+
+def test_nothing_loads_torchvision_before_a_network_of_timm_is_made() -> None:
+    code = """
+import sys
+import intarsia
+from intarsia import *
+import intarsia.cli.pool, intarsia.cli.study, intarsia.study.compare
+print(sorted({"timm", "torchvision", "torch._dynamo"} & set(sys.modules)))
+Backbone.load()
+print(sorted({"timm", "torchvision"} & set(sys.modules)))
+"""
+    assert python(code).splitlines() == ["[]", "['timm', 'torchvision']"]
 
 
 def test_a_torchvision_that_imports_is_left_alone() -> None:

@@ -24,7 +24,8 @@ from watch import Told, normalised
 from intarsia import Backbone, TaskStream
 from intarsia.class_stats.gaussians import Gaussians
 from intarsia.class_stats.mixtures import ClassStatistics, fit_statistics
-from intarsia.heads.alignment import ALIGNMENT_CLASSES, Alignment
+from intarsia.heads.alignment import ALIGNMENT_CLASSES
+from intarsia.heads.choices import Alignment
 from intarsia.heads.discriminant import discriminant
 from intarsia.heads.head import Head
 from intarsia.training.schedule import Seeds

@@ -35,7 +35,7 @@ from watch import Batches, Stopwatch, Told, forward, normalised, wait
 
 from intarsia import IA3, IEL, ITA, Backbone, Full, LoRA, evaluate, learn
 from intarsia.adapters import Adapter
-from intarsia.curvature.estimators import Estimator
+from intarsia.curvature.choices import Estimator
 from intarsia.curvature.fisher import Fisher, diagonal_fisher
 from intarsia.machine import peak_memory
 from intarsia.pool import Pool

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from intarsia import Backbone, LoRA, Pool, learn
 from intarsia.backbones.preprocessing import Preprocessing
+from intarsia.backbones.torchvision_guard import import_torchvision
 from intarsia.data.sources.builtin import load_builtin
 from intarsia.data.stream import TaskStream
 from intarsia.regularizers.ita import ITA
@@ -29,7 +30,8 @@ def network(name: Network, *, width: int = 192, depth: int = 12) -> Backbone:
     """The built-in backbone, or a vision transformer of random weights: 64 px, patch 8, three channels."""
     if name == "vit_sketch":
         return Backbone.load()
-    from timm.models.vision_transformer import VisionTransformer  # noqa: PLC0415  only beside an imported intarsia
+    import_torchvision()
+    from timm.models.vision_transformer import VisionTransformer  # noqa: PLC0415  after the guard
 
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -43,7 +43,7 @@ from intarsia.training.recommended import recommended
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 cases: Any = importlib.import_module("cases")  # the tests' small network
-RUN = ["--only", "animals", "food", "--max-per-class", "8", "--epochs", "2", "--no-evaluate"]
+RUN = ["--only", "animals", "food", "--max-per-class", "8", "--epochs", "2", "--run.no-evaluate"]
 STEPS = ("open", "write", "fsync", "replace", "rename", "unlink")
 
 
@@ -129,14 +129,14 @@ class Trial:
             print(json.dumps({"kill": number + 1, "at": self.stops[-1], **self.found}), file=sys.stderr, flush=True)
         started = time.perf_counter()
         if self.begun(out):
-            self.learn(out, ["--resume", "--no-evaluate"]).wait()
+            self.learn(out, ["--resume", "--run.no-evaluate"]).wait()
         self.spent += time.perf_counter() - started
         if out.exists():
             self.compared(out)
 
     def killed(self, out: Path, by_step: bool) -> bool:
         """Let a run begin or go on, and kill it; False if it came to its end before that."""
-        arguments = ["--resume", "--no-evaluate"] if self.begun(out) else RUN
+        arguments = ["--resume", "--run.no-evaluate"] if self.begun(out) else RUN
         if not self.begun(out):
             shutil.rmtree(out, ignore_errors=True)
         started = time.perf_counter()

@@ -6,23 +6,28 @@ from contextlib import contextmanager
 
 import rich.progress
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from intarsia.progress import Progress
 
-OUT = Console(highlight=False, soft_wrap=True)
+OUT = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
-ERR = Console(stderr=True, highlight=False, soft_wrap=True)
+ERR = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 OFTEN = 10.0
 """Seconds between two lines of a long phase."""
 SHORT = 24
-"""Names of rows of at most so many letters stay in one line, whatever the width."""
+"""A number or a name of at most so many letters is not broken, whatever the width."""
+
+
+FOLDED = 12
+"""Letters that a column of longer words has at least."""
 
 
 class _Bars:
@@ -38,7 +43,7 @@ class _Bars:
         if phase != self._name:
             self._bars.reset(self._phase)
             self._name = phase
-        self._bars.update(self._phase, description=escape(phase), completed=done, total=total)
+        self._bars.update(self._phase, description=phase, completed=done, total=total)
         task, _, what = phase.rpartition(": ")
         if self._stream is not None and what == "training" and task in self._tasks:
             self._bars.update(self._stream, completed=self._tasks.index(task) + done / total)
@@ -57,7 +62,7 @@ class _Lines:
         if done < total and now - self._told < OFTEN:
             return
         took = f"{now - self._began:.1f} s" if done == total else f"{done} of {total}"
-        ERR.print(f"{phase}: {took}", markup=False)
+        ERR.print(f"{phase}: {took}")
         self._told = now
 
 
@@ -71,36 +76,52 @@ def shown(tasks: Sequence[str] = ()) -> Iterator[Progress]:
     if not ERR.is_terminal:
         yield _Lines()
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with rich.progress.Progress(*columns, TimeRemainingColumn(), console=ERR, transient=True) as bars:
         yield _Bars(bars, tasks)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], note: str = "") -> None:
-    """Print a table; the first column is text, the others are numbers (floats with one decimal, None as a dash)."""
-    grid = Table(
-        title=title,
-        title_justify="left",
-        caption=note or None,
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    longest = max((len(str(row[0])) for row in rows), default=0)
-    for i, column in enumerate(columns):
-        whole = i == 0 and longest <= SHORT
-        grid.add_column(column, justify="left" if i == 0 else "right", overflow="fold", no_wrap=whole)
-    for row in rows:
-        grid.add_row(*(_cell(value) for value in row))
-    OUT.print(grid)
+    """Print a table; the first column is text, the others are numbers (floats with one decimal, None as a dash).
+
+    Names stand as they are, whatever signs they have. A number is never broken: where a terminal is too narrow for the
+    table, a row is printed as lines of its own.
+    """
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [_width(column, [row[i] for row in cells]) for i, column in enumerate(columns)]
+    needed = sum(widths) + 2 * len(columns)
+    if title:
+        OUT.print(Text(title, style="italic"), soft_wrap=False)
+    if needed > OUT.width and OUT.is_terminal:
+        for row in cells:
+            OUT.print()
+            facts(dict(zip(columns, row, strict=True)))
+    else:
+        grid = Table(
+            box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), width=needed if needed > OUT.width else None
+        )
+        for i, (column, width) in enumerate(zip(columns, widths, strict=True)):
+            justify = "left" if i == 0 else "right"
+            grid.add_column(Text(column), justify=justify, overflow="fold", min_width=width)
+        for row in cells:
+            grid.add_row(*map(Text, row))
+        OUT.print(grid, soft_wrap=False, crop=False)
+    if note:
+        OUT.print(Text(note, style="dim italic"), soft_wrap=False)
 
 
 def facts(values: Mapping[str, object]) -> None:
     """Print name: value lines."""
     width = max(len(name) for name in values)
     for name, value in values.items():
-        OUT.print(f"{name:<{width}}  {_cell(value)}", markup=False)
+        OUT.print(f"{name:<{width}}  {_cell(value)}")
+
+
+def _width(column: str, texts: Sequence[str]) -> int:
+    """Letters that a column needs so that no number and no short name is broken."""
+    words = [max(map(cell_len, text.split()), default=0) for text in (column, *texts)]
+    whole = [cell_len(text) for text in texts if cell_len(text) <= SHORT]
+    return max([word if word <= SHORT else FOLDED for word in words] + whole)
 
 
 def _cell(value: object) -> str:

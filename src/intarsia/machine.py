@@ -4,7 +4,6 @@ import ctypes
 import hashlib
 import platform
 import re
-import resource
 import subprocess
 import sys
 from functools import cache
@@ -25,12 +24,18 @@ def machine(device: torch.device) -> str:
 def peak_memory() -> int:
     """Of this process so far, resident, in MiB.
 
-    Linux counts it from the program's start under VmHWM; ``getrusage`` there begins with what the parent held.
+    Linux counts it from the program's start under VmHWM; ``getrusage`` there begins with what the parent held. Where
+    the system counts neither (Windows), 0.
     """
     status = Path("/proc/self/status")
     if status.exists() and (found := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
         return int(found[1]) // 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    try:
+        import resource  # noqa: PLC0415  not on Windows
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB elsewhere
 
 
 def give_back_memory() -> None:
@@ -40,15 +45,30 @@ def give_back_memory() -> None:
 
 
 def on_device(name: str) -> torch.device:
-    """The device called ``name``; the best there is for ``auto``."""
-    if name != "auto":
-        try:
-            return torch.device(name)
-        except RuntimeError as error:
-            raise InputError(f"unknown device {name!r}: expected auto, cpu, cuda or mps") from error
+    """The device called ``name``; the best there is for ``auto``.
+
+    Raises:
+        InputError: there is no such device, here or anywhere.
+    """
+    here = ["cpu"]
     if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        count = torch.cuda.device_count()
+        here += ["cuda" if count == 1 else f"cuda:0 to cuda:{count - 1}"]
+    if torch.backends.mps.is_available():
+        here += ["mps"]
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else here[-1])
+    try:
+        device = torch.device(name)
+        torch.ones(1, device=device).item()  # a device may have a name, and not be there, or hold no numbers (meta)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        raise InputError(
+            f"device {name!r}: this machine has no such device, or torch cannot use it; expected auto or "
+            f"{' or '.join(here)}"
+        ) from error
+    return device
 
 
 @cache

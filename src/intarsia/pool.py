@@ -20,13 +20,13 @@ from intarsia.errors import InputError
 from intarsia.heads.discriminant import discriminant
 from intarsia.heads.head import Head
 from intarsia.merging import recipe as recipes
+from intarsia.merging.choices import Rule
 from intarsia.merging.dare import dare
 from intarsia.merging.fisher_mean import fisher_mean
 from intarsia.merging.heads import Heads, anchored_in, compose_heads, kind_of
 from intarsia.merging.merge import merge, moved
 from intarsia.merging.model import ComposedModel
 from intarsia.merging.recipe import Recipe
-from intarsia.merging.rules import Rule
 from intarsia.merging.ties import ties
 from intarsia.store.index import INDEX, Index
 from intarsia.store.lock import RUN
@@ -285,6 +285,6 @@ def merged(pool: Pool, rule: Rule, *, seed: int = 0) -> ComposedModel:
     fishers: list[dict[str, Tensor]] = []
     for task in pool.tasks:
         if (fisher := pool.fisher(task)) is None:
-            raise InputError(f"{pool.path} has no Fisher of {task!r} of its own: learn it with --keep-fishers")
+            raise InputError(f"{pool.path} has no Fisher of {task!r} of its own: learn it with --run.keep-fishers")
         fishers.append(fisher.mean())
     return pool.with_vector(fisher_mean(vectors, fishers), rule)

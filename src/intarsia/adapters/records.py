@@ -1,14 +1,12 @@
 """Adapters by name, and as JSON."""
 
-from typing import Any, Literal
+from typing import Any
 
 from intarsia.adapters.full import Full
 from intarsia.adapters.ia3 import IA3
 from intarsia.adapters.lora import LoRA
 from intarsia.adapters.protocol import Adapter
 from intarsia.errors import InputError
-
-AdapterKind = Literal["lora", "full", "ia3"]
 
 
 def build_adapter(kind: str, rank: int = 16) -> Adapter:

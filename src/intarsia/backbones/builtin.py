@@ -7,9 +7,9 @@ from typing import Any
 from safetensors.torch import load
 from torch import nn
 
+from intarsia.backbones.choices import BUILTIN
 from intarsia.backbones.preprocessing import Preprocessing
-
-BUILTIN = "vit_sketch"
+from intarsia.backbones.torchvision_guard import import_torchvision
 
 
 def builtin_card() -> dict[str, Any]:
@@ -27,6 +27,7 @@ def describe() -> dict[str, Any]:
 
 def load_builtin_network() -> tuple[nn.Module, Preprocessing]:
     """The network with its weights, and how it wants its images."""
+    import_torchvision()
     from timm.models.vision_transformer import VisionTransformer  # noqa: PLC0415  slow to import
 
     card, assets = builtin_card(), files("intarsia") / "assets"

@@ -11,10 +11,8 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from intarsia.backbones.choices import TARGETS
 from intarsia.errors import InputError
-
-TARGETS = ("*attn.qkv", "*attn.q", "*attn.k", "*attn.v", "*attn.proj", "*mlp.fc1", "*mlp.fc2")
-
 
 _CANONICAL = (  # how other libraries call a vision transformer's layers -> how timm does
     (

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from intarsia.backbones.preprocessing import Preprocessing
+from intarsia.backbones.torchvision_guard import import_torchvision
 from intarsia.errors import InputError
 from intarsia.numerics import finite
 
@@ -23,6 +24,7 @@ def load_timm(spec: str) -> tuple[nn.Module, Preprocessing]:
     Raises:
         InputError: the name is unknown, or the weights cannot be had or do not fit.
     """
+    import_torchvision()
     import timm  # noqa: PLC0415  slow to import
     from timm.data.config import resolve_model_data_config  # noqa: PLC0415
 

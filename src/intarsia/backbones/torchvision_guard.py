@@ -1,10 +1,11 @@
-"""Makes ``torchvision`` importable beside a CPU build of torch; import this before timm.
+"""Makes ``torchvision`` importable beside a CPU build of torch; call ``import_torchvision`` before timm is imported.
 
 The torchvision wheel of the package registry is built for CUDA. Beside a CPU torch its compiled operators do not load,
 and its import then dies with ``operator torchvision::nms does not exist`` because it registers a shape rule for an
 operator nobody declared. timm imports torchvision but calls none of its compiled operators. So, only when that very
 error occurs, the missing operators are declared (schema only, no kernel: calling one still raises) and the import is
-made once more. Any other error is passed on.
+made once more. Any other error is passed on. With torchvision comes ``torch._dynamo``, which takes as long to load as
+torch: so it is imported where a network of timm is made, and not before.
 """
 
 import importlib
@@ -45,6 +46,3 @@ def import_torchvision() -> None:
     raise RuntimeError(
         "torchvision still misses operators that were declared; reinstall torch and torchvision as a pair"
     )
-
-
-import_torchvision()

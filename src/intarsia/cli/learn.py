@@ -2,130 +2,205 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tyro.conf import OmitArgPrefixes
-
-from intarsia.adapters.protocol import Adapter
-from intarsia.adapters.records import AdapterKind, build_adapter
-from intarsia.backbones.backbone import Backbone
-from intarsia.backbones.builtin import BUILTIN
-from intarsia.backbones.names import TARGETS
-from intarsia.cli.options import Json
-from intarsia.cli.pool import evaluated
-from intarsia.console import facts, shown
-from intarsia.data.records import reloaded
-from intarsia.data.stream import TaskStream
+from intarsia.adapters.choices import AdapterKind
+from intarsia.cli import plan as plans
+from intarsia.cli.flags import Json
+from intarsia.cli.options import Network
+from intarsia.cli.plan import Plan
 from intarsia.errors import InputError
-from intarsia.evaluation.metrics import recorded_stream
-from intarsia.machine import on_device
-from intarsia.pool import Pool
-from intarsia.regularizers.protocol import Regularizer
-from intarsia.regularizers.records import Method, build_regularizer
-from intarsia.study.choice import Source
-from intarsia.study.estimate import estimate
-from intarsia.study.paper import preset
-from intarsia.training.checkpoint import Checkpoint, stopping
-from intarsia.training.fine_tuning import Configuration
-from intarsia.training.learner import learn
-from intarsia.training.recommended import recommended, resolved
+from intarsia.regularizers.choices import Method
+from intarsia.study.choice import DEFAULT, Source
+from intarsia.training.recommended import resolve
 from intarsia.training.settings import Training
+
+if TYPE_CHECKING:
+    from intarsia.backbones.backbone import Backbone
+    from intarsia.data.stream import TaskStream
+    from intarsia.training.fine_tuning import Configuration
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is done beside learning."""
+
+    dry_run: bool = False
+    """Say what the run will cost, from a few timed batches; nothing is written."""
+    evaluate: bool = True
+    """Measure the pool on the test images at the end."""
+    keep_fishers: bool | None = None
+    """Keep every task's own Fisher in its module."""
+    checkpoint: bool = True
+    """Keep what is trained at every epoch border; else a run that is stopped goes on from its last whole task."""
 
 
 @dataclass(frozen=True)
 class Learn:
     """Learn a stream of tasks, each as a module of a pool, and evaluate their mean."""
 
-    out: Path = Path("runs/sketches")
-    """Folder of the pool: new or empty, or with --add an existing pool."""
+    source: Source = field(default_factory=Source)
+    backbone: str | None = None
+    """vit_sketch (built in, the default), timm/<name> or timm/<name>@<weights.safetensors>."""
+    method: Method | None = None
+    """Train each module alone (ita, the default) or through the composed model (iel)."""
+    adapter: AdapterKind | None = None
+    """What a task vector is made of; lora if not given."""
+    rank: int | None = None
+    """LoRA's rank (three times that on a fused qkv); 16 if not given."""
+    strength: float | None = None
+    """Of the regularizer, alpha of ITA or beta of IEL; as recommended for method and adapter if not given."""
+    training: Training = field(default_factory=Training)
+    out: Path | None = None
+    """Folder of the pool, new or empty; runs/<stream>-<method> if not given."""
     add: bool = False
     """Add the stream's tasks to the pool in --out, with the pool's own settings unless told otherwise."""
     resume: bool = False
     """Go on with the run in --out that was stopped, from its last epoch border, as it was."""
-    backbone: str = BUILTIN
-    """vit_sketch (built in), timm/<name> or timm/<name>@<weights.safetensors>."""
-    targets: tuple[str, ...] = TARGETS
-    """Patterns of the linear layers whose weights are tuned."""
+    device: str | None = None
+    """cpu, cuda, mps, or auto (the default): the best there is."""
     preset: str | None = None
-    """A cell of the paper's table, by name (see ``intarsia presets``): sets everything but --data and --out; flags
-    still win, and with them it is another run than the paper's."""
+    """A cell of the paper's table, by name (see `intarsia presets`): sets all but --data and --out."""
     paper: bool = False
-    """Start from the paper's settings instead of the tool's own; flags still win."""
-    method: Method = "ita"
-    """Train each module alone (ita) or through the composed model (iel)."""
-    adapter: AdapterKind = "lora"
-    """What a task vector is made of."""
-    rank: int = 16
-    """LoRA's rank (three times that on a fused qkv)."""
-    alpha: float | None = None
-    """Strength of ITA's regularizer; if not given, the tool's own for the adapter."""
-    beta: float | None = None
-    """Strength of IEL's regularizer; if not given, the tool's own for the adapter."""
-    source: OmitArgPrefixes[Source] = field(default_factory=Source)
-    training: OmitArgPrefixes[Training] = field(default_factory=Training)
-    keep_fishers: bool = False
-    """Keep every task's own Fisher in its module."""
-    dry_run: bool = False
-    """Say what the run will cost, from a few timed batches; nothing is written."""
-    checkpoint: bool = True
-    """Keep what is trained at every epoch border; else a run that is stopped goes on from its last whole task."""
-    evaluate: bool = True
-    """Measure the mean of the modules on the test images at the end."""
-    device: str = "auto"
-    """cpu, cuda, mps, or the best there is."""
+    """Start from the paper's settings in place of those recommended; flags still win."""
+    config: Path | None = None
+    """Repeat the run that wrote this config.json, into another --out; flags still win."""
     json: Json = False
+    network: Network = field(default_factory=Network)
+    run_: Run = field(default_factory=Run)
+
+    def plan(self) -> Plan:
+        """What is done, nothing left open but where the images are.
+
+        Raises:
+            InputError: flags contradict each other, or the run, pool, preset or record to begin with is not there.
+        """
+        base = self._base()
+        chosen = resolve(
+            self.training,
+            method=self.method,
+            adapter=self.adapter,
+            rank=self.rank,
+            strength=self.strength,
+            base=None if base is None else base.chosen,
+            from_paper=self.paper,
+        )
+        base = base or Plan(chosen)
+        kept = self.run_.keep_fishers
+        return Plan(
+            chosen,
+            plans.with_flags(self.source, base.source),
+            self.backbone or base.backbone,
+            self.network.targets or base.targets,
+            base.keep_fishers if kept is None else kept,
+            self.add or base.add,
+            self.device or base.device,
+        )
+
+    def _base(self) -> Plan | None:
+        """What is begun with where flags say nothing."""
+        given = [f"--{name}" for name in ("resume", "add", "config", "preset", "paper") if getattr(self, name)]
+        if len(given) > 1:
+            why = {"--resume": "it goes on as it was", "--add": "it takes the pool's own settings"}
+            raise InputError(
+                f"{' and '.join(given)} together: expected one of them, each brings settings of its own"
+                f"{f'; {given[0]}: {why[given[0]]}' if given[0] in why else ''}"
+            )
+        if self.resume:
+            return plans.of_run(self._folder({}, self.method or "ita"))
+        if self.add:
+            if self.out is None or self.source.data is None:
+                raise InputError("--add: name the pool with --out, and the images of the new tasks with --data")
+            return plans.of_pool(self.out)
+        if self.preset is not None or self.config is not None:
+            name = f"--preset {self.preset}" if self.config is None else f"--config {self.config}"
+            base = plans.of_preset(self.preset or "") if self.config is None else plans.read(self.config)
+            plans.refuse("--method", self.method, base.chosen.method, name)
+            plans.refuse("--adapter", self.adapter, base.chosen.adapter, name)
+            return base
+        return None
+
+    def _folder(self, source: dict[str, Any], method: str) -> Path:
+        named = plans.with_flags(self.source, source)
+        return self.out or Path("runs") / f"{plans.stream_name(named, DEFAULT)}-{method}"
 
     def run(self) -> dict[str, Any]:
         """Learn and evaluate."""
-        regularizer = self._regularizer()
+        plan = self.plan()
         if self.preset is not None and self.source.data is None:
+            from intarsia.study.paper import preset
+
             wanted = preset(self.preset).data
             raise InputError(
                 f"preset {self.preset}: name {wanted.title}'s images with --data folder:<dir>, "
                 f"{wanted.classes} classes under train/ and test/"
             )
-        stream = self._stream()
-        theta0 = Backbone.load(self.backbone, targets=self.targets).to(on_device(self.device))
-        adapter: Adapter = build_adapter(self.adapter, self.rank)
-        if self.dry_run:
-            settings = resolved(self.training, recommended(self.method, self.adapter)[1])
-            configuration = Configuration(adapter, regularizer, settings, stream.augmentation)
-            with shown() as progress:
-                cost = estimate(theta0, stream, configuration, keep_fishers=self.keep_fishers, progress=progress)
-            if not self.json:
-                facts(cost.record())
-            return cost.record()
-        with shown([task.name for task in stream]) as progress, stopping(self.out):
+        if plan.add and self.out is None:
+            raise InputError("the run adds to a pool: name it with --out")
+        chosen = plan.chosen
+        out = self._folder(dict(plan.source), chosen.method)
+
+        from intarsia.adapters.records import build_adapter
+        from intarsia.backbones.backbone import Backbone
+        from intarsia.console import shown
+        from intarsia.machine import on_device
+        from intarsia.regularizers.records import build_regularizer
+        from intarsia.training.checkpoint import Checkpoint, stopping
+        from intarsia.training.fine_tuning import Configuration
+        from intarsia.training.learner import learn
+
+        device = on_device(plan.device)
+        adapter = build_adapter(chosen.adapter, chosen.rank)
+        regularizer = build_regularizer(chosen.method, chosen.strength)
+        stream = self._stream(plan, out)
+        theta0 = Backbone.load(plan.backbone, targets=plan.targets).to(device)
+        if self.run_.dry_run:
+            how = Configuration(adapter, regularizer, chosen.settings, stream.augmentation)
+            return self._estimate(theta0, stream, how, plan.keep_fishers)
+        new = not self.resume or Checkpoint.of(out).exists
+        with shown([task.name for task in stream]) as progress, stopping(out):
             pool = learn(
                 theta0,
                 stream,
-                out=self.out,
+                out=out,
                 adapter=adapter,
                 regularizer=regularizer,
-                training=self.training,
-                add=self.add,
+                training=chosen.settings,
+                add=plan.add and not self.resume,
                 resume=self.resume,
-                keep_fishers=self.keep_fishers,
-                checkpoints=self.checkpoint,
+                keep_fishers=plan.keep_fishers,
+                checkpoints=self.run_.checkpoint,
                 progress=progress,
             )
-        if not self.evaluate:
-            return {"pool": str(self.out), "tasks": list(pool.tasks)}
-        whole = tuple(task.name for task in stream) == pool.tasks
-        return evaluated(pool, pool.mean(), stream if whole else recorded_stream(pool), self.json)
+        if new:
+            from dataclasses import replace
 
-    def _stream(self) -> TaskStream:
+            plans.write(replace(plan, device=str(device)), stream, out)
+        if not self.run_.evaluate:
+            return {"pool": str(out), "tasks": list(pool.tasks)}
+        from intarsia.cli.outcome import outcome
+
+        return outcome(pool, stream, as_json=self.json)
+
+    def _stream(self, plan: Plan, out: Path) -> "TaskStream":
         """What is learned: as named, or when a run is resumed, as it was."""
-        checkpoint = Checkpoint.of(self.out)
-        if not self.resume or self.source != Source():
-            return self.source.load("sketches", self.training.seed or 0)
-        return reloaded(checkpoint.asked()["stream"]) if checkpoint.exists else recorded_stream(Pool.open(self.out))
+        from intarsia.data.records import reloaded
+        from intarsia.evaluation.metrics import recorded_stream
+        from intarsia.pool import Pool
+        from intarsia.training.checkpoint import Checkpoint
 
-    def _regularizer(self) -> Regularizer:
-        name, strength = ("alpha", self.alpha) if self.method == "ita" else ("beta", self.beta)
-        other = "beta" if name == "alpha" else "alpha"
-        if getattr(self, other) is not None:
-            raise InputError(f"--{other} with --method {self.method}: its strength is --{name}")
-        if strength is None:
-            strength, _ = recommended(self.method, self.adapter)
-        return build_regularizer(self.method, strength)
+        if not self.resume or self.source != Source():
+            return plans.load(plan.source, DEFAULT, plan.chosen.settings.seed)
+        checkpoint = Checkpoint.of(out)
+        return reloaded(checkpoint.asked()["stream"]) if checkpoint.exists else recorded_stream(Pool.open(out))
+
+    def _estimate(self, theta0: "Backbone", stream: "TaskStream", how: "Configuration", kept: bool) -> dict[str, Any]:
+        """What the run will cost."""
+        from intarsia.console import facts, shown
+        from intarsia.study.estimate import estimate
+
+        with shown() as progress:
+            cost = estimate(theta0, stream, how, keep_fishers=kept, progress=progress)
+        if not self.json:
+            facts(cost.record())
+        return cost.record()

@@ -1,23 +1,15 @@
 """Verbs that look after a pool: list, verify, rename a class, remove a module."""
 
+from __future__ import annotations
+
 from dataclasses import asdict, dataclass
 from json import dumps
 from pathlib import Path
 from typing import Any
 
-from tyro.conf import Positional
-
-from intarsia.backbones import builtin as builtin_backbone
-from intarsia.cli.options import Json
+from intarsia.cli.flags import Json, Positional
 from intarsia.cli.where import is_model
-from intarsia.console import OUT, facts, shown, table
-from intarsia.data.sources import builtin
 from intarsia.errors import InputError
-from intarsia.merging.model import ComposedModel, read_card
-from intarsia.pool import Pool
-from intarsia.report import tables
-from intarsia.store import rewrite
-from intarsia.store.verify import remedy, repair, unnamed, verify
 
 
 @dataclass(frozen=True)
@@ -32,6 +24,9 @@ class Ls:
 
     def run(self) -> dict[str, Any]:
         """List."""
+        from intarsia.pool import Pool
+        from intarsia.report import tables
+
         if self.builtin or self.pool is None:
             if not self.builtin:
                 raise InputError("ls: expected a pool's folder, or --builtin")
@@ -45,6 +40,9 @@ class Ls:
         return {**pool.index.record(), "modules": [c.record() for c in cards]}
 
     def _model(self, folder: Path) -> dict[str, Any]:
+        from intarsia.console import table
+        from intarsia.merging.model import read_card
+
         found = read_card(folder)
         if not self.json:
             recipe = found["recipe"]
@@ -57,6 +55,10 @@ class Ls:
         return found
 
     def _builtin(self) -> dict[str, Any]:
+        from intarsia.backbones import builtin as builtin_backbone
+        from intarsia.console import OUT, facts
+        from intarsia.data.sources import builtin
+
         about = [*builtin.describe(), builtin_backbone.describe()]
         if not self.json:
             for entry in about:
@@ -79,6 +81,11 @@ class Verify:
 
     def run(self) -> dict[str, Any]:
         """Verify; damage that is not repaired is an error."""
+        from intarsia.console import shown
+        from intarsia.pool import Pool
+        from intarsia.report import tables
+        from intarsia.store.verify import remedy, repair, unnamed, verify
+
         if is_model(self.pool):
             return self._model(self.pool)
         pool = Pool.open(self.pool, self.backbone)
@@ -99,6 +106,9 @@ class Verify:
 
     def _model(self, folder: Path) -> dict[str, Any]:
         """A merged model is whole if it loads; there is nothing to drop."""
+        from intarsia.console import facts
+        from intarsia.merging.model import ComposedModel
+
         if self.repair or self.backbone is not None:
             raise InputError(f"{folder} is a merged model: --repair and --backbone are for pools; compose it again")
         model = ComposedModel.load(folder)
@@ -122,6 +132,10 @@ class Rename:
 
     def run(self) -> dict[str, Any]:
         """Rename."""
+        from intarsia.console import facts
+        from intarsia.pool import Pool
+        from intarsia.store import rewrite
+
         after = rewrite.rename(Pool.open(self.pool), self.old, self.new)
         if not self.json:
             facts({"renamed": f"{self.old} to {self.new}"})
@@ -140,12 +154,16 @@ class Remove:
 
     def run(self) -> dict[str, Any]:
         """Remove."""
+        from intarsia.console import OUT, facts
+        from intarsia.pool import Pool
+        from intarsia.store import rewrite
+
         pool = Pool.open(self.pool)
         influence = pool.influenced_by(self.task) if self.task in pool.tasks else {}
         left = rewrite.remove(pool, self.task).tasks
         if not self.json:
             facts({"removed": self.task, "modules left": ", ".join(left)})
             for other, ways in influence.items():
-                OUT.print(f"still influenced by {self.task}: {other} (its {', '.join(ways)})", markup=False)
-            OUT.print(f"still has the Fisher of {self.task} in it: what regularizes further tasks", markup=False)
+                OUT.print(f"still influenced by {self.task}: {other} (its {', '.join(ways)})")
+            OUT.print(f"still has the Fisher of {self.task} in it: what regularizes further tasks")
         return {"pool": str(self.pool), "removed": self.task, "modules": list(left), "influenced": influence}

@@ -1,20 +1,17 @@
-"""Options that several verbs share: where images come from, which modules are composed, on what device."""
+"""Options that several verbs share: which modules are composed, on what device."""
 
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
+from typing import TYPE_CHECKING, Literal
 
 from intarsia.errors import InputError
-from intarsia.machine import on_device
-from intarsia.merging import recipe as recipes
-from intarsia.merging.model import ComposedModel
-from intarsia.merging.recipe import Recipe
-from intarsia.merging.rules import Rule
-from intarsia.pool import Pool, merged
+from intarsia.merging.choices import Rule
 
-Json = Annotated[bool, tyro.conf.arg(name="json", help="Print JSON instead of a table.")]
+if TYPE_CHECKING:
+    from intarsia.merging.model import ComposedModel
+    from intarsia.merging.recipe import Recipe
+    from intarsia.pool import Pool
 
 
 @dataclass(frozen=True)
@@ -25,13 +22,15 @@ class Selection:
     """Specialize to these tasks."""
     drop: tuple[str, ...] = ()
     """Compose all tasks but these."""
-    weights: str | None = None
-    """Coefficients that sum to 1: a=.7,b=.3."""
+    weights: tuple[str, ...] = ()
+    """Coefficients that sum to 1: birds=.7 cars=.3."""
     rule: Literal["mean"] | Rule = "mean"
-    """What all modules are merged by: their mean, or a rule of others (fisher: a pool learned with --keep-fishers)."""
+    """What all modules are merged by: their mean, or a rule of others (fisher: a pool learned with keep-fishers)."""
 
-    def compose(self, pool: Pool) -> ComposedModel:
+    def compose(self, pool: "Pool") -> "ComposedModel":
         """The model asked for."""
+        from intarsia.pool import merged
+
         recipe = self.of(pool)
         if self.rule == "mean":
             return pool.compose(recipe)
@@ -39,14 +38,18 @@ class Selection:
             raise InputError(f"--rule {self.rule} merges all modules: leave --keep, --drop and --weights out")
         return merged(pool, self.rule)
 
-    def of(self, pool: Pool) -> Recipe:
+    def of(self, pool: "Pool") -> "Recipe":
         """What is asked for."""
+        from intarsia.merging import recipe as recipes
+
         tasks = pool.learned()
         given = [f"--{name}" for name in ("keep", "drop", "weights") if getattr(self, name)]
         if len(given) > 1:
             raise InputError(f"{' and '.join(given)} together: expected one of them")
         if self.weights:
-            return recipes.weighted(tasks, parse_weights(self.weights))
+            return recipes.weighted(tasks, parse_weights(self.weights, tasks))
+        one_by_one("--keep", self.keep, tasks)
+        one_by_one("--drop", self.drop, tasks)
         keep = self.keep
         if self.drop:
             unknown = [t for t in self.drop if t not in tasks]
@@ -57,28 +60,84 @@ class Selection:
                 raise InputError(f"--drop names all tasks of the pool, {', '.join(tasks)}: keep one or more")
         return recipes.specialize(tasks, keep) if self.keep or self.drop else recipes.mean(tasks)
 
+    def without_files(self, tasks: Collection[str]) -> tuple["Selection", tuple[Path, ...]]:
+        """Apart: the tasks and weights that are named, and files that were typed after them.
 
-def open_pool(path: Path, device: str) -> Pool:
+        ``--keep animals photo.png`` reads as two values of ``--keep``. What is no task of the pool, and a file or
+        folder, is meant as an image.
+
+        Args:
+            tasks: of the pool.
+        """
+        files: list[Path] = []
+
+        def tasks_only(values: Sequence[str], named: bool) -> tuple[str, ...]:
+            kept = []
+            for value in values:
+                task = value.rpartition("=")[0] if named else value
+                if task not in tasks and Path(value).exists():
+                    files.append(Path(value))
+                else:
+                    kept.append(value)
+            return tuple(kept)
+
+        keep, drop = tasks_only(self.keep, named=False), tasks_only(self.drop, named=False)
+        weights = tasks_only(self.weights, named=True)
+        return replace(self, keep=keep, drop=drop, weights=weights), tuple(files)
+
+
+@dataclass(frozen=True)
+class Network:
+    """How the backbone is used."""
+
+    targets: tuple[str, ...] = ()
+    """Patterns of the linear layers whose weights are tuned, for example '*.qkv'; attention and MLP if not given."""
+
+
+def open_pool(path: Path, device: str) -> "Pool":
     """A pool whose backbone is on a device."""
+    from intarsia.machine import on_device
+    from intarsia.pool import Pool
+
+    where = on_device(device)  # the shorter look first
     pool = Pool.open(path)
-    pool.backbone.to(on_device(device))
+    pool.backbone.to(where)
     return pool
 
 
-def parse_weights(text: str) -> dict[str, float]:
-    """``a=.7,b=.3`` -> {"a": 0.7, "b": 0.3}.
+def one_by_one(flag: str, values: Sequence[str], known: Collection[str]) -> None:
+    """Refuse names that are joined by commas where they are to stand one by one.
 
     Raises:
-        InputError: a part is not name=number, or a name comes twice.
+        InputError: a value is not known, and what stands between its commas is.
+    """
+    for value in values:
+        parts = [part.strip() for part in value.split(",")]
+        if value not in known and len(parts) > 1 and all(part in known for part in parts):
+            raise InputError(f"{flag} {value!r}: expected names one by one, without commas: {flag} {' '.join(parts)}")
+
+
+def parse_weights(texts: Sequence[str], tasks: Collection[str] = ()) -> dict[str, float]:
+    """``["a=.7", "b=.3"]`` -> {"a": 0.7, "b": 0.3}; a name may have commas and equals signs.
+
+    Args:
+        texts: name=number, one by one.
+        tasks: that there are, to see whether several were written in one.
+
+    Raises:
+        InputError: one is not name=number, or a name comes twice.
     """
     weights: dict[str, float] = {}
-    for part in text.split(","):
-        name, equals, number = part.strip().rpartition("=")
+    for text in texts:
+        name, equals, number = text.rpartition("=")
+        parts = [part.strip() for part in text.split(",")]
+        if name not in tasks and len(parts) > 1 and all("=" in part for part in parts):
+            raise InputError(f"--weights {text!r}: expected them one by one, without commas: {' '.join(parts)}")
         try:
             value = float(number)
         except ValueError:
             value = None
         if not equals or not name or value is None or name in weights:
-            raise InputError(f"weights {text!r}: {part!r} is not a new name=number; write for example birds=.7,cars=.3")
+            raise InputError(f"--weights {text!r}: expected a new name=number, for example: --weights birds=.7 cars=.3")
         weights[name] = value
     return weights

@@ -1,27 +1,25 @@
 """Verbs that compose a pool's modules: every one has a twin in Python and prints a table, or JSON with ``--json``."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from json import dumps
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from torch import Tensor
-from tyro.conf import OmitArgPrefixes, Positional
-
-from intarsia.backbones.forward import BATCH
-from intarsia.cli.options import Json, Selection
+from intarsia.cli.flags import Inline, Json, Positional
+from intarsia.cli.options import Selection
 from intarsia.cli.where import Where, found_images, is_model, merged_model
-from intarsia.console import ERR, OUT, facts, shown, table
-from intarsia.data.stream import TaskStream
 from intarsia.errors import InputError
-from intarsia.evaluation.metrics import evaluate, target_and_control
-from intarsia.evaluation.per_class import class_accuracy
-from intarsia.merging.model import ComposedModel
-from intarsia.pool import Pool
-from intarsia.progress import silent
-from intarsia.report import tables
 from intarsia.study.choice import Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from intarsia.data.stream import TaskStream
+    from intarsia.merging.model import ComposedModel
+    from intarsia.pool import Pool
 
 
 @dataclass(frozen=True)
@@ -30,13 +28,13 @@ class Evaluate:
 
     pool: Positional[Path]
     """Folder of the pool, or of a merged model."""
-    selection: OmitArgPrefixes[Selection] = field(default_factory=Selection)
+    selection: Inline[Selection] = field(default_factory=Selection)
     matrix: Literal["yes", "no"] = "yes"
     """Measure also the models after each task, for forgetting and the incremental average; no takes less time."""
     per_class: bool = False
     """Show the accuracy on each class as well."""
-    source: OmitArgPrefixes[Source] = field(default_factory=Source)
-    where: OmitArgPrefixes[Where] = field(default_factory=Where)
+    source: Source = field(default_factory=Source)
+    where: Inline[Where] = field(default_factory=Where)
     device: str = "auto"
     """cpu, cuda, mps, or the best there is."""
     json: Json = False
@@ -53,6 +51,10 @@ class Evaluate:
 
     def _merged(self) -> dict[str, Any]:
         """Of a merged model, which has neither a history nor theta0's own features beside it."""
+        from intarsia.evaluation.metrics import evaluate
+        from intarsia.evaluation.per_class import class_accuracy
+        from intarsia.report import tables
+
         model = merged_model(self.pool, self.selection, self.where, self.device)
         if self.source.data is not None:
             stream = self.source.load(self.source.data, 0)
@@ -75,9 +77,9 @@ class Predict:
 
     model: Positional[Path]
     """Folder of a pool (its mean answers, or what --keep, --drop, --weights, --rule say), or of a merged model."""
-    images: Positional[tuple[Path, ...]]
+    images: Positional[tuple[Path, ...]] = ()
     """Image files, and folders of them (with all below)."""
-    selection: OmitArgPrefixes[Selection] = field(default_factory=Selection)
+    selection: Inline[Selection] = field(default_factory=Selection)
     top_k: int = 1
     """How many classes to name for each image, the most probable first."""
     backbone: str | None = None
@@ -88,14 +90,23 @@ class Predict:
 
     def run(self) -> dict[str, Any]:
         """Predict; images that cannot be read are named at the end, as an error."""
+        from intarsia.backbones.forward import BATCH
+        from intarsia.console import shown, table
+        from intarsia.progress import silent
+
         where = Where(backbone=self.backbone)
+        images = self.images
         if is_model(self.model):
             model = merged_model(self.model, self.selection, where, self.device)
         else:
-            model = self.selection.compose(where.pool(self.model, self.device))
+            pool = where.pool(self.model, self.device)
+            selection, files = self.selection.without_files(pool.learned())
+            images, model = (*images, *files), selection.compose(pool)
+        if not images:
+            raise InputError("predict: expected image files after the pool or model")
         if not 1 <= self.top_k <= len(model.labels):
             raise InputError(f"--top-k {self.top_k}: expected 1 to {len(model.labels)}, the classes of the model")
-        paths, rows, bad = found_images(self.images), list[dict[str, Any]](), dict[str, str]()
+        paths, rows, bad = found_images(images), list[dict[str, Any]](), dict[str, str]()
         with shown() as progress:
             for path, row in model.read_and_answer(paths, progress if len(paths) > BATCH else silent):
                 if isinstance(row, InputError):
@@ -130,13 +141,15 @@ class Compose:
     """Folder of the pool."""
     out: Path
     """New folder for model.safetensors and model.json."""
-    selection: OmitArgPrefixes[Selection] = field(default_factory=Selection)
+    selection: Inline[Selection] = field(default_factory=Selection)
     backbone: str | None = None
     """theta0, if its weights are not where the pool says; as for learn."""
     json: Json = False
 
     def run(self) -> dict[str, Any]:
         """Compose and write."""
+        from intarsia.console import facts
+
         pool = Where(backbone=self.backbone).pool(self.pool, "cpu")
         model = self.selection.compose(pool)
         model.save(self.out)
@@ -160,14 +173,17 @@ class Unlearn:
     """Of negate: how much of the vector to subtract; its share in the mean (1/T) if not given."""
     out: Path | None = None
     """New folder to write the resulting model to."""
-    source: OmitArgPrefixes[Source] = field(default_factory=Source)
-    where: OmitArgPrefixes[Where] = field(default_factory=Where)
+    source: Source = field(default_factory=Source)
+    where: Inline[Where] = field(default_factory=Where)
     device: str = "auto"
     """cpu, cuda, mps, or the best there is."""
     json: Json = False
 
     def run(self) -> dict[str, Any]:
         """Unlearn, measure, write."""
+        from intarsia.console import OUT, table
+        from intarsia.evaluation.metrics import target_and_control
+
         pool = self.where.pool(self.pool, self.device)
         model, whole = pool.unlearn(self.task, mode=self.mode, scale=self.scale), _mean_if_whole(pool)
         stream = self.where.stream(self.source, pool, tuple(model.classes if whole is None else whole.classes))
@@ -189,7 +205,7 @@ class Unlearn:
             rows = [("all modules", *before), (model.recipe["name"], *after)]
             table("", ("model", f"{self.task} %", "other tasks %"), rows)
             for other, ways in influence.items():
-                OUT.print(f"still influenced by {self.task}: {other} (its {', '.join(ways)})", markup=False)
+                OUT.print(f"still influenced by {self.task}: {other} (its {', '.join(ways)})")
         return result
 
 
@@ -203,6 +219,11 @@ def evaluated(
     per_class: bool = False,
 ) -> dict[str, Any]:
     """Measure a composition beside the frozen head over the same tasks, and print it."""
+    from intarsia.console import shown
+    from intarsia.evaluation.metrics import evaluate
+    from intarsia.evaluation.per_class import class_accuracy
+    from intarsia.report import tables
+
     with shown() as progress:
         found = evaluate(model, stream, history=history, progress=progress)
         frozen = evaluate(pool.frozen(tuple(model.classes)), stream)
@@ -222,14 +243,18 @@ def evaluated(
 
 def _mean_if_whole(pool: Pool) -> ComposedModel | None:
     """The mean of all modules; None, and a word why, where one is damaged: it may be the one to unlearn."""
+    from intarsia.console import ERR
+
     try:
         return pool.mean()
     except InputError as error:
-        ERR.print(f"the mean of all modules is not measured: {error}", markup=False)
+        ERR.print(f"the mean of all modules is not measured: {error}")
         return None
 
 
 def _print_classes(classes: Mapping[str, float] | None) -> None:
+    from intarsia.console import table
+
     if classes is not None:
         table("", ("class", "accuracy %"), list(classes.items()))
 

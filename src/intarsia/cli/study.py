@@ -1,31 +1,25 @@
 """Verbs that look into a pool or set methods side by side, or a run beside the paper, and the page about either."""
 
+from __future__ import annotations
+
 import hashlib
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from tyro.conf import OmitArgPrefixes, Positional
-
-from intarsia.backbones.builtin import BUILTIN
-from intarsia.backbones.names import TARGETS
-from intarsia.cli.options import Json, open_pool, parse_weights
-from intarsia.console import ERR, facts, shown
-from intarsia.data.stream import TaskStream
+from intarsia.backbones.choices import BUILTIN, TARGETS
+from intarsia.cli.flags import Json, Positional
+from intarsia.cli.options import Network, one_by_one, open_pool, parse_weights
 from intarsia.errors import InputError
-from intarsia.evaluation.kept import Keep, Kept, fresh
-from intarsia.evaluation.landscape import DRAWN, GapPath, LossPath, gap_path, loss_paths
-from intarsia.evaluation.metrics import evaluate
-from intarsia.evaluation.theorem import Diagnosis, diagnose
-from intarsia.pool import Pool
-from intarsia.report import tables
-from intarsia.store.files import write, writing
-from intarsia.store.index import INDEX
-from intarsia.study.bench import Bench
 from intarsia.study.choice import Source
-from intarsia.study.compare import compare, planned
-from intarsia.study.methods import STANDARD
-from intarsia.study.paper import PRESETS, preset_of, verify
+
+if TYPE_CHECKING:
+    from intarsia.data.stream import TaskStream
+    from intarsia.evaluation.kept import Keep
+    from intarsia.evaluation.landscape import GapPath, LossPath
+    from intarsia.evaluation.theorem import Diagnosis
+    from intarsia.pool import Pool
+
 
 FIGURES = ("gap.png", "cosines.png", "losses.png")
 
@@ -36,8 +30,8 @@ class Diagnose:
 
     pool: Positional[Path]
     """Folder of the pool."""
-    weights: str | None = None
-    """Coefficients that sum to 1: a=.7,b=.3."""
+    weights: tuple[str, ...] = ()
+    """Coefficients that sum to 1: birds=.7 cars=.3."""
     per_task: int = 200
     """Training images drawn from each task; losses.png and gap.png look at 50 at most."""
     beside: tuple[Path, ...] = ()
@@ -46,14 +40,18 @@ class Diagnose:
     """Folder for what is measured, kept as it is known, and for three figures: gap.png (measured and at second order,
     against the scale of the task vectors), cosines.png (of the task vectors) and losses.png (along lines of weights,
     beside the second-order picture)."""
-    source: OmitArgPrefixes[Source] = field(default_factory=Source)
+    source: Source = field(default_factory=Source)
     device: str = "auto"
     """cpu, cuda, mps, or the best there is."""
     json: Json = False
 
     def run(self) -> dict[str, Any]:
         """Diagnose."""
-        weights = None if self.weights is None else parse_weights(self.weights)
+        from intarsia.console import facts, shown
+        from intarsia.evaluation.theorem import Diagnosis, diagnose
+        from intarsia.report import tables
+
+        weights = parse_weights(self.weights) or None
         paths = (self.pool, *self.beside)
         if len(set(paths)) < len(paths):
             raise InputError(f"--beside names {', '.join(map(str, self.beside))}: expected each pool once")
@@ -80,6 +78,9 @@ class Diagnose:
 
     def _keep(self, path: Path, pool: Pool, stream: TaskStream) -> Keep:
         """Beside the figures, where a pool's measurements are kept as they are known."""
+        from intarsia.evaluation.kept import Kept, fresh
+        from intarsia.store.files import writing
+
         if self.figures is None:
             return fresh
         with writing(self.figures):  # found before anything is measured
@@ -96,7 +97,10 @@ class Diagnose:
         keeps: list[Keep],
     ) -> dict[str, Any]:
         """The three figures, written; what was measured for them, by pool."""
-        from intarsia.report import figures  # noqa: PLC0415  matplotlib takes as long to load as all verbs together
+        from intarsia.console import shown
+        from intarsia.evaluation.landscape import DRAWN, gap_path, loss_paths
+        from intarsia.report import figures
+        from intarsia.store.files import write
 
         short = [pool.path.resolve().name for pool in pools]
         names = short if len(set(short)) == len(short) else [str(pool.path) for pool in pools]
@@ -121,9 +125,9 @@ class Diagnose:
 class Compare:
     """Run methods on one stream with one budget, and put them side by side."""
 
-    methods: str = ",".join(STANDARD)
-    """Which, with commas between: frozen, joint, finetune, ewc, l2, derpp, tmc, seed, ita, ita-full, ita-ia3, iel,
-    iel-full, iel-ia3."""
+    methods: tuple[str, ...] = ()
+    """Which: frozen, joint, finetune, ewc, l2, derpp, tmc, seed, ita, ita-full, ita-ia3, iel, iel-full, iel-ia3; all
+    with one adapter if none is named."""
     seeds: int = 1
     """Runs of each method, with seeds 0, 1, ..."""
     out: Path | None = None
@@ -135,11 +139,10 @@ class Compare:
     """Say which runs are to be made and how long they will take, from a few timed batches; nothing is written."""
     jobs: int = 1
     """Runs at once, without progress bars; on two cores, --jobs 2 --threads 1 is done soonest."""
-    source: OmitArgPrefixes[Source] = field(default_factory=Source)
+    source: Source = field(default_factory=Source)
     backbone: str = BUILTIN
     """vit_sketch (built in), timm/<name> or timm/<name>@<weights.safetensors>."""
-    targets: tuple[str, ...] = TARGETS
-    """Patterns of the linear layers whose weights are tuned."""
+    network: Network = field(default_factory=Network)
     epochs: int = 4
     """Passes over each task's images."""
     batch_size: int = 32
@@ -154,17 +157,24 @@ class Compare:
 
     def run(self) -> dict[str, Any]:
         """Compare."""
-        names = [name.strip() for name in self.methods.split(",") if name.strip()]
-        bench = Bench(**{f.name: getattr(self, f.name) for f in fields(Bench)})
+        from intarsia.console import ERR, shown
+        from intarsia.report import tables
+        from intarsia.study.bench import Bench
+        from intarsia.study.compare import compare, planned
+        from intarsia.study.methods import METHODS, STANDARD
+
+        one_by_one("--methods", self.methods, METHODS)
+        own = {f.name: getattr(self, f.name) for f in fields(Bench) if f.name != "targets"}
+        bench = Bench(targets=self.network.targets or TARGETS, **own)
         do = planned if self.dry_run else compare
         rows = do(
             bench,
-            names,
+            self.methods or STANDARD,
             seeds=self.seeds,
             out=self.out,
             jobs=self.jobs,
             again=self.again,
-            say=lambda what: ERR.print(what, markup=False),
+            say=ERR.print,
             watched=shown,
         )
         if not self.json:
@@ -180,13 +190,18 @@ class Presets:
     """What to do."""
     pool: Positional[Path | None] = None
     """Folder of the pool to verify."""
-    source: OmitArgPrefixes[Source] = field(default_factory=Source)
+    source: Source = field(default_factory=Source)
     device: str = "auto"
     """cpu, cuda, mps, or the best there is."""
     json: Json = False
 
     def run(self) -> dict[str, Any]:
         """List or verify."""
+        from intarsia.console import facts
+        from intarsia.evaluation.metrics import evaluate
+        from intarsia.report import tables
+        from intarsia.study.paper import PRESETS, preset_of, verify
+
         if self.action == "list":
             records = [p.record() for p in PRESETS.values()]
             if not self.json:
@@ -216,13 +231,18 @@ class Report:
     """New file for the page; <folder>-report.html beside the folder if not given."""
     edits: bool = False
     """Also specialize a pool to each of its tasks, unlearn each, and measure: three more evaluations a task."""
-    source: OmitArgPrefixes[Source] = field(default_factory=Source)
+    source: Source = field(default_factory=Source)
     device: str = "auto"
     """cpu, cuda, mps, or the best there is."""
     json: Json = False
 
     def run(self) -> dict[str, Any]:
         """Measure, draw and write."""
+        from intarsia.console import facts, shown
+        from intarsia.evaluation.kept import Kept
+        from intarsia.store.files import write, writing
+        from intarsia.store.index import INDEX
+
         what = self.what.resolve()
         out = self.out or what.with_name(f"{what.name}-report.html")
         if out.exists():
@@ -239,7 +259,7 @@ class Report:
             out.parent.mkdir(parents=True, exist_ok=True)
             out.touch()
             out.unlink()
-        from intarsia.report import page as report  # noqa: PLC0415  its figures' library takes as long to load as all verbs together
+        from intarsia.report import page as report
 
         if compared:
             html = report.report_comparison(self.what)

@@ -1,22 +1,21 @@
 """What the verbs on a pool read: the pool or merged model, its backbone, its images, from where they are today."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from intarsia.cli.options import Selection
-from intarsia.data.decoding import is_image
-from intarsia.data.records import gathered
-from intarsia.data.stream import TaskStream
 from intarsia.errors import InputError
 from intarsia.labels import listed
-from intarsia.machine import on_device
-from intarsia.merging.model import CARD, ComposedModel
-from intarsia.pool import Pool
-from intarsia.store.card import located
-from intarsia.store.index import INDEX
 from intarsia.study.choice import Source
+
+if TYPE_CHECKING:
+    from intarsia.data.stream import TaskStream
+    from intarsia.merging.model import ComposedModel
+    from intarsia.pool import Pool
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,9 @@ class Where:
         Raises:
             InputError: it is a merged model, or see ``Pool.open``.
         """
+        from intarsia.machine import on_device
+        from intarsia.pool import Pool
+
         if is_model(path):
             raise InputError(f"{path} is a merged model, whose modules cannot be told apart: name the pool it is of")
         pool = Pool.open(path, self.backbone)
@@ -49,6 +51,9 @@ class Where:
 
     def recorded(self, sources: Mapping[str, Mapping[str, Any]]) -> TaskStream:
         """Tasks loaded again from where they were, or from where ``task_data`` says."""
+        from intarsia.data.records import gathered
+        from intarsia.store.card import located
+
         moved: dict[str, str] = {}
         for entry in self.task_data:
             owner = next((task for task in sources if entry.startswith(f"{task}=")), None)
@@ -66,6 +71,9 @@ class Where:
 
 def merged_model(folder: Path, selection: Selection, where: Where, device: str) -> ComposedModel:
     """A merged model, of which nothing can be chosen any more."""
+    from intarsia.machine import on_device
+    from intarsia.merging.model import ComposedModel
+
     given = [f"--{f.name}" for f in fields(Selection) if getattr(selection, f.name) != getattr(Selection(), f.name)]
     if where.backbone is not None:
         given.append("--backbone")
@@ -82,6 +90,8 @@ def found_images(named: Sequence[Path]) -> list[Path]:
     Raises:
         InputError: a folder has none.
     """
+    from intarsia.data.decoding import is_image
+
     found: list[Path] = []
     for path in named:
         if not path.is_dir():
@@ -96,4 +106,7 @@ def found_images(named: Sequence[Path]) -> list[Path]:
 
 def is_model(folder: Path) -> bool:
     """Whether a merged model lies there, and no pool."""
+    from intarsia.merging.model import CARD
+    from intarsia.store.index import INDEX
+
     return not (folder / INDEX).exists() and (folder / CARD).exists()

@@ -8,12 +8,11 @@ As d log p_c / dz = e_c - p at the logits z, it is enough to push chosen vectors
 """
 
 from functools import cache
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Estimator = Literal["exact", "rademacher", "mc"]
+from intarsia.curvature.choices import Estimator
 
 
 def logit_vectors(logits: Tensor, estimator: Estimator, probes: int, generator: torch.Generator | None) -> list[Tensor]:

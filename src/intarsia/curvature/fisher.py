@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from intarsia.backbones.backbone import Backbone
-from intarsia.curvature.estimators import Estimator
+from intarsia.curvature.choices import Estimator
 from intarsia.curvature.squares import add_squares
 from intarsia.curvature.taps import pull_back
 from intarsia.numerics import wide

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from intarsia.backbones.backbone import Backbone
-from intarsia.curvature.estimators import Estimator
+from intarsia.curvature.choices import Estimator
 
 
 @runtime_checkable

@@ -113,7 +113,7 @@ def hold_out(count: int, fraction: float, key: str, kind: str) -> tuple[list[int
         InputError: The fraction is not between 0 and 1, or there are fewer than three images.
     """
     if not 0 < fraction < 1:
-        options = "--test-fraction, --validation"
+        options = "--source.test-fraction, --validation"
         raise InputError(f"Fraction {fraction} to hold out ({options}): expected more than 0 and less than 1.")
     if count < 3:
         found = f"{count} image" + "s" * (count != 1)

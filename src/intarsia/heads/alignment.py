@@ -6,13 +6,13 @@ Convention: features (N, D), logits (N, C).
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from intarsia.class_stats.gaussians import Gaussians
 from intarsia.class_stats.mixtures import ClassStatistics, sample
+from intarsia.heads.choices import Alignment
 from intarsia.heads.discriminant import discriminant
 from intarsia.heads.head import Head
 from intarsia.heads.pretraining import cross_entropy_slope, fit_head
@@ -32,9 +32,6 @@ ALIGNMENT_CLASSES = 100
 
 CLOSED_FORM_RIDGE = 0.1
 """Share of every feature's variance within classes added to it: a head leans less where features hardly vary."""
-
-
-Alignment = Literal["auto", "sgd"]
 
 
 def align(

@@ -4,8 +4,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from intarsia.heads.head import Head
+from intarsia.regularizers.choices import Step
 from intarsia.regularizers.head import head_step
-from intarsia.regularizers.protocol import Step
 
 
 class TrainableHead(nn.Module):

@@ -1,12 +1,9 @@
 """Merge rules from the literature, by name."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 from intarsia.errors import InputError
 from intarsia.task_vector import TaskVector
-
-Rule = Literal["ties", "dare", "fisher"]
 
 
 def check_vectors(vectors: Sequence[TaskVector]) -> None:

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from intarsia.regularizers.protocol import CLIP, Step
+from intarsia.regularizers.choices import Step
+from intarsia.regularizers.protocol import CLIP
 
 
 def head_step(

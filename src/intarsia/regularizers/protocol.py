@@ -18,8 +18,8 @@ from torch import Tensor
 from intarsia.adapters.attachment import Attachment
 from intarsia.curvature.protocol import Metric
 from intarsia.errors import InputError
+from intarsia.regularizers.choices import Step
 
-Step = Literal["decoupled", "coupled", "proximal"]
 CLIP = 100.0
 """Norm to which the gradient of an explicit step is clipped."""
 FLOOR = 1e-5

@@ -19,7 +19,8 @@ from intarsia.adapters.attachment import Attachment
 from intarsia.adapters.protocol import AdaptedLinear
 from intarsia.curvature.protocol import Metric
 from intarsia.numerics import wide
-from intarsia.regularizers.protocol import CLIP, Step
+from intarsia.regularizers.choices import Step
+from intarsia.regularizers.protocol import CLIP
 
 
 @dataclass(frozen=True)

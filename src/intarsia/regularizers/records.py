@@ -1,7 +1,7 @@
 """Regularizers by name, and as JSON."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from intarsia.errors import InputError
 from intarsia.regularizers.iel import IEL
@@ -9,7 +9,6 @@ from intarsia.regularizers.ita import ITA
 from intarsia.regularizers.l2 import L2
 from intarsia.regularizers.protocol import Regularizer
 
-Method = Literal["ita", "iel"]
 REGULARIZERS: Mapping[str, Callable[[float], Regularizer]] = {"ita": ITA, "iel": IEL, "l2": L2}
 """By the name in records."""
 

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from intarsia.adapters.records import AdapterKind
+from intarsia.adapters.choices import AdapterKind
 from intarsia.errors import InputError
 from intarsia.evaluation.metrics import Evaluation
 from intarsia.pool import Pool
-from intarsia.regularizers.records import Method
+from intarsia.regularizers.choices import Method
 from intarsia.training.recommended import paper
 from intarsia.training.settings import Settings
 

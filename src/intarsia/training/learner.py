@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from intarsia.adapters.lora import LoRA
 from intarsia.adapters.protocol import Adapter
+from intarsia.adapters.records import build_adapter
 from intarsia.backbones.backbone import Backbone
 from intarsia.curvature.fisher import Fisher
 from intarsia.data.stream import TaskStream
@@ -18,14 +18,13 @@ from intarsia.errors import DivergenceError, InputError
 from intarsia.machine import give_back_memory
 from intarsia.pool import Pool
 from intarsia.progress import Progress, silent
-from intarsia.regularizers.ita import ITA
 from intarsia.regularizers.protocol import Regularizer
-from intarsia.regularizers.records import regularizer_record
+from intarsia.regularizers.records import build_regularizer, regularizer_record
 from intarsia.store.index import INDEX
 from intarsia.store.lock import one_writer
 from intarsia.training.checkpoint import Checkpoint
 from intarsia.training.fine_tuning import Configuration
-from intarsia.training.recommended import recommended, resolved
+from intarsia.training.recommended import Hyperparameters, resolve
 from intarsia.training.settings import Settings, Training
 from intarsia.training.state import LearnedTask, LearnerState, PreparedTask
 from intarsia.training.task import finish, prepare
@@ -51,9 +50,11 @@ def learn(
         backbone: theta0.
         stream: the tasks; all of their images are decoded before anything is written.
         out: the pool's folder, new or empty; with ``add`` an existing pool.
-        adapter: what a task vector is made of; ``LoRA(16)`` if None.
-        regularizer: ``ITA(alpha)`` or ``IEL(beta)``; if None, ITA with the tool's own strength for the adapter.
-        training: everything else; what is None is as recommended for that method and adapter.
+        adapter: what a task vector is made of; if None ``LoRA(16)``, and with ``add`` as in the pool.
+        regularizer: ``ITA(alpha)`` or ``IEL(beta)``; if None, ITA with the strength recommended for the adapter, and
+            with ``add`` as in the pool.
+        training: everything else; what is None is as recommended for that method and adapter, and with ``add`` as in
+            the pool, if it has them (``resolve``).
         add: add the stream's tasks to the pool in ``out``. Learning five tasks, and then five more in another
             process, gives the same pool, bit for bit, as learning ten.
         resume: go on with a run that was stopped, from its last epoch border: everything else as it was given then.
@@ -75,10 +76,11 @@ def learn(
     Example:
         >>> pool = learn(Backbone.load(), TaskStream.load(), out="runs/first")
     """
-    adapter = adapter or LoRA()
-    regularizer = regularizer or ITA(recommended("ita", adapter.kind)[0])
-    settings = resolved(training, recommended(regularizer.kind, adapter.kind)[1])
-    record, path = {**regularizer_record(regularizer), **settings.record()}, Path(out)
+    path = Path(out)
+    chosen = hyperparameters(adapter, regularizer, training, Pool.open(path, backbone) if add else None)
+    adapter = adapter or build_adapter(chosen.adapter, chosen.rank)
+    regularizer = regularizer or build_regularizer(chosen.method, chosen.strength)
+    settings, record = chosen.settings, {**regularizer_record(regularizer), **chosen.settings.record()}
 
     def opened() -> Pool:
         if add or (resume and (path / INDEX).exists()):
@@ -99,7 +101,7 @@ def learn(
             checkpoint.refuse()
             for task in stream:
                 pool.check_new(task.name, task.classes)
-        stream.decode(backbone.preprocessing)
+        stream.decode(backbone.preprocessing, progress)
         state = _state(pool, checkpoint, settings) if resume else LearnerState.of(pool)
         if not resume:
             first = settings.fisher_over == "others"
@@ -108,6 +110,20 @@ def learn(
         _learn(pool, stream, configuration, state, checkpoint, keep_fishers, progress)
         checkpoint.end()
     return pool
+
+
+def hyperparameters(
+    adapter: Adapter | None, regularizer: Regularizer | None, training: Training | None, pool: Pool | None = None
+) -> Hyperparameters:
+    """What ``learn`` makes of what a user left open: as recommended, or as the pool has it that is added to."""
+    return resolve(
+        training,
+        method=None if regularizer is None else regularizer.kind,
+        adapter=None if adapter is None else adapter.kind,
+        rank=getattr(adapter, "rank", None),
+        strength=None if regularizer is None else regularizer.strength,
+        base=None if pool is None else Hyperparameters.from_records(pool.index.settings, pool.index.adapter),
+    )
 
 
 def _asked(pool: Pool, settings: dict[str, Any], stream: TaskStream, keep_fishers: bool) -> dict[str, Any]:
@@ -147,6 +163,10 @@ def _learn(
         checkpoint.end()  # it would come to the same again
         raise
     except InputError as error:
+        if not isinstance(error.__cause__, OSError):  # not of the disk: it would come to the same again
+            if pool.tasks == known and not checkpoint.trained:
+                checkpoint.end()  # nothing to go on with
+            raise
         raise InputError(
             f"{error}. {len(pool.tasks)} tasks are in {pool.path}; `intarsia learn --resume --out {pool.path}` goes on"
         ) from error

@@ -1,6 +1,11 @@
-"""Recommended settings for every method and adapter, the paper's, and what a user left open filled in from them."""
+"""Recommended settings for every method and adapter, the paper's, and what a user left open filled in from them.
 
-from dataclasses import fields, replace
+``resolve`` is the one place where that is done, for the command line and for Python.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from intarsia.training.settings import Settings, Training
 
@@ -15,9 +20,49 @@ RECOMMENDED: dict[tuple[str, str], tuple[float, float, int]] = {
 """Learning rate, strength on the normalized Fisher, and epochs (chosen as docs/results.md says)."""
 
 
+RANK = 16
+"""LoRA's."""
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """What modules are learned with, nothing left open.
+
+    Args:
+        method: ``ita`` or ``iel``.
+        adapter: ``lora``, ``full`` or ``ia3``.
+        rank: of LoRA.
+        strength: of the regularizer, alpha or beta.
+        settings: everything else.
+    """
+
+    method: str
+    adapter: str
+    rank: int
+    strength: float
+    settings: Settings
+
+    @classmethod
+    def from_records(cls, settings: Mapping[str, Any], adapter: Mapping[str, Any]) -> "Hyperparameters":
+        """What a pool or a checkpoint notes: its settings with method and strength, and its adapter."""
+        return cls(
+            settings["method"],
+            adapter["kind"],
+            adapter.get("rank", RANK),
+            settings["strength"],
+            Settings.from_record(settings),
+        )
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        own = {name: getattr(self, name) for name in ("method", "adapter", "rank", "strength")}
+        return {**own, "training": self.settings.record()}
+
+
 def recommended(method: str, adapter: str) -> tuple[float, Settings]:
-    """Recommended strength and settings for a method and adapter; for another method than ITA or IEL, ITA's."""
-    lr, strength, epochs = RECOMMENDED["iel" if method == "iel" else "ita", adapter]
+    """Recommended strength and settings for a method and adapter; for others than ours, those of ITA and LoRA."""
+    kind = adapter if ("ita", adapter) in RECOMMENDED else "lora"
+    lr, strength, epochs = RECOMMENDED["iel" if method == "iel" else "ita", kind]
     return strength, Settings(epochs=epochs, lr=lr)
 
 
@@ -40,6 +85,49 @@ def paper(method: str) -> tuple[float, Settings]:
         alignment_epochs=20,
     )
     return (0.02, settings) if method == "ita" else (20.0, replace(settings, lambda_h=0.1))
+
+
+def resolve(
+    training: Training | None = None,
+    *,
+    method: str | None = None,
+    adapter: str | None = None,
+    rank: int | None = None,
+    strength: float | None = None,
+    base: Hyperparameters | None = None,
+    from_paper: bool = False,
+) -> Hyperparameters:
+    """Fill in what a user left open (None).
+
+    Args:
+        training: the user's settings.
+        method: the user's method; the base's if None, and ITA without a base.
+        adapter: the user's adapter; the base's if None, and LoRA without a base.
+        rank: of LoRA.
+        strength: of the regularizer.
+        base: what to begin with, of a pool, a run or a preset. It counts if it has the method and adapter
+            asked for; for another pair only its seed is kept, and the rest is as recommended for that pair.
+        from_paper: begin with the paper's settings, not with those recommended.
+
+    Returns:
+        Method, adapter, strength and settings: the user's, then the base's, then those of the paper or recommended.
+
+    Example:
+        >>> resolve(method="iel").strength, resolve(method="iel", strength=2.0).strength
+        (1.0, 2.0)
+    """
+    method, adapter = method or (base.method if base else "ita"), adapter or (base.adapter if base else "lora")
+    if base is None or (base.method, base.adapter) != (method, adapter):
+        usual, settings = paper(method) if from_paper else recommended(method, adapter)
+        settings = settings if base is None else replace(settings, seed=base.settings.seed)
+        base = Hyperparameters(method, adapter, RANK if base is None else base.rank, usual, settings)
+    return Hyperparameters(
+        method,
+        adapter,
+        base.rank if rank is None else rank,
+        base.strength if strength is None else strength,
+        resolved(training, base.settings),
+    )
 
 
 def resolved(training: Training | None, base: Settings) -> Settings:

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from intarsia.curvature.estimators import Estimator
+from intarsia.curvature.choices import Estimator
 from intarsia.errors import InputError
-from intarsia.heads.alignment import Alignment
-from intarsia.regularizers.protocol import Step
+from intarsia.heads.choices import Alignment
+from intarsia.regularizers.choices import Step
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,10 @@ class Training:
             if (number := getattr(self, name)) is not None and not 0 <= number < float("inf"):
                 raise InputError(f"{name.replace('_', '-')} {number}: expected a finite number, 0 or more")
         if self.centred and self.batch_size == 1:
-            raise InputError("batch-size 1 with --centred: the mean of one image is the image; use 2 or --no-centred")
+            raise InputError(
+                "batch-size 1 with feature centering: the mean of one image is the image; use 2, or leave it out "
+                "(centred=False, --training.no-centred)"
+            )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,5 @@
+"""The Fisher estimators by name."""
+
+from typing import Literal
+
+Estimator = Literal["exact", "rademacher", "mc"]

@@ -1,0 +1,5 @@
+"""The ways of classifier alignment by name."""
+
+from typing import Literal
+
+Alignment = Literal["auto", "sgd"]

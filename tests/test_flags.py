@@ -1,0 +1,296 @@
+"""Flags: what is typed and what is said in Python come to the same settings; help, lists, and what is refused."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from intarsia.adapters.records import build_adapter
+from intarsia.cli.flags import FLAT, WIDTH, Flag, flags, help_of, parse
+from intarsia.cli.learn import Learn
+from intarsia.cli.main import VERBS, parsed, verb_of
+from intarsia.cli.options import Selection, parse_weights
+from intarsia.errors import InputError
+from intarsia.regularizers.records import build_regularizer
+from intarsia.study.choice import Source
+from intarsia.training.learner import hyperparameters
+from intarsia.training.recommended import paper, recommended, resolve
+from intarsia.training.settings import Settings, Training
+
+ROOT = Path(__file__).parents[1]
+EVERYDAY = (
+    "data tasks split max-per-class only backbone method adapter rank strength epochs lr batch-size seed out add "
+    "resume device preset paper json"
+)
+"""Issue 21's list."""
+CHOSEN = [
+    flag for flag in flags(Learn) if flag.path[0] in ("training", "method", "adapter", "rank", "strength", "paper")
+]
+
+
+def values(flag: Flag) -> st.SearchStrategy[Any]:
+    """What a flag may be given."""
+    if flag.choices:
+        return st.sampled_from(flag.choices)
+    kinds = {bool: st.booleans(), int: st.integers(2, 10**6), float: st.floats(0, 1e6), str: st.text(min_size=1)}
+    return kinds[flag.kind]
+
+
+@st.composite
+def typed(draw: st.DrawFn) -> tuple[list[str], dict[str, Any]]:
+    """Some flags of ``learn`` in any order, each written in one of two ways; and their values by field."""
+    arguments: list[list[str]] = []
+    said: dict[str, Any] = {}
+    for flag in draw(st.lists(st.sampled_from(CHOSEN), unique=True)):
+        value = said[flag.path[-1]] = draw(values(flag))
+        if isinstance(value, bool):
+            arguments.append([flag.name if value else flag.off])
+        else:
+            arguments.append([f"{flag.name}={value}"] if draw(st.booleans()) else [flag.name, str(value)])
+    return [text for each in draw(st.permutations(arguments)) for text in each], said
+
+
+@given(typed())
+def test_flags_and_python_come_to_the_same_settings(case: tuple[list[str], dict[str, Any]]) -> None:
+    """Of what is not said, too: recommended for the method and adapter, or the paper's."""
+    arguments, said = case
+    training = Training(**{f.name: said[f.name] for f in fields(Training) if f.name in said})
+    method, adapter, rank, strength = (said.get(name) for name in ("method", "adapter", "rank", "strength"))
+    from_paper = said.get("paper", False)
+    asked = {"method": method, "adapter": adapter, "rank": rank, "strength": strength, "from_paper": from_paper}
+    found = parsed(["learn", *arguments]).plan().chosen
+    assert found == resolve(training, **asked)
+    usual, settings = (paper if from_paper else lambda m: recommended(m, adapter or "lora"))(method or "ita")
+    assert found.strength == (usual if strength is None else strength)
+    for f in fields(Settings):
+        assert getattr(found.settings, f.name) == said.get(f.name, getattr(settings, f.name))
+    if not from_paper:
+        objects = (build_adapter(adapter or "lora", rank or 16), build_regularizer(found.method, found.strength))
+        in_python = hyperparameters(*objects, training)
+        assert (in_python.settings, in_python.strength) == (found.settings, found.strength)
+        if method is None and strength is None:
+            assert hyperparameters(objects[0], None, training).settings == found.settings
+
+
+def test_python_without_anything_is_the_command_without_anything() -> None:
+    assert hyperparameters(None, None, None) == parsed(["learn"]).plan().chosen
+
+
+def test_the_everyday_flags_are_flat_and_all_others_grouped() -> None:
+    flat = {flag.name for flag in flags(Learn) if not flag.group}
+    assert flat == {*(f"--{name}" for name in EVERYDAY.split()), "--config"}
+    assert {flag.group for flag in flags(Learn) if flag.group} == {"training", "source", "network", "run"}
+    assert {f.name for cls in (Training, Source) for f in fields(cls)} >= FLAT
+
+
+def test_help_fits_two_screens_and_says_something_of_every_flag() -> None:
+    text = help_of(Learn, "intarsia learn")
+    assert len(text.splitlines()) <= 100
+    assert max(map(len, text.splitlines())) <= WIDTH
+    for verb in VERBS:
+        for flag in flags(verb_of(verb)):
+            assert flag.help(), (verb, flag.name)
+            assert flag.name.rpartition(".")[2] in help_of(verb_of(verb), verb).lower()
+
+
+def refusal(*arguments: str) -> str:
+    with pytest.raises(InputError) as caught:
+        verb = parsed(list(arguments))
+        verb.plan() if isinstance(verb, Learn) else verb.run()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "now"),
+    [
+        ("--alpha 0.1", "--strength"),
+        ("--beta=3", "--strength"),
+        ("--order seeded", "--source.order"),
+        ("--test-fraction .2", "--source.test-fraction"),
+        ("--targets *.qkv", "--network.targets"),
+        ("--lambda-h 1", "--training.lambda-h"),
+        ("--centred", "--training.centred"),
+        ("--no-centred", "--training.no-centred"),
+        ("--no-evaluate", "--run.no-evaluate"),
+        ("--dry-run", "--run.dry-run"),
+        ("--keep-fishers", "--run.keep-fishers"),
+        ("--no-checkpoint", "--run.no-checkpoint"),
+        ("--training.epochs 3", "--epochs"),
+    ],
+)
+def test_a_flag_that_has_moved_is_refused_with_its_new_name(given: str, now: str) -> None:
+    text = refusal("learn", *given.split())
+    assert f"{given.partition(' ')[0].partition('=')[0]}:" in text
+    assert text.endswith(f" {now}")
+
+
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        ("lern", ("'lern'", "did you mean learn?")),
+        ("nonsense", ("'nonsense'", "learn, ls", "--help")),
+        ("", ("no verb", "learn, ls", "--help")),
+        ("learn --epoch 3", ("--epoch:", "did you mean --epochs?")),
+        ("learn --training.centerd", ("--training.centerd:", "did you mean --training.centred?")),
+        ("evaluate pool --kep a", ("--kep:", "did you mean --keep?")),
+        ("learn --epochs many", ("--epochs", "'many'", "a whole number")),
+        ("learn --epochs 1.5", ("--epochs", "'1.5'", "a whole number")),
+        ("learn --lr fast", ("--lr", "'fast'", "a number")),
+        ("learn --method iell", ("--method", "'iell'", "ita or iel", "did you mean iel?")),
+        ("learn --epochs", ("--epochs", "expected one argument", "--help")),
+        ("learn --only", ("--only", "expected at least one argument")),
+        ("learn --json=3", ("--json", "'3'")),
+        ("learn runs/x", ("'runs/x'", "too much")),
+        ("evaluate", ("pool", "missing", "--help")),
+        ("compose pool", ("--out", "missing")),
+        ("learn --add --paper", ("--add", "--paper", "one of them")),
+        ("learn --add --preset cifar100-ita-lora", ("--add", "--preset", "one of them", "pool's own")),
+        ("learn --resume --paper", ("--resume", "--paper", "one of them", "as it was")),
+        ("learn --config c.json --preset cifar100-ita-lora", ("--config", "--preset", "one of them")),
+        ("learn --preset cifar100-ita-lora --paper", ("--preset", "--paper", "one of them")),
+        ("learn --preset cifar100-ita-lora --method iel", ("--method iel", "cifar100-ita-lora", "ita", "leave one")),
+        ("learn --preset cifar100-ita-lora --adapter full", ("--adapter full", "cifar100-ita-lora", "lora")),
+        ("learn --add --data folder:x", ("--add", "--out")),
+        ("learn --add --out x", ("--add", "--data")),
+        ("learn --batch-size 1", ("batch-size 1", "use 2", "--training.no-centred")),
+        ("learn --seed -1 --epochs 0", ("epochs 0", "1 or more")),
+    ],
+)
+def test_what_is_wrong_is_one_line_with_the_remedy(given: str, parts: tuple[str, ...]) -> None:
+    text = refusal(*given.split())
+    for part in parts:
+        assert part in text, text
+
+
+def test_lists_are_given_one_by_one_the_flag_as_often_as_one_likes() -> None:
+    for text in ("--only a b c", "--only a --only b c", "--only a --epochs 3 --only b --only c"):
+        assert parsed(["learn", *text.split()]).source.only == ("a", "b", "c")
+    chosen = parsed(["evaluate", "pool", "--weights", "a=.7", "--weights", "b, c=.2", "d=e=.1"]).selection
+    assert parse_weights(chosen.weights) == {"a": 0.7, "b, c": 0.2, "d=e": 0.1}
+    assert parsed(["compare", "--methods", "ita", "iel"]).methods == ("ita", "iel")
+    assert parsed(["evaluate", "--keep", "a", "b", "--", "pool"]).pool == Path("pool")
+    predict = parsed(["predict", "pool", "--device", "cpu", "x.png", "y.png"])
+    assert (predict.model, predict.images) == (Path("pool"), (Path("x.png"), Path("y.png")))
+
+
+def test_names_joined_by_commas_are_refused_with_the_right_form() -> None:
+    with pytest.raises(InputError, match=r"one by one.* a=.7 b=.3"):
+        parse_weights(["a=.7,b=.3"], ["a", "b"])
+    assert "--methods ita iel" in refusal("compare", "--methods", "ita,iel")
+    assert parse_weights(["a,b=.5", "c=.5"], ["a,b", "c"]) == {"a,b": 0.5, "c": 0.5}
+    for bad in ("", "a", "a=", "=1", "a=one"):
+        with pytest.raises(InputError, match=r"name=number"):
+            parse_weights([bad])
+    with pytest.raises(InputError, match=r"name=number"):
+        parse_weights(["a=1", "a=2"])
+
+
+def test_an_image_typed_after_tasks_is_an_image(tmp_path: Path) -> None:
+    image = tmp_path / "img.png"
+    image.touch()
+    chosen, files = Selection(keep=("animals", str(image), "animls")).without_files(["animals", "food"])
+    assert (chosen.keep, files) == (("animals", "animls"), (image,))
+    chosen, files = Selection(weights=("animals=1", str(image))).without_files(["animals"])
+    assert (chosen.weights, files) == (("animals=1",), (image,))
+
+
+def test_every_flag_that_a_message_or_a_page_names_is_one() -> None:
+    """Git's and those of the benchmarks are told apart by their line, or named here."""
+    names = {name for verb in VERBS for flag in flags(verb_of(verb)) for name in (flag.name, flag.off)}
+    names |= {"--help", "--version", "--rounds", "--readers", "--batch", "--images"}
+    # docs/method.md has the names that these three settings are about to get
+    names |= {"--training.center-features", "--training.drift-penalty", "--training.normalize-fisher"}
+    pages = [*(ROOT / "src").rglob("*.py"), ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    others = re.compile(r"git|benchmarks/|--line|--<|python ")
+    wrong = []
+    for page in pages:
+        for number, line in enumerate(page.read_text().splitlines(), 1):
+            if others.search(line) or page.name == "flags.py":
+                continue
+            for name in re.findall(r"(?<![\w-])--[a-z][a-z0-9]*(?:[.-][a-z0-9]+)*", line):
+                if name not in names and not any(known.startswith(f"{name}.") for known in names):
+                    wrong.append(f"{page.relative_to(ROOT)}:{number} {name}")
+    assert not wrong
+
+
+def python(code: str, *, encoding: str = "utf-8") -> str:
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("given", ["--help", "--version", "lern", *(f"{v} --help" for v in VERBS), "learn --epochs x"])
+def test_help_and_a_wrong_flag_load_no_torch(given: str) -> None:
+    code = f"""
+import sys
+from intarsia.cli.main import main
+try:
+    main({given.split()!r})
+except SystemExit:
+    pass
+print(sorted({{"torch", "timm", "torchvision", "numpy", "matplotlib"}} & set(sys.modules)))
+"""
+    assert python(code).splitlines()[-1] == "[]"
+
+
+def test_the_package_is_loaded_as_its_names_are_used() -> None:
+    code = "import sys, intarsia; print('torch' in sys.modules); intarsia.ITA; print('torch' in sys.modules, 'timm' in "
+    assert python(code + "sys.modules)").split() == ["False", "True", "False"]
+    assert python("import intarsia; print(*[n for n in intarsia.__all__ if not hasattr(intarsia, n)])").split() == []
+    assert python("import intarsia, sys; print(set(intarsia.__all__) <= set(dir(intarsia)))").strip() == "True"
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        import intarsia  # noqa: PLC0415
+
+        intarsia.nothing  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_the_package_needs_no_unix() -> None:
+    code = "import sys; sys.modules['resource'] = None; import intarsia, intarsia.machine as m; intarsia.learn; "
+    assert int(python(code + "m.Path.exists = lambda _: False; print(m.peak_memory())")) == 0
+
+
+@pytest.mark.parametrize("verb", [[], ["learn"], ["ls", "--builtin"]], ids=str)
+def test_a_terminal_that_knows_ascii_only_is_written_to(verb: list[str]) -> None:
+    typed = [*verb, *([] if "--builtin" in verb else ["--help"])]
+    code = f"""
+from intarsia.cli.main import main
+try:
+    main({typed!r})
+except SystemExit as stop:
+    assert not stop.code
+"""
+    assert python(code, encoding="ascii").isascii()
+
+
+@pytest.mark.parametrize("after", [0.1, 0.5, 1.5, 3.0])
+def test_an_interrupt_in_the_first_seconds_is_one_line(after: float, tmp_path: Path) -> None:
+    """While the program's own modules and torch are loaded: whatever is running then, no traceback."""
+    command = [sys.executable, "-c", "from intarsia.cli.main import main; print('up', flush=True); main()"]
+    command += ["learn", "--out", str(tmp_path / "p"), "--run.dry-run"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(after)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+    assert "Traceback" not in err
+    assert process.returncode == 130
+    assert "stopped" in err.splitlines()[-1]
+
+
+def test_a_dataclass_is_made_of_what_is_given_only() -> None:
+    assert parse(Learn, [], "learn") == Learn()
+    assert parse(Learn, ["--training.no-augment", "--seed=3"], "learn") == Learn(
+        training=Training(augment=False, seed=3)
+    )
