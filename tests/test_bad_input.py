@@ -126,7 +126,7 @@ SAYS: dict[str, tuple[str, ...]] = {
     **{f"a file, its hash right, with {how}": ("pool/modules/task01", "damaged", RESTORE) for how in FORGED},
     # Numbers and limits
     "a learning rate that makes the loss infinite": ("'task01'", "loss", "1e+30", "smaller learning rate"),
-    "a regularizer that diverges": ("'new'", "1e+30", "--step proximal", "smaller strength"),
+    "a regularizer that diverges": ("'new'", "1e+30", "--training.step proximal", "smaller strength"),
     "weights that are not finite": ("weights.safetensors", "norm.bias", "not finite"),
     "another process that writes": ("pool", "process", "wait for it"),
     "a pool that may not be written": ("pool/.run", "permission denied", "run again"),
