@@ -38,6 +38,7 @@ def result(*arguments: object) -> Any:
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     """The one line a bad call prints, run in this process: exit code 2, nothing on standard output."""
+    capsys.readouterr()  # of what ran before
     with pytest.raises(SystemExit) as stopped:
         main([str(a) for a in arguments])
     out, err = capsys.readouterr()

@@ -39,7 +39,7 @@ SMALL = ("--only", "animals", "vehicles", "--max-per-class", 4, "--epochs", 1, "
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     out = tmp_path_factory.mktemp("compare") / "runs"
-    return out, result("compare", "--methods", "ita,finetune", "--seeds", 1, "--out", out, *SMALL)
+    return out, result("compare", "--methods", "ita", "finetune", "--seeds", 1, "--out", out, *SMALL)
 
 
 def test_rows_are_the_methods_in_the_order_asked_for(compared: tuple[Path, Any]) -> None:
@@ -58,7 +58,7 @@ def test_rows_are_the_methods_in_the_order_asked_for(compared: tuple[Path, Any])
 def test_a_run_that_is_there_is_not_made_again(compared: tuple[Path, Any]) -> None:
     out, first = compared
     before = {p.name: p.stat().st_mtime_ns for p in out.glob("*-0.json")}
-    arguments = ("compare", "--methods", "finetune,frozen", "--out", out)
+    arguments = ("compare", "--methods", "finetune", "frozen", "--out", out)
     again = result(*arguments, "--jobs", 2, *SMALL)
     assert again["rows"][0] == first["rows"][1]
     after = {p.name: p.stat().st_mtime_ns for p in out.glob("*-0.json")}
@@ -181,13 +181,13 @@ def test_the_default_folder_is_the_streams_own(tmp_path: Path, monkeypatch: pyte
 def test_a_dry_run_says_what_is_to_be_made_and_writes_nothing(compared: tuple[Path, Any], tmp_path: Path) -> None:
     out, _ = compared
     before = contents(out)
-    rows = result("compare", "--methods", "ita,tmc", "--seeds", 2, "--out", out, *SMALL, "--dry-run")["rows"]
+    rows = result("compare", "--methods", "ita", "tmc", "--seeds", 2, "--out", out, *SMALL, "--dry-run")["rows"]
     assert [(row["method"], row["runs"], row["there"]) for row in rows] == [("ita", 1, 1), ("tmc", 2, 0)]
     minutes = json.loads((out / "ita-0.json").read_text())["minutes"]
     assert rows[0]["minutes"] == pytest.approx(minutes)
     assert 0 < rows[1]["minutes"] < 5
     assert contents(out) == before
-    result("compare", "--methods", "frozen,joint", "--out", tmp_path / "new", *SMALL, "--dry-run")
+    result("compare", "--methods", "frozen", "joint", "--out", tmp_path / "new", *SMALL, "--dry-run")
     assert not (tmp_path / "new").exists()
 
 
@@ -269,7 +269,7 @@ ONLY_LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a 
 @ONLY_LINUX
 def test_a_comparison_that_is_killed_leaves_no_run(tmp_path: Path) -> None:
     """SIGKILL leaves it no time to end them: they end by themselves."""
-    command = [sys.executable, "-m", "intarsia", "compare", "--methods", "finetune,ewc", "--jobs", "2"]
+    command = [sys.executable, "-m", "intarsia", "compare", "--methods", "finetune", "ewc", "--jobs", "2"]
     command += ["--threads", "1", "--epochs", "50", "--out", str(tmp_path / "out")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stderr is not None
@@ -325,7 +325,7 @@ def until(found: Callable[[], Any], seconds: float = 60) -> Any:
 @pytest.mark.parametrize("end", [subprocess.Popen.terminate, pytest.param(to_the_newest_thread, marks=ONLY_LINUX)])
 def test_a_comparison_that_is_ended_ends_its_runs(tmp_path: Path, end: Callable[[subprocess.Popen[str]], None]) -> None:
     """Two at once, of many minutes: it waits for neither, and nothing is written."""
-    command = [sys.executable, "-m", "intarsia", "compare", "--methods", "finetune,ewc,ita", "--jobs", "2"]
+    command = [sys.executable, "-m", "intarsia", "compare", "--methods", "finetune", "ewc", "ita", "--jobs", "2"]
     command += ["--threads", "1", "--epochs", "50", "--out", str(tmp_path / "out")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stderr is not None

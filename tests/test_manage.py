@@ -208,7 +208,7 @@ def test_predictions_name_the_most_probable_classes_of_any_composition(
     (row,) = result("predict", pool, image, "--top-k", 6)["predictions"]
     assert next(c["class"] for c in row["top"]) == row["class"]
     assert sum(c["probability"] for c in row["top"]) == pytest.approx(1, abs=1e-3)
-    for choice in (("--drop", "task01"), ("--weights", "task02=.7,task03=.3"), ("--keep", "task02", "task03")):
+    for choice in (("--drop", "task01"), ("--weights", "task02=.7", "task03=.3"), ("--keep", "task02", "task03")):
         (row,) = result("predict", pool, image, *choice, "--top-k", 4)["predictions"]
         assert {c["class"] for c in row["top"]} == {"gold", "green", "grey", "red"}
     assert result("predict", pool, image, "--rule", "ties")["predictions"]
@@ -329,7 +329,7 @@ def test_a_removed_module_is_gone_and_what_carries_its_influence_is_said(home: P
     assert result("evaluate", pool, "--keep", "task01") == kept
     assert result("evaluate", pool)["recipe"]["heads"] == "carried"
     assert json.loads((pool / "pool.json").read_text())["renamed"] == {}
-    added = ["--data", f"folder:{home / 'photos'}", "--tasks", 3, "--only", "task02", "--no-evaluate"]
+    added = ["--data", f"folder:{home / 'photos'}", "--tasks", 3, "--only", "task02", "--run.no-evaluate"]
     main([str(a) for a in ["learn", "--add", "--out", pool, *added]])
     assert Pool.open(pool).card("task02").classes == ("gold", "green")
 

@@ -151,7 +151,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison and its report, made by the command line."""
     folder = tmp_path_factory.mktemp("report")
     small = ("--only", "animals", "vehicles", "--max-per-class", 4, "--epochs", 1, "--threads", 1)
-    result("compare", "--methods", "frozen,ita", "--out", folder / "runs", *small)
+    result("compare", "--methods", "frozen", "ita", "--out", folder / "runs", *small)
     assert result("report", folder / "runs")["out"] == str(folder / "runs-report.html")
     return folder
 

@@ -57,7 +57,7 @@ def tensors(data: bytes) -> None:
 
 def weights(data: bytes) -> None:
     """``--weights``."""
-    parse_weights(data.decode("utf-8", "surrogateescape"))
+    parse_weights(data.decode("utf-8", "surrogateescape").split("\0"))
 
 
 def split(data: bytes) -> None:
@@ -71,7 +71,7 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], str | bytes, tuple[type[Except
     "index": (index, "pool.json", DAMAGED),
     "card": (card, "modules/task01/card.json", DAMAGED),
     "tensors": (tensors, "**/*.safetensors", DAMAGED),
-    "weights": (weights, b"birds=.7,cars=.3", ()),
+    "weights": (weights, b"birds=.7\0cars=.3", ()),
     "split": (split, b'{"wild": ["fox", "elk"], "tame": ["dog"]}', ()),
 }
 """Name -> what reads, what it begins with (bytes, or files of a pool), and the errors that its caller makes one of."""

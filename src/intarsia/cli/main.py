@@ -142,7 +142,8 @@ def overview() -> str:
         "",
     ]
     for name in VERBS:
-        lines.append(f"  {name:<9} {' '.join((getdoc(verb_of(name)) or '').split())}")
+        about = (getdoc(verb_of(name)) or "").partition("\n\n")[0]
+        lines.append(f"  {name:<9} {' '.join(about.split())}")
     lines += [
         "",
         "`intarsia VERB --help` names its flags; every verb has --json. `intarsia --version` says which this is.",

@@ -1,5 +1,7 @@
 """Verbs that look after a pool: list, verify, rename a class, remove a module."""
 
+from __future__ import annotations
+
 from dataclasses import asdict, dataclass
 from json import dumps
 from pathlib import Path
@@ -162,6 +164,6 @@ class Remove:
         if not self.json:
             facts({"removed": self.task, "modules left": ", ".join(left)})
             for other, ways in influence.items():
-                OUT.print(f"still influenced by {self.task}: {other} (its {', '.join(ways)})", markup=False)
-            OUT.print(f"still has the Fisher of {self.task} in it: what regularizes further tasks", markup=False)
+                OUT.print(f"still influenced by {self.task}: {other} (its {', '.join(ways)})")
+            OUT.print(f"still has the Fisher of {self.task} in it: what regularizes further tasks")
         return {"pool": str(self.pool), "removed": self.task, "modules": list(left), "influenced": influence}

@@ -94,13 +94,14 @@ class Predict:
         from intarsia.console import shown, table
         from intarsia.progress import silent
 
-        where, images = Where(backbone=self.backbone), self.images
+        where = Where(backbone=self.backbone)
+        images = self.images
         if is_model(self.model):
             model = merged_model(self.model, self.selection, where, self.device)
         else:
             pool = where.pool(self.model, self.device)
-            chosen, files = self.selection.without_files(pool.learned())
-            images, model = images + files, chosen.compose(pool)
+            selection, files = self.selection.without_files(pool.learned())
+            images, model = (*images, *files), selection.compose(pool)
         if not images:
             raise InputError("predict: expected image files after the pool or model")
         if not 1 <= self.top_k <= len(model.labels):
@@ -204,7 +205,7 @@ class Unlearn:
             rows = [("all modules", *before), (model.recipe["name"], *after)]
             table("", ("model", f"{self.task} %", "other tasks %"), rows)
             for other, ways in influence.items():
-                OUT.print(f"still influenced by {self.task}: {other} (its {', '.join(ways)})", markup=False)
+                OUT.print(f"still influenced by {self.task}: {other} (its {', '.join(ways)})")
         return result
 
 
@@ -247,7 +248,7 @@ def _mean_if_whole(pool: Pool) -> ComposedModel | None:
     try:
         return pool.mean()
     except InputError as error:
-        ERR.print(f"the mean of all modules is not measured: {error}", markup=False)
+        ERR.print(f"the mean of all modules is not measured: {error}")
         return None
 
 

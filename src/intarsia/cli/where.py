@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from intarsia.cli.options import Selection
 from intarsia.errors import InputError
+from intarsia.labels import listed
 from intarsia.study.choice import Source
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ class Where:
         from intarsia.machine import on_device
         from intarsia.pool import Pool
 
-        where = on_device(device)  # the shorter look first
         if is_model(path):
             raise InputError(f"{path} is a merged model, whose modules cannot be told apart: name the pool it is of")
         pool = Pool.open(path, self.backbone)
@@ -52,7 +52,6 @@ class Where:
     def recorded(self, sources: Mapping[str, Mapping[str, Any]]) -> TaskStream:
         """Tasks loaded again from where they were, or from where ``task_data`` says."""
         from intarsia.data.records import gathered
-        from intarsia.labels import listed
         from intarsia.store.card import located
 
         moved: dict[str, str] = {}

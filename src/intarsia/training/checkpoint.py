@@ -99,6 +99,11 @@ class Checkpoint:
         """There is a run to go on with."""
         return (self.folder / ASKED).is_file()
 
+    @property
+    def trained(self) -> bool:
+        """Some of a task's training is kept."""
+        return (self.folder / EPOCH).is_file()
+
     def refuse(self) -> None:
         """Refuse to begin where a run was stopped.
 

@@ -164,7 +164,8 @@ def _learn(
         raise
     except InputError as error:
         if not isinstance(error.__cause__, OSError):  # not of the disk: it would come to the same again
-            checkpoint.end()
+            if pool.tasks == known and not checkpoint.trained:
+                checkpoint.end()  # nothing to go on with
             raise
         raise InputError(
             f"{error}. {len(pool.tasks)} tasks are in {pool.path}; `intarsia learn --resume --out {pool.path}` goes on"
