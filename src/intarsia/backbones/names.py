@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from intarsia.backbones.choices import TARGETS
+from intarsia.backbones.specs import TARGETS
 from intarsia.errors import InputError
 
 _CANONICAL = (  # how other libraries call a vision transformer's layers -> how timm does

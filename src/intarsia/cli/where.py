@@ -38,8 +38,9 @@ class Where:
 
         if is_model(path):
             raise InputError(f"{path} is a merged model, whose modules cannot be told apart: name the pool it is of")
+        there = on_device(device)  # the shorter look first
         pool = Pool.open(path, self.backbone)
-        pool.backbone.to(where)
+        pool.backbone.to(there)
         return pool
 
     def stream(self, source: Source, pool: Pool, tasks: Sequence[str]) -> TaskStream:

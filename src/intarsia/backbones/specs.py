@@ -1,4 +1,6 @@
-"""Where a backbone's weights or a stream's images are, as their specs say: ``timm/<name>@<file>``, ``folder:<dir>``.
+"""Specs of backbones and streams: the one built in, and where the files lie that a spec names.
+
+A spec may end in a path: ``timm/<name>@<file>``, ``folder:<dir>``.
 
 In memory such a path is absolute, so that the working directory does not matter. On disk it is relative to the folder
 of the pool (or merged model) that names it where it lies below or beside that folder, so that both can be moved
@@ -7,6 +9,9 @@ together; else it is absolute.
 
 import os
 from pathlib import Path
+
+BUILTIN = "vit_sketch"
+TARGETS = ("*attn.qkv", "*attn.q", "*attn.k", "*attn.v", "*attn.proj", "*mlp.fc1", "*mlp.fc2")
 
 
 def absolute(spec: str, base: Path | None = None) -> str:
