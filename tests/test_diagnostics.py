@@ -1,7 +1,10 @@
 """The theorem: on quadratics to the last digit, on a pool against every number computed another way."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from cases import GREY, positive, randn, stream, vectors
 from intarsia import InputError, Pool, diagnose
 from intarsia.curvature.jensen_gap import gap
+from intarsia.evaluation.kept import Kept
 from intarsia.evaluation.landscape import gap_path, loss_paths
 from intarsia.merging.merge import merge
 from intarsia.task_vector import TaskVector
@@ -254,6 +258,45 @@ def test_networks_are_counted(pool: Pool) -> None:
     told: list[tuple[int, int]] = []
     diagnose(pool, stream(), per_task=2, progress=lambda phase, done, total: told.append((done, total)))
     assert told == [(i, 6) for i in range(1, 7)]
+
+
+def numbers(found: Any) -> list[float]:
+    """All numbers of a measurement, in order; sums may differ in their last digit from call to call."""
+    if isinstance(found, int | float):
+        return [float(found)]
+    parts = found if isinstance(found, tuple) else vars(found).values()
+    return [number for part in parts if not isinstance(part, str) for number in numbers(part)]
+
+
+@pytest.mark.parametrize("measure", [diagnose, loss_paths, gap_path])
+def test_what_is_measured_is_kept_as_it_is_known(pool: Pool, tmp_path: Path, measure: Callable[..., Any]) -> None:
+    """Stopped in the middle, it goes on where it was and comes to the same; asked again, no network runs."""
+    whole, kept = (
+        pytest.approx(numbers(measure(pool, stream(), per_task=3)), rel=1e-9),
+        Kept(tmp_path / "kept.json", pool, stream()),
+    )
+
+    def stopped(phase: str, done: int, total: int) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(pool, stream(), per_task=3, progress=stopped, keep=kept)
+    made = list[str]()
+
+    def watched(name: str, work: Callable[[], Any]) -> Any:
+        return Kept(tmp_path / "kept.json", pool, stream())(name, lambda: (made.append(name), work())[1])
+
+    before = json.loads((tmp_path / "kept.json").read_text())["rows"]
+    assert len(before) >= 4
+    assert numbers(measure(pool, stream(), per_task=3, keep=watched)) == whole
+    assert made
+    assert not before.keys() & set(made)
+    count = len(made)
+    assert numbers(measure(pool, stream(), per_task=3, keep=watched)) == whole
+    assert len(made) == count
+    measure(pool, stream(), per_task=2, keep=watched)
+    assert len(made) > count
 
 
 def test_an_empty_pool_has_no_diagnosis(pool: Pool) -> None:
