@@ -26,7 +26,8 @@ ROWS = [line for line in TEXT.splitlines() if re.match(r"\| (\d+\.|[a-z])", line
 def names(path: Path) -> set[str]:
     """What a file defines: functions, classes, their methods as Class.method, and constants."""
     found: set[str] = set()
-    for node in ast.parse(path.read_text()).body:
+    top = ast.parse(path.read_text()).body
+    for node in [*top, *(inner for block in top if isinstance(block, ast.If) for inner in block.body)]:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             found.add(node.name)
         if isinstance(node, ast.ClassDef):

@@ -113,7 +113,8 @@ def test_the_examples_of_extensions_run(tmp_path: Path) -> None:
         "root-fisher",
         "True",
         "2",
+        "True",
         "torch.Size([2, 32])",
-        "[('circle',), ('square',), ('star',)]",
+        "[('disc',), ('square',), ('star',)]",
         "20",
     ]
