@@ -47,7 +47,7 @@ SAYS: dict[str, tuple[str, ...]] = {
     "`--add` of a task that is there": ("'task01'", "in the pool already"),
     "`--add` of a class that is there": ("'red'", "'new'", "'task03'"),
     "`--add` with another adapter": ("LoRA(rank=2)", "IA3()", "pool's adapter"),
-    "`--add` on another backbone": ("timm/test_vit@weights.safetensors", "vit_sketch", "open it with"),
+    "`--add` on another backbone": ("weights.safetensors", "vit_sketch", "open it with"),
     "`--resume` where nothing was stopped": ("new", "no unfinished run", "--resume"),
     # Streams and splits
     "an unknown stream": ("'paintings'", "sketches, chalk, folder:"),
