@@ -36,8 +36,8 @@ class Hard:
 
 
 @st.composite
-def hard(draw: st.DrawFn, largest: float = 1e20) -> Hard:
-    """Constant and equal columns, equal rows, N < D, one image, scales from 1e-20 up, a mean of 1e6 spreads."""
+def hard(draw: st.DrawFn, smallest: float = 1e-20, largest: float = 1e20) -> Hard:
+    """Constant and equal columns, equal rows, N < D, one image, any scale, a mean of 1e6 spreads."""
     classes, width = draw(st.integers(1, 3)), draw(st.integers(1, 9))
     count = classes * draw(st.integers(1, 12))
     labels = torch.arange(count) % classes
@@ -58,7 +58,7 @@ def hard(draw: st.DrawFn, largest: float = 1e20) -> Hard:
     if draw(st.booleans()):
         x = x[:1].expand(count, -1) if draw(st.booleans()) else x[labels]
     x = x + draw(st.sampled_from([0.0, 1.0, 1e6]))
-    x = x * draw(st.sampled_from([1e-20, 1e-6, 1.0, 1e6, largest]))
+    x = x * draw(st.sampled_from([smallest, 1e-6, 1.0, 1e6, largest]))
     return Hard(x.float(), labels, classes)
 
 
@@ -100,7 +100,7 @@ def test_whitening_is_inverted_and_has_the_identity_at_most_as_covariance(given_
 
 
 @settings(max_examples=100)
-@given(given_=hard(largest=1e12))  # squares of features are kept in float32
+@given(given_=hard(1e-15, 1e12))  # squares of features are kept in float32
 def test_statistics_of_any_features_draw_their_classes_where_they_are(given_: Hard) -> None:
     x, y, classes = given_.features, given_.labels, given_.classes
     statistics = fit_statistics(x, y, classes, seed=0)

@@ -39,7 +39,7 @@ class Where:
         if is_model(path):
             raise InputError(f"{path} is a merged model, whose modules cannot be told apart: name the pool it is of")
         pool = Pool.open(path, self.backbone)
-        pool.backbone.to(on_device(device))
+        pool.backbone.to(where)
         return pool
 
     def stream(self, source: Source, pool: Pool, tasks: Sequence[str]) -> TaskStream:
