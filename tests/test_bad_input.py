@@ -111,7 +111,7 @@ SAYS: dict[str, tuple[str, ...]] = {
     "an unknown method": ("'magic'", "frozen", "iel-ia3"),
     # Pools that are damaged
     **{f"a module's tensors {how}": ("pool/modules/task01/vector.safetensors", "damaged", RESTORE) for how in HARM},
-    "a damaged file, to verify": ("1 of 22", "pool/modules/task02/card.json", RESTORE, "--repair", "'task02'"),
+    "a damaged file, to verify": ("1 of 20", "pool/modules/task02/card.json", RESTORE, "--repair", "'task02'"),
     "a damaged Fisher, to repair": ("pool/fisher-3.safetensors", "no module", RESTORE),
     "a damaged Fisher, to add to": ("pool/fisher-3.safetensors", "damaged", RESTORE),
     "a newer format": ("pool", "99", "update intarsia"),
@@ -120,7 +120,7 @@ SAYS: dict[str, tuple[str, ...]] = {
     "an index nested without end": ("pool/pool.json", "recursion", RESTORE),
     "an index with a key twice": ("pool/pool.json", "'format' twice", RESTORE),
     "a link that leads out of the pool": ("pool/modules/task01/head.safetensors", "/somewhere/elsewhere"),
-    "another backbone under the same name": ("timm/test_vit@weights.safetensors", "not on", "open it with"),
+    "another backbone under the same name": ("weights.safetensors", "not on", "open it with"),
     # Pools that lie
     **{f"an index with {lie}": ("pool/pool.json", "damaged", RESTORE) for lie in LIES},
     **{f"a file, its hash right, with {how}": ("pool/modules/task01", "damaged", RESTORE) for how in FORGED},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,11 +34,11 @@ class Where:
         Raises:
             InputError: it is a merged model, or see ``Pool.open``.
         """
-        from intarsia.machine import on_device
         from intarsia.pool import Pool
 
         if is_model(path):
             raise InputError(f"{path} is a merged model, whose modules cannot be told apart: name the pool it is of")
+        where = on_device(device)  # the shorter look first
         pool = Pool.open(path, self.backbone)
         pool.backbone.to(where)
         return pool
@@ -109,4 +110,6 @@ def is_model(folder: Path) -> bool:
     from intarsia.merging.model import CARD
     from intarsia.store.index import INDEX
 
-    return not (folder / INDEX).exists() and (folder / CARD).exists()
+    with suppress(PermissionError):  # of which opening the pool says more
+        return not (folder / INDEX).exists() and (folder / CARD).exists()
+    return False
