@@ -34,6 +34,7 @@ class Where:
         Raises:
             InputError: it is a merged model, or see ``Pool.open``.
         """
+        from intarsia.machine import on_device
         from intarsia.pool import Pool
 
         if is_model(path):
