@@ -47,7 +47,7 @@ SAYS: dict[str, tuple[str, ...]] = {
     "`--add` of a task that is there": ("'task01'", "in the pool already"),
     "`--add` of a class that is there": ("'red'", "'new'", "'task03'"),
     "`--add` with another adapter": ("LoRA(rank=2)", "IA3()", "pool's adapter"),
-    "`--add` on another backbone": ("timm/test_vit@", "weights.safetensors", "vit_sketch", "open it with"),
+    "`--add` on another backbone": ("weights.safetensors", "vit_sketch", "open it with"),
     "`--resume` where nothing was stopped": ("new", "no unfinished run", "--resume"),
     # Streams and splits
     "an unknown stream": ("'paintings'", "sketches, chalk, folder:"),
@@ -120,7 +120,7 @@ SAYS: dict[str, tuple[str, ...]] = {
     "an index nested without end": ("pool/pool.json", "recursion", RESTORE),
     "an index with a key twice": ("pool/pool.json", "'format' twice", RESTORE),
     "a link that leads out of the pool": ("pool/modules/task01/head.safetensors", "/somewhere/elsewhere"),
-    "another backbone under the same name": ("timm/test_vit@", "weights.safetensors", "not on", "open it with"),
+    "another backbone under the same name": ("weights.safetensors", "not on", "open it with"),
     # Pools that lie
     **{f"an index with {lie}": ("pool/pool.json", "damaged", RESTORE) for lie in LIES},
     **{f"a file, its hash right, with {how}": ("pool/modules/task01", "damaged", RESTORE) for how in FORGED},

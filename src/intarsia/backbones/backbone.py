@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from intarsia.adapters.attachment import Attachment, sharing
 from intarsia.adapters.protocol import AdaptedLinear, Adapter
 from intarsia.backbones.loaders import load_network
-from intarsia.backbones.names import match_targets
+from intarsia.backbones.locations import absolute
+from intarsia.backbones.names import BUILTIN, TARGETS, match_targets
 from intarsia.backbones.preprocessing import Preprocessing
-from intarsia.backbones.specs import BUILTIN, TARGETS, absolute
 from intarsia.errors import InputError
 from intarsia.numerics import digest
 

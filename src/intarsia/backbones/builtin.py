@@ -7,8 +7,8 @@ from typing import Any
 from safetensors.torch import load
 from torch import nn
 
+from intarsia.backbones.names import BUILTIN
 from intarsia.backbones.preprocessing import Preprocessing
-from intarsia.backbones.specs import BUILTIN
 from intarsia.backbones.torchvision_guard import import_torchvision
 
 

@@ -1,4 +1,4 @@
-"""Canonical names of layers, and the layers that patterns name.
+"""The built-in backbone's name, canonical names of layers, and the layers that patterns name.
 
 Weights have the names of timm's vision transformers (``blocks.3.attn.qkv.weight``), whatever the library a network
 comes from calls them.
@@ -8,11 +8,20 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
-from torch import nn
-
-from intarsia.backbones.specs import TARGETS
 from intarsia.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+BUILTIN = "vit_sketch"
+"""The built-in backbone."""
+
+
+TARGETS = ("*attn.qkv", "*attn.q", "*attn.k", "*attn.v", "*attn.proj", "*mlp.fc1", "*mlp.fc2")
+"""The layers whose weights are tuned if nothing else is said."""
+
 
 _CANONICAL = (  # how other libraries call a vision transformer's layers -> how timm does
     (
@@ -36,12 +45,14 @@ def canonical(path: str) -> str:
     return path
 
 
-def match_targets(model: nn.Module, name: str, patterns: Sequence[str]) -> dict[str, str]:
+def match_targets(model: "nn.Module", name: str, patterns: Sequence[str]) -> dict[str, str]:
     """Canonical weight name -> path of the linear layers that patterns name.
 
     Raises:
         InputError: a pattern matches none.
     """
+    from torch import nn  # noqa: PLC0415  slow to load, and the names above are needed by flags
+
     paths = [path for path, layer in model.named_modules() if isinstance(layer, nn.Linear)]
     shared = {name for name, count in Counter(map(canonical, paths)).items() if count > 1}  # two towers, say
     layers = {path if canonical(path) in shared else canonical(path): path for path in paths}

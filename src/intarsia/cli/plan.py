@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from intarsia.backbones.specs import BUILTIN, TARGETS
+from intarsia.backbones.names import BUILTIN, TARGETS
 from intarsia.errors import InputError
 from intarsia.study.choice import Source
 from intarsia.training.recommended import Hyperparameters

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from intarsia.backbones.specs import BUILTIN, TARGETS
+from intarsia.backbones.names import BUILTIN, TARGETS
 from intarsia.cli.flags import Json, Positional
 from intarsia.cli.options import Network, one_by_one, open_pool, parse_weights
 from intarsia.errors import InputError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,4 +111,6 @@ def is_model(folder: Path) -> bool:
     from intarsia.merging.model import CARD
     from intarsia.store.index import INDEX
 
-    return not (folder / INDEX).exists() and (folder / CARD).exists()
+    with suppress(PermissionError):  # of which opening the pool says more
+        return not (folder / INDEX).exists() and (folder / CARD).exists()
+    return False

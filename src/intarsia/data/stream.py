@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from intarsia.backbones.locations import absolute
 from intarsia.backbones.preprocessing import Preprocessing
-from intarsia.backbones.specs import absolute
 from intarsia.data.augmentation import Augmentation
 from intarsia.data.image_set import ImageSet, Labelled, checked
 from intarsia.data.sources.arrays import of_arrays

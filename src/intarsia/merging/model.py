@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from intarsia.backbones.architecture import build
 from intarsia.backbones.backbone import Backbone
 from intarsia.backbones.forward import BATCH, outputs
+from intarsia.backbones.locations import absolute, kept
 from intarsia.backbones.preprocessing import Preprocessing
-from intarsia.backbones.specs import absolute, kept
 from intarsia.data.decoding import decode, decode_all
 from intarsia.errors import InputError
 from intarsia.heads.head import Head

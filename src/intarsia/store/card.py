@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from intarsia.backbones.specs import absolute, kept
+from intarsia.backbones.locations import absolute, kept
 from intarsia.strict_json import parse_json
 
 

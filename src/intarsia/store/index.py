@@ -10,7 +10,7 @@ from typing import Any
 from intarsia.adapters.protocol import Adapter
 from intarsia.adapters.records import adapter_record, build_adapter
 from intarsia.backbones.backbone import Backbone
-from intarsia.backbones.specs import absolute, kept
+from intarsia.backbones.locations import absolute, kept
 from intarsia.errors import InputError
 from intarsia.labels import check_name
 from intarsia.store.files import Seen, read_json, reading, write_json

@@ -10,9 +10,6 @@ together; else it is absolute.
 import os
 from pathlib import Path
 
-BUILTIN = "vit_sketch"
-TARGETS = ("*attn.qkv", "*attn.q", "*attn.k", "*attn.v", "*attn.proj", "*mlp.fc1", "*mlp.fc2")
-
 
 def absolute(spec: str, base: Path | None = None) -> str:
     """A spec with its path, if it has one, made absolute: relative ones start at ``base`` (the working directory)."""
