@@ -198,7 +198,7 @@ class Presets:
     def run(self) -> dict[str, Any]:
         """List or verify."""
         from intarsia.console import facts
-        from intarsia.evaluation.metrics import evaluate
+        from intarsia.evaluation.metrics import evaluate, own_heads_accuracy
         from intarsia.report import tables
         from intarsia.study.paper import PRESETS, preset_of, verify
 
@@ -211,7 +211,9 @@ class Presets:
             raise InputError("presets verify: expected a pool's folder")
         pool = open_pool(self.pool, self.device)
         cell = preset_of(pool)
-        found = verify(cell, evaluate(pool.mean(), self.source.of(pool), history=False))
+        stream = self.source.of(pool)
+        own = own_heads_accuracy(pool, stream)
+        found = verify(cell, evaluate(pool.mean(), stream, history=False), own)
         if not self.json:
             facts(found)
         return found

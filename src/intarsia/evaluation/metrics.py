@@ -15,9 +15,10 @@ from intarsia.data.stream import Task, TaskStream
 from intarsia.errors import InputError
 from intarsia.evaluation.answers import Classifier, Logits, logits
 from intarsia.evaluation.kept import Keep, fresh
+from intarsia.merging import recipe as recipes
 from intarsia.merging.model import ComposedModel
 from intarsia.pool import Pool
-from intarsia.progress import Progress, silent
+from intarsia.progress import Progress, silent, within
 
 
 @dataclass(frozen=True)
@@ -187,6 +188,15 @@ def evaluate(
         scores.note(classes, [Counts(**{k: tuple(v) for k, v in row.items()}) for row in rows])
         progress("evaluating", i - start + 1, len(names) - start + 1)
     return scores.evaluation()
+
+
+def own_heads_accuracy(pool: Pool, stream: TaskStream, progress: Progress = silent) -> float:
+    """Final accuracy, in percent, of the mean of all modules under the heads as they were fine-tuned.
+
+    These are the paper's own heads, joined as its reference code joins them; ``Pool.mean`` has better ones.
+    """
+    model = pool.compose(recipes.mean(pool.learned()), heads="own")
+    return evaluate(model, stream, history=False, progress=within(progress, "heads as fine-tuned")).final_accuracy
 
 
 def recorded_stream(pool: Pool) -> TaskStream:
