@@ -162,7 +162,7 @@ def test_a_merged_model_that_lies_of_its_network_is_refused(lie: str, furnished:
 def test_no_model_is_written_or_measured_whose_numbers_are_not_finite(
     scale: str, furnished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    negated = ["unlearn", furnished / "pool", "task02", "--mode", "negate", "--scale", scale]
+    negated = ["unlearn", furnished / "pool", "task02", "--mode", "negate", f"--scale={scale}"]
     said = refused(capsys, *negated, "--out", tmp_path / "un")
     assert "finite" in said or "no numbers" in said
     assert "--scale" in said

@@ -52,7 +52,6 @@ class Evaluate:
     def _merged(self) -> dict[str, Any]:
         """Of a merged model, which has neither a history nor theta0's own features beside it."""
         from intarsia.evaluation.metrics import evaluate
-        from intarsia.evaluation.per_class import class_accuracy
         from intarsia.report import tables
 
         model = merged_model(self.pool, self.selection, self.where, self.device)
@@ -63,12 +62,10 @@ class Evaluate:
         else:
             stream = self.where.recorded(model.streams)
         found = evaluate(model, stream, history=False)
-        classes = class_accuracy(model, stream) if self.per_class else None
         if not self.json:
             tables.evaluation(f"{self.pool}: {model.recipe['name']}", found, None)
-            _print_classes(classes)
-        told = {"model": str(self.pool), "recipe": model.recipe, **found.record()}
-        return told if classes is None else {**told, "per_class": classes}
+            _print_classes(found.per_class if self.per_class else None)
+        return {"model": str(self.pool), "recipe": model.recipe, **found.record()}
 
 
 @dataclass(frozen=True)
@@ -221,24 +218,21 @@ def evaluated(
     """Measure a composition beside the frozen head over the same tasks, and print it."""
     from intarsia.console import shown
     from intarsia.evaluation.metrics import evaluate
-    from intarsia.evaluation.per_class import class_accuracy
     from intarsia.report import tables
 
     with shown() as progress:
         found = evaluate(model, stream, history=history, progress=progress)
         frozen = evaluate(pool.frozen(tuple(model.classes)), stream)
-    classes = class_accuracy(model, stream) if per_class else None
     if not as_json:
         tables.evaluation(f"{pool.path}: {model.recipe['name']}", found, frozen)
-        _print_classes(classes)
-    told = {
+        _print_classes(found.per_class if per_class else None)
+    return {
         "pool": str(pool.path),
         "recipe": model.recipe,
         **found.record(),
         "frozen_head_accuracy": frozen.final_accuracy,
         "frozen_head_task_il_accuracy": frozen.task_il_accuracy,
     }
-    return told if classes is None else {**told, "per_class": classes}
 
 
 def _mean_if_whole(pool: Pool) -> ComposedModel | None:
