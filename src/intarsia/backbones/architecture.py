@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from intarsia.backbones.builtin import BUILTIN, builtin_card
+from intarsia.backbones.torchvision_guard import import_torchvision
 from intarsia.errors import InputError
 
 ARGUMENTS = ("num_classes", "img_size", "in_chans", "global_pool", "dynamic_img_size")
@@ -29,6 +30,7 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
     Raises:
         InputError: the library has no network of that name, or other arguments.
     """
+    import_torchvision()
     import timm  # noqa: PLC0415  slow to import
     from timm.models.vision_transformer import VisionTransformer  # noqa: PLC0415
 

@@ -175,7 +175,7 @@ class Learn:
         if new:
             from dataclasses import replace
 
-            plans.write(replace(plan, device=str(device)), stream, out)
+            plans.write(replace(plan, device=str(device), backbone=theta0.name), stream, out)
         if not self.run_.evaluate:
             return {"pool": str(out), "tasks": list(pool.tasks)}
         from intarsia.cli.outcome import outcome
