@@ -131,7 +131,7 @@ SAYS: dict[str, tuple[str, ...]] = {
     "another process that writes": ("pool", "process", "wait for it"),
     "a pool that may not be written": ("pool/.run", "permission denied", "run again"),
     "a pool that may not be read": ("pool/pool.json", "permission denied", "run again"),
-    "a pool to predict with that may not be read": ("pool/pool.json", "permission denied"),
+    "a pool to predict with that may not be read": ("pool/pool.json", "permission denied", "run again"),
     "a module that may not be read": ("pool/modules/task01", "permission denied", "run again"),
     "a folder of images that may not be read": ("'photos/train/red'", "permission denied"),
     "weights that may not be read": ("weights.safetensors", "permission denied"),

@@ -69,7 +69,8 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except OSError as error:  # where nobody closer to it knew better
-        print(f"intarsia: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        remedy = ": allow it, and run again" if isinstance(error, PermissionError) else ""
+        print(f"intarsia: {error.filename or 'a file'}: {error.strerror or error}{remedy}", file=sys.stderr)
         raise SystemExit(2) from None
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not _no_memory(error):
