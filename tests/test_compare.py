@@ -70,7 +70,11 @@ def test_a_folder_is_of_one_comparison(compared: tuple[Path, Any], capsys: pytes
     """Another stream, backbone or budget is refused by name with what to do, before anything is written."""
     out, _ = compared
     before = contents(out)
-    for change, words in ((("--epochs", 2), "epochs"), (("--data", "chalk"), "chalk"), (("--batch-size", 7), "batch")):
+    for change, words in (
+        (("--epochs", 2), "epochs"),
+        (("--data", "sketches"), "sketches"),
+        (("--batch-size", 7), "batch"),
+    ):
         said = refused(capsys, "compare", "--methods", "frozen", "--out", out, *SMALL, *change)
         assert str(out) in said
         for part in (words, "--out", "--again"):
@@ -224,7 +228,7 @@ def test_modules_are_edited_with_the_first_seed_and_networks_are_not(compared: t
     rows = json.loads((out / "ita-0.json").read_text())["edits"]
     drop = next(row for row in rows if (row["target"], row["how"]) == ("animals", "drop"))
     bench = Bench.from_record(json.loads((out / "comparison.json").read_text())["bench"])
-    assert bench.source.data == "sketches"  # taken by default, and said
+    assert bench.source.data == "chalk"  # taken by default, and said
     assert drop["target_accuracy"] is None
     assert drop["control_accuracy"] == target_and_control(pool.unlearn("animals"), bench.stream(0), "animals")[1]
     assert len(rows) == 4 * 2
@@ -233,8 +237,8 @@ def test_modules_are_edited_with_the_first_seed_and_networks_are_not(compared: t
 
 def test_bad_input_is_refused_before_anything_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "none"
-    for methods, words in (("ita,fine", "'fine'"), ("ita,ita", "'ita'"), (",", "no method")):
-        assert words in refused(capsys, "compare", "--methods", methods, "--out", out)
+    for methods, words in (("ita fine", "'fine'"), ("ita ita", "'ita'"), ("ita,iel", "--methods ita iel")):
+        assert words in refused(capsys, "compare", "--methods", *methods.split(), "--out", out)
     for option in ("--seeds", "--jobs", "--threads", "--epochs", "--batch-size"):
         assert f"{option} 0" in refused(capsys, "compare", option, 0, "--out", out)
     assert "tpu" in refused(capsys, "compare", "--device", "tpu", "--out", out)

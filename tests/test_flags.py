@@ -289,6 +289,11 @@ def test_an_interrupt_in_the_first_seconds_is_one_line(after: float, tmp_path: P
     assert "stopped" in err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("number", ["-1", "-1.5", "-.5", "-1e30", "-1E-3", "-inf"])
+def test_a_negative_number_is_a_value(number: str) -> None:
+    assert parsed(["unlearn", "pool", "a", "--scale", number, "--mode", "negate"]).scale == float(number)
+
+
 def test_a_dataclass_is_made_of_what_is_given_only() -> None:
     assert parse(Learn, [], "learn") == Learn()
     assert parse(Learn, ["--training.no-augment", "--seed=3"], "learn") == Learn(

@@ -13,6 +13,7 @@ Names have dashes for underscores. A field's help is its docstring.
 import argparse
 import ast
 import inspect
+import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
@@ -204,7 +205,11 @@ def docstrings(of: type) -> Mapping[str, str]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """One whose errors are ours."""
+    """One whose errors are ours, and to which -1e30 is a number, not a flag."""
+
+    def __init__(self, **of: Any) -> None:
+        super().__init__(**of)
+        self._negative_number_matcher = re.compile(r"-(\.?\d|inf|nan)")
 
     def error(self, message: str) -> NoReturn:
         """Say what argparse says, as one line."""

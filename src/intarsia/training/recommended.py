@@ -61,8 +61,8 @@ class Hyperparameters:
 
 def recommended(method: str, adapter: str) -> tuple[float, Settings]:
     """Recommended strength and settings for a method and adapter; for others than ours, those of ITA and LoRA."""
-    kind = adapter if ("ita", adapter) in RECOMMENDED else "lora"
-    lr, strength, epochs = RECOMMENDED["iel" if method == "iel" else "ita", kind]
+    ours = "iel" if method == "iel" else "ita"
+    lr, strength, epochs = RECOMMENDED[ours, adapter if (ours, adapter) in RECOMMENDED else "lora"]
     return strength, Settings(epochs=epochs, lr=lr)
 
 
