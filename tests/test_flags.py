@@ -276,7 +276,8 @@ except SystemExit as stop:
 @pytest.mark.parametrize("after", [0.1, 0.5, 1.5, 3.0])
 def test_an_interrupt_in_the_first_seconds_is_one_line(after: float, tmp_path: Path) -> None:
     """While the program's own modules and torch are loaded: whatever is running then, no traceback."""
-    command = [sys.executable, "-c", "from intarsia.cli.main import main; print('up', flush=True); main()"]
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # of a shell's background too
+    command = [sys.executable, "-c", heard + "from intarsia.cli.main import main; print('up', flush=True); main()"]
     command += ["learn", "--out", str(tmp_path / "p"), "--run.dry-run"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -514,7 +514,7 @@ def test_a_changed_index_is_read_or_refused(learned: Path, data: st.DataObject) 
 @given(st.text(max_size=40))
 def test_any_weights_are_read_or_refused(text: str) -> None:
     try:
-        assert parse_weights(text)
+        assert parse_weights([text])
     except InputError as error:
         assert repr(text) in str(error)
 

@@ -218,7 +218,9 @@ class ComposedModel(nn.Module):
         if wrong:
             of = backbone.name if backbone is not None else architecture["name"]
             raise InputError(f"{folder / WEIGHTS} does not fit {of}: {wrong[0]} differs; name its own backbone")
-        model.load_state_dict(state, assign=True)
+        parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        made = {k: nn.Parameter(v, requires_grad=False) if k in parameters else v for k, v in state.items()}
+        model.load_state_dict(made, assign=True)  # a layer of two names is loaded under both
         return model.requires_grad_(False)
 
 

@@ -22,15 +22,12 @@ CXX = ("g++", "clang++", "c++")
 
 
 class Loss(NamedTuple):
-    """The loss of a batch, scalars with a graph.
-
-    Args:
-        task: what is reported: the mean over the batch's images.
-        penalty: what is minimised beside it.
-    """
+    """The loss of a batch, scalars with a graph."""
 
     task: Tensor
+    """What is reported: the mean over the batch's images."""
     penalty: Tensor | None = None
+    """What is minimised beside it."""
 
 
 def _nothing(_: object) -> None:
