@@ -152,7 +152,7 @@ def test_gradient_norm_is_that_of_the_mean_loss_at_theta0(pool: Pool, monkeypatc
     gradients = torch.func.grad(mean_loss)({name: w.detach() for name, w in paths.items()})
     expected = float(torch.cat([g.flatten() for g in gradients.values()]).norm())
     assert expected > 1e-3
-    monkeypatch.setattr("intarsia.evaluation.theorem.BATCH", 7)
+    monkeypatch.setattr("intarsia.backbones.forward.BATCH", 7)
     assert diagnose(pool, stream()).gradient_norm == pytest.approx(expected, rel=1e-4)
     assert not any(p.requires_grad or p.grad is not None for p in theta0.model.parameters())
 

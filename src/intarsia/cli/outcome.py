@@ -8,6 +8,7 @@ import torch
 
 from intarsia.console import OUT, shown, table
 from intarsia.data.stream import Task, TaskStream
+from intarsia.evaluation.answers import Answers
 from intarsia.evaluation.metrics import Evaluation, evaluate, own_heads_accuracy, recorded_stream
 from intarsia.merging.model import ComposedModel
 from intarsia.pool import Pool
@@ -47,12 +48,13 @@ def outcome(pool: Pool, stream: TaskStream, *, as_json: bool) -> dict[str, Any]:
     """
     whole = tuple(task.name for task in stream) == pool.tasks
     stream = stream if whole else recorded_stream(pool)
+    mean, answers = pool.mean(), Answers()  # the heads as fine-tuned are on the same features
     with shown() as progress:
-        found = evaluate(pool.mean(), stream, history=False, progress=within(progress, "all modules"))
+        found = evaluate(mean, stream, history=False, progress=within(progress, "all modules"), answers=answers)
         frozen = evaluate(pool.frozen(pool.tasks), stream, history=False, progress=within(progress, "frozen backbone"))
         tried = _tried(pool, stream, found, progress) if len(pool.tasks) > 1 else None
         as_the_paper = not pool.index.settings["centred"]
-        own = own_heads_accuracy(pool, stream, progress) if as_the_paper else None
+        own = own_heads_accuracy(pool, stream, progress, answers) if as_the_paper else None
     notes = warnings(stream, found, frozen)
     if not as_json:
         _print(pool, stream, found, frozen, tried, notes)
@@ -60,7 +62,7 @@ def outcome(pool: Pool, stream: TaskStream, *, as_json: bool) -> dict[str, Any]:
             OUT.print(f"under the paper's own heads, as they were fine-tuned: {own:.1f} % of all test images")
     record = {
         "pool": str(pool.path),
-        "recipe": pool.mean().recipe,
+        "recipe": mean.recipe,
         **found.record(),
         "frozen_head_accuracy": frozen.final_accuracy,
         "frozen_head_task_il_accuracy": frozen.task_il_accuracy,

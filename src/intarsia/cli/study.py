@@ -198,6 +198,7 @@ class Presets:
     def run(self) -> dict[str, Any]:
         """List or verify."""
         from intarsia.console import facts
+        from intarsia.evaluation.answers import Answers
         from intarsia.evaluation.metrics import evaluate, own_heads_accuracy
         from intarsia.report import tables
         from intarsia.study.paper import PRESETS, preset_of, verify
@@ -212,8 +213,9 @@ class Presets:
         pool = open_pool(self.pool, self.device)
         cell = preset_of(pool)
         stream = self.source.of(pool)
-        own = own_heads_accuracy(pool, stream)
-        found = verify(cell, evaluate(pool.mean(), stream, history=False), own)
+        answers = Answers()  # both heads are on the same features
+        own = own_heads_accuracy(pool, stream, answers=answers)
+        found = verify(cell, evaluate(pool.mean(), stream, history=False, answers=answers), own)
         if not self.json:
             facts(found)
         return found

@@ -14,7 +14,7 @@ from intarsia.curvature.jensen_gap import gap
 from intarsia.curvature.linearized import Tangent
 from intarsia.data.stream import TaskStream
 from intarsia.evaluation.kept import Keep, fresh, under
-from intarsia.evaluation.theorem import BATCH, Sample, named
+from intarsia.evaluation.theorem import Sample, named
 from intarsia.merging.merge import combination, moved
 from intarsia.pool import Pool
 from intarsia.progress import Progress, silent
@@ -188,8 +188,8 @@ def _whole_fisher_squares(sample: Sample, vectors: Sequence[TaskVector], mixture
     """
     backbone, head = sample.pool.backbone, sample.head
     tangent, total = Tangent(backbone), torch.zeros(len(mixtures), dtype=torch.float64)
-    for x in sample.images.split(BATCH):
-        batch, features, along = backbone.preprocessing.normalize(x.to(backbone.device)), x, list[Tensor]()
+    for batch, _ in sample.batches():
+        features, along = batch, list[Tensor]()
         for tau in vectors:
             features, derivative = tangent(batch, tau)
             along.append(derivative @ head.weight.T)

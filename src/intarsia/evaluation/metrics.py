@@ -190,13 +190,14 @@ def evaluate(
     return scores.evaluation()
 
 
-def own_heads_accuracy(pool: Pool, stream: TaskStream, progress: Progress = silent) -> float:
+def own_heads_accuracy(pool: Pool, stream: TaskStream, progress: Progress = silent, answers: Logits = logits) -> float:
     """Final accuracy, in percent, of the mean of all modules under the heads as they were fine-tuned.
 
     These are the paper's own heads, joined as its reference code joins them; ``Pool.mean`` has better ones.
     """
     model = pool.compose(recipes.mean(pool.learned()), heads="own")
-    return evaluate(model, stream, history=False, progress=within(progress, "heads as fine-tuned")).final_accuracy
+    told = within(progress, "heads as fine-tuned")
+    return evaluate(model, stream, history=False, progress=told, answers=answers).final_accuracy
 
 
 def recorded_stream(pool: Pool) -> TaskStream:

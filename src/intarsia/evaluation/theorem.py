@@ -9,7 +9,7 @@ of its tasks, with the aligned reference heads: only the tuned weights differ be
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from intarsia.backbones.forward import normalized
 from intarsia.curvature.jensen_gap import gap
 from intarsia.data.stream import TaskStream
 from intarsia.errors import InputError
@@ -29,8 +30,6 @@ from intarsia.pool import Pool
 from intarsia.progress import Progress, silent
 from intarsia.store.module import Module
 from intarsia.task_vector import TaskVector
-
-BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -128,12 +127,16 @@ class Sample:
     @torch.no_grad()
     def loss(self, network: nn.Module) -> float:
         """Mean cross-entropy over a network's features, nats an image."""
-        normalize, device = self.pool.backbone.preprocessing.normalize, self.pool.backbone.device
-        total = 0.0
-        for x, y in zip(self.images.split(BATCH), self.labels.split(BATCH), strict=True):
-            logits = self.head(network.to(device)(normalize(x.to(device))))
-            total += float(F.cross_entropy(logits, y.to(device), reduction="sum"))
-        return total / len(self.labels)
+        network = network.to(self.pool.backbone.device)
+        sums = [float(F.cross_entropy(self.head(network(x)), y, reduction="sum")) for x, y in self.batches()]
+        return sum(sums) / len(self.labels)
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Normalised images and their labels, batch by batch, on the backbone's device."""
+        backbone, done = self.pool.backbone, 0
+        for x in normalized(self.images, backbone.preprocessing, backbone.device):
+            yield x, self.labels[done : done + len(x)].to(backbone.device)
+            done += len(x)
 
     def gradient(self, head: Head | None = None) -> TaskVector:
         """G of the mean loss by the tuned weights at theta0, by weight name; under other heads if some are given."""
@@ -143,9 +146,8 @@ class Sample:
         try:
             for w in weights:
                 w.requires_grad_(True)
-            for x, y in zip(self.images.split(BATCH), self.labels.split(BATCH), strict=True):
-                logits = head(backbone.model(backbone.preprocessing.normalize(x.to(backbone.device))))
-                loss = F.cross_entropy(logits, y.to(backbone.device), reduction="sum") / len(self.labels)
+            for x, y in self.batches():
+                loss = F.cross_entropy(head(backbone.model(x)), y, reduction="sum") / len(self.labels)
                 sums = [total + g for total, g in zip(sums, torch.autograd.grad(loss, weights), strict=True)]
         finally:
             for w in weights:

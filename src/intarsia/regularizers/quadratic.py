@@ -74,9 +74,10 @@ class Quadratic:
         for parameter, gradient in zip(adapter.parameters(), self._parameter_gradients(adapter), strict=True):
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
+    @torch.no_grad()
     def _proximal_step(self, adapter: Attachment, scale: float) -> None:
         for name, layer in adapter.layers.items():
-            tau = layer.delta().detach()
+            tau = layer.delta()
             c, d = self.metric.quadratic(name, tau)
             held = scale * self.strength * self.share
             layer.proximal_(held * c, held * d + scale * self._pull(name, tau))
