@@ -23,7 +23,7 @@ from intarsia.backbones.torchvision_guard import import_torchvision
 from intarsia.class_stats.drift import FeatureDrift
 from intarsia.class_stats.gaussians import Gaussians
 from intarsia.class_stats.mixtures import ClassStatistics
-from intarsia.class_stats.prototypes import Anchor
+from intarsia.class_stats.prototypes import ClassPrototypes
 from intarsia.curvature.fisher import DiagonalMetric
 from intarsia.heads.head import Head
 from intarsia.store.card import Card
@@ -41,7 +41,7 @@ COLOURS = {
 }
 WIDTH = 16
 GREY = Preprocessing(size=8, resize=8, channels=1, mean=(0.5,), std=(0.25,))
-PLAIN = Settings(unit_fisher=False, batch_size=64, epochs=3, lr=3e-4)
+PLAIN = Settings(normalize_fisher=False, batch_size=64, epochs=3, lr=3e-4)
 QUICK = replace(PLAIN, epochs=2, batch_size=8, lr=1e-2, pretune_epochs=1, augment=False)
 ADAPTERS: tuple[Adapter, ...] = (LoRA(2), Full(), IA3())
 REPEATED = ("called twice", "two names of one layer", "one parameter of two layers", "on other tokens")
@@ -204,7 +204,7 @@ def module(task: str, classes: Sequence[str], adapter: Adapter, theta0: Backbone
     with theta0.attach(adapter, seeded(seed)) as attachment:
         shake(attachment, seed)
         state = attachment.state()
-    dtype = next(iter(theta0.tuned.values())).dtype
+    dtype = next(iter(theta0.trainable.values())).dtype
     count = len(classes)
     statistics = plain_statistics(torch.ones(count, 1), torch.zeros(count, 1, WIDTH), torch.ones(count, 1, WIDTH))
     drift = FeatureDrift(randn(WIDTH, WIDTH, seed=seed + 3, dtype=dtype) / 9, randn(WIDTH, seed=seed + 4, dtype=dtype))
@@ -212,9 +212,9 @@ def module(task: str, classes: Sequence[str], adapter: Adapter, theta0: Backbone
     tuned, reference = head(count, seed=seed, dtype=dtype), head(count, seed=seed + 7, dtype=dtype)
     steps = FeatureDrift(randn(WIDTH, WIDTH, seed=seed + 5, dtype=dtype) / 9, randn(WIDTH, seed=seed + 6, dtype=dtype))
     scatter = torch.eye(WIDTH, dtype=torch.float64) * 9
-    anchor = Anchor(Gaussians(randn(count, WIDTH, seed=seed + 8, dtype=torch.float64), scatter, 9), steps)
+    prototypes = ClassPrototypes(Gaussians(randn(count, WIDTH, seed=seed + 8, dtype=torch.float64), scatter, 9), steps)
     shift = randn(WIDTH, seed=seed + 9, dtype=dtype)
-    return Module(card, state, tuned, reference, statistics, drift, shift, anchor)
+    return Module(card, state, tuned, reference, statistics, drift, shift, prototypes)
 
 
 def plain_statistics(weights: Tensor, means: Tensor, variances: Tensor) -> ClassStatistics:

@@ -43,13 +43,13 @@ def adapted(adapter: Adapter, *, bias: bool = True, seed: int = 0, zero_row: boo
     if zero_row:
         linear.weight[2] = 0
     layer = AdaptedLinear("w.weight", linear, adapter, seeded(seed + 2))
-    for i, part in enumerate(layer.parts.values()):
+    for i, part in enumerate(layer.adapter_parameters.values()):
         part.data = randn(*part.shape, seed=seed + 3 + i)
     return layer
 
 
 def values(layer: AdaptedLinear) -> dict[str, Tensor]:
-    return {key: part.detach().clone() for key, part in layer.parts.items()}
+    return {key: part.detach().clone() for key, part in layer.adapter_parameters.items()}
 
 
 def dense(parts: Mapping[str, Tensor], theta0: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ def test_gradients_of_the_forward_are_those_through_the_dense_weight(adapter: Ad
     theta0, x = layer.linear.weight, randn(2, 3, 5, seed=9).requires_grad_()
     layer.compose(randn(4, 5, seed=11) if not isinstance(adapter, IA3) else theta0 * randn(4, 1, seed=11), 3)
     total = layer.base - theta0 if not isinstance(adapter, IA3) else theta0 * (layer.base - 1)[:, None]
-    ours = torch.autograd.grad(layer(x).sin().sum(), [x, *layer.parts.values()])
+    ours = torch.autograd.grad(layer(x).sin().sum(), [x, *layer.adapter_parameters.values()])
     parts = {key: value.requires_grad_() for key, value in values(layer).items()}
     y = F.linear(x, theta0 + total + dense(parts, theta0) / 3, layer.linear.bias)
     expected = torch.autograd.grad(y.sin().sum(), [x, *parts.values()])
@@ -135,7 +135,13 @@ def test_chain_rule_by_the_formulas_of_the_method() -> None:
     G = randn(4, 5, seed=70)
     for adapter in ADAPTERS:
         layer = adapted(adapter)
-        got = dict(zip(layer.parts, torch.autograd.grad(layer.delta(), list(layer.parts.values()), G), strict=True))
+        got = dict(
+            zip(
+                layer.adapter_parameters,
+                torch.autograd.grad(layer.delta(), list(layer.adapter_parameters.values()), G),
+                strict=True,
+            )
+        )
         parts, theta0 = values(layer), layer.linear.weight
         if "tau" in parts:
             expected = {"tau": G}
@@ -164,8 +170,8 @@ def test_proximal_point_is_the_numeric_minimum(adapter: Adapter, strength: float
     assert isinstance(stationary, Tensor)
     assert stationary.abs().max() < 1e-9 * max(1, strength)  # the oracle itself is one
     layer.proximal_(c, d)
-    torch.testing.assert_close(layer.parts[moving].detach(), expected, rtol=1e-9, atol=1e-11)
-    assert all(torch.equal(layer.parts[key], old[key]) for key in old if key != moving)
+    torch.testing.assert_close(layer.adapter_parameters[moving].detach(), expected, rtol=1e-9, atol=1e-11)
+    assert all(torch.equal(layer.adapter_parameters[key], old[key]) for key in old if key != moving)
 
 
 @pytest.mark.parametrize("strength", [1e9, 1e12, 1e18, 1e30])
@@ -177,7 +183,9 @@ def test_proximal_step_at_any_strength_is_finite_and_never_longer(strength: floa
     if curved == "one input":
         c[:, 1:] = 0
     if curved == "equal rows of A":
-        layer.parts["A"].data[1:] = layer.parts["A"].data[:1] * (1 + 1e-9 * randn(rank - 1, 1, seed=2))
+        layer.adapter_parameters["A"].data[1:] = layer.adapter_parameters["A"].data[:1] * (
+            1 + 1e-9 * randn(rank - 1, 1, seed=2)
+        )
     c[3] = 0
     old = values(layer)
     layer.proximal_(c, torch.zeros_like(c))
@@ -185,14 +193,17 @@ def test_proximal_step_at_any_strength_is_finite_and_never_longer(strength: floa
     assert bool(new.isfinite().all())
     assert bool((new.norm(dim=1) <= old["B"].norm(dim=1) * (1 + 1e-6)).all())
     torch.testing.assert_close(new[3], old["B"][3])
-    tau = new @ layer.parts["A"].detach()
-    assert float((c * tau * tau).sum()) <= float((c * (old["B"] @ layer.parts["A"].detach()).square()).sum()) * 1e-3
+    tau = new @ layer.adapter_parameters["A"].detach()
+    assert (
+        float((c * tau * tau).sum())
+        <= float((c * (old["B"] @ layer.adapter_parameters["A"].detach()).square()).sum()) * 1e-3
+    )
 
 
 def adapted_to(width: int, outputs: int, rank: int) -> AdaptedLinear:
     """A LoRA layer in float64 with random parts."""
     layer = AdaptedLinear("w.weight", nn.Linear(width, outputs, dtype=torch.float64), LoRA(rank), seeded(0))
-    layer.parts["B"].data = randn(outputs, rank, seed=1)
+    layer.adapter_parameters["B"].data = randn(outputs, rank, seed=1)
     return layer
 
 
@@ -231,15 +242,15 @@ def test_lora_is_pefts() -> None:
     """Forward and merged weight of PEFT's layer with the same A and B, alpha = r."""
     linear = nn.Linear(6, 4, dtype=torch.float64)
     layer = AdaptedLinear("fc.weight", linear, LoRA(3), seeded(0))
-    layer.parts["B"].data = randn(4, 3, seed=1)
+    layer.adapter_parameters["B"].data = randn(4, 3, seed=1)
     with torch.random.fork_rng():
         theirs = nn.Sequential(nn.Linear(6, 4, dtype=torch.float64))
         theirs.load_state_dict({"0.weight": linear.weight, "0.bias": linear.bias})
         wrapped = get_peft_model(theirs, LoraConfig(r=3, lora_alpha=3, target_modules=["0"]))  # pyright: ignore[reportArgumentType]
     peft_layer = wrapped.get_submodule("base_model.model.0")
     with torch.no_grad():
-        peft_layer.get_parameter("lora_A.default.weight").copy_(layer.parts["A"])
-        peft_layer.get_parameter("lora_B.default.weight").copy_(layer.parts["B"])
+        peft_layer.get_parameter("lora_A.default.weight").copy_(layer.adapter_parameters["A"])
+        peft_layer.get_parameter("lora_B.default.weight").copy_(layer.adapter_parameters["B"])
     x = randn(7, 6, seed=2)
     torch.testing.assert_close(layer(x), peft_layer(x), rtol=1e-12, atol=1e-12)
     peft_layer.merge()  # pyright: ignore[reportCallIssue]
@@ -275,7 +286,7 @@ def test_state_and_load_are_inverse(adapter: Adapter) -> None:
         assert torch.equal(theta0.features(x), y)
         with pytest.raises(KeyError):
             other.load(dict(list(state.items())[1:]))
-    assert vector.keys() == theta0.tuned.keys()
+    assert vector.keys() == theta0.trainable.keys()
 
 
 def test_only_the_parts_are_trainable_and_the_task_loss_never_forms_a_dense_update() -> None:
@@ -296,7 +307,7 @@ def test_only_the_parts_are_trainable_and_the_task_loss_never_forms_a_dense_upda
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
             theta0.model(inputs(1)).sum().backward()
         assert all(p.grad is not None for p in parts)
-    shapes = {tuple(sorted(w.shape)) for w in theta0.tuned.values()}
+    shapes = {tuple(sorted(w.shape)) for w in theta0.trainable.values()}
     assert made
     assert not shapes & {tuple(sorted(s)) for s in made}
 
@@ -331,13 +342,15 @@ def test_nearest_low_rank_update_is_the_best_there_is(shape: tuple[int, int], ki
         tau = u * 10.0 ** -torch.arange(len(v)).double() @ v
     tau = (tau * {"zero": 0.0, "tiny": 1e-30, "huge": 1e25}.get(kind, 1.0)).to(dtype)
     layer = AdaptedLinear("w.weight", nn.Linear(i, o, dtype=dtype), LoRA(3), seeded(0))
-    length = layer.parts["A"].norm(dim=1).mean().detach()
+    length = layer.adapter_parameters["A"].norm(dim=1).mean().detach()
     layer.start_(tau)
     size, near = tau.double().norm(), 1e-5 if dtype == torch.float32 else 1e-11
     left_over = torch.linalg.svdvals(tau.double())[3:].square().sum().sqrt()
-    off = (layer.parts["B"].double() @ layer.parts["A"].double() - tau.double()).norm().detach()
+    off = (
+        (layer.adapter_parameters["B"].double() @ layer.adapter_parameters["A"].double() - tau.double()).norm().detach()
+    )
     assert float((off - left_over).abs()) <= near * float(size)
-    torch.testing.assert_close(layer.parts["A"].norm(dim=1).detach(), length.expand(3))
+    torch.testing.assert_close(layer.adapter_parameters["A"].norm(dim=1).detach(), length.expand(3))
 
 
 def test_nearest_ia3_update_is_the_least_squares_fit() -> None:
@@ -347,7 +360,7 @@ def test_nearest_ia3_update_is_the_least_squares_fit() -> None:
     fitted = [
         torch.linalg.lstsq(w[:, None], row[:, None]).solution.squeeze() for w, row in zip(theta0, tau, strict=True)
     ]
-    torch.testing.assert_close(layer.parts["l"].detach() - 1, torch.stack(fitted).detach())
+    torch.testing.assert_close(layer.adapter_parameters["l"].detach() - 1, torch.stack(fitted).detach())
 
 
 @each_adapter
@@ -358,7 +371,7 @@ def test_a_weight_used_twice_is_adapted_at_every_place(adapter: Adapter, how: st
     plain = theta0.features(x)
     with theta0.attach(adapter, seeded(1)) as attachment:
         shake(attachment, 2)
-        total = {name: theta0.tuned[name] * randn(len(w), 1, seed=9) for name, w in theta0.tuned.items()}
+        total = {name: theta0.trainable[name] * randn(len(w), 1, seed=9) for name, w in theta0.trainable.items()}
         attachment.compose(None if isinstance(adapter, LoRA) else total, 2)
         parts = list(attachment.parameters())
         features = theta0.model(x)
@@ -368,7 +381,7 @@ def test_a_weight_used_twice_is_adapted_at_every_place(adapter: Adapter, how: st
             assert torch.equal(theta0.features(x), plain)
         moved = {
             f"{theta0.targets[name]}.weight": w + ((0 if isinstance(adapter, LoRA) else total[name]) + tau[name]) / 2
-            for name, w in theta0.tuned.items()
+            for name, w in theta0.trainable.items()
         }
     assert torch.equal(theta0.features(x), plain)
     dense = torch.func.functional_call(theta0.model, moved, (x,))
@@ -382,7 +395,7 @@ def test_a_weight_used_twice_is_learned_merged_and_kept(how: str, tmp_path: Path
     theta0 = repeated(how, torch.float32)
     model, images = pool.mean(), stream(2)[0].test.tensor(GREY)
     mean = {n: (pool.vector("task01")[n] + pool.vector("task02")[n]) / 2 for n in pool.vector("task01")}
-    moved = {f"{theta0.targets[n]}.weight": w + mean[n] for n, w in theta0.tuned.items()}
+    moved = {f"{theta0.targets[n]}.weight": w + mean[n] for n, w in theta0.trainable.items()}
     expected = torch.func.functional_call(theta0.model, moved, (GREY.normalize(images),))
     torch.testing.assert_close(model.network(GREY.normalize(images)), expected)
     model.save(tmp_path / "m")
@@ -395,7 +408,7 @@ def test_ia3_refuses_a_total_that_is_no_factor_per_row() -> None:
     theta0 = backbone()
     name = "blocks.1.mlp.fc1.weight"
     with theta0.attach(IA3()) as attachment:
-        rows = {n: w * randn(len(w), 1, seed=3, dtype=w.dtype) for n, w in theta0.tuned.items()}
+        rows = {n: w * randn(len(w), 1, seed=3, dtype=w.dtype) for n, w in theta0.trainable.items()}
         attachment.compose(TaskVector(rows), 3)
         low_rank = {n: d + 1e-2 * randn(*d.shape, seed=4, dtype=d.dtype) * (n == name) for n, d in rows.items()}
         with pytest.raises(InputError, match=rf"{name}: .*no factor a row.*LoRA or full"):

@@ -18,14 +18,14 @@ from intarsia.backbones.names import canonical
 def test_tuned_weights_have_timms_names() -> None:
     theta0 = backbone()
     layers = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-    assert list(theta0.tuned) == [f"blocks.{i}.{layer}.weight" for i in (0, 1) for layer in layers]
+    assert list(theta0.trainable) == [f"blocks.{i}.{layer}.weight" for i in (0, 1) for layer in layers]
     state = theta0.model.state_dict()
-    assert same(theta0.tuned, {name: state[name] for name in theta0.tuned})
+    assert same(theta0.trainable, {name: state[name] for name in theta0.trainable})
 
 
 def test_q_k_and_v_of_their_own_are_tuned_too() -> None:
     attention = [f"blocks.{i}.attn.{part}.weight" for i in (0, 1) for part in ("q", "k", "v", "proj")]
-    assert list(split_backbone().tuned) == [*attention, "mlp.fc1.weight"]
+    assert list(split_backbone().trainable) == [*attention, "mlp.fc1.weight"]
 
 
 @pytest.mark.parametrize(
@@ -80,14 +80,14 @@ def test_a_network_of_transformers_is_tuned_under_timms_names() -> None:
     model = redraw(Transformers(), 0, torch.float64)
     theta0 = Backbone(model, name="hf", preprocessing=GREY)
     layers = ("attn.q", "attn.k", "attn.v", "attn.proj", "mlp.fc1", "mlp.fc2")
-    assert list(theta0.tuned) == [f"blocks.{i}.{layer}.weight" for i in (0, 1) for layer in layers]
+    assert list(theta0.trainable) == [f"blocks.{i}.{layer}.weight" for i in (0, 1) for layer in layers]
     query = model.get_submodule("vit.encoder.layer.1.attention.attention.query").get_parameter("weight")
-    assert torch.equal(theta0.tuned["blocks.1.attn.q.weight"], query)
+    assert torch.equal(theta0.trainable["blocks.1.attn.q.weight"], query)
     fisher = diagonal_fisher(theta0, lambda f: f[:, :3], [inputs(2)], generator=seeded(0))
-    assert fisher.sums.keys() == theta0.tuned.keys()
+    assert fisher.sums.keys() == theta0.trainable.keys()
     with theta0.attach(LoRA(1)) as attachment:
         vector = attachment.vector()
-    assert vector.keys() == theta0.tuned.keys()
+    assert vector.keys() == theta0.trainable.keys()
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_network_of_transformers_is_tuned_under_timms_names() -> None:
 )
 def test_targets_choose_by_pattern_over_canonical_names(patterns: list[str], chosen: set[str]) -> None:
     theta0 = Backbone(Transformers(), name="hf", preprocessing=GREY, targets=patterns)
-    assert set(theta0.tuned) == {f"{name}.weight" for name in chosen}
+    assert set(theta0.trainable) == {f"{name}.weight" for name in chosen}
 
 
 @pytest.mark.parametrize(
@@ -220,8 +220,8 @@ def test_timm_weights_of_a_local_file(weights: Path) -> None:
     again = Backbone.load(f"timm/test_vit@{weights}", targets=["*mlp.fc1"])
     assert theta0.hash == again.hash
     assert theta0.name == f"timm/test_vit@{weights}"
-    assert all(name.endswith("mlp.fc1.weight") for name in again.tuned)
-    assert len(theta0.tuned) == 4 * len(again.tuned)
+    assert all(name.endswith("mlp.fc1.weight") for name in again.trainable)
+    assert len(theta0.trainable) == 4 * len(again.trainable)
     theirs = redraw(create_model("test_vit", pretrained=False, num_classes=0), 3, torch.float32).eval()
     assert same(theta0.model.state_dict(), theirs.state_dict())
     config = resolve_data_config({}, model=theirs)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from cases import GREY, QUICK, backbone, inputs, randn, same, seeded, stream, tiny_vit
 from intarsia import Backbone, Full, LoRA, TaskVector
 from intarsia.baselines.derpp import DERpp, Reservoir
-from intarsia.baselines.ewc import EWC, Anchored
+from intarsia.baselines.ewc import EWC, Consolidated
 from intarsia.baselines.finetune import FineTuning
 from intarsia.baselines.frozen import Frozen
 from intarsia.baselines.joint import Joint
@@ -138,13 +138,13 @@ def student() -> Iterator[ModelInTraining]:
 
 def test_ewc_is_the_quadratic_about_where_the_last_task_ended(student: ModelInTraining) -> None:
     theta0 = backbone()
-    task, vector = stream(2)[0], TaskVector({n: torch.full_like(w, 0.01) for n, w in theta0.tuned.items()})
+    task, vector = stream(2)[0], TaskVector({n: torch.full_like(w, 0.01) for n, w in theta0.trainable.items()})
     ended = Head(randn(2, 16, seed=5).float(), randn(2, seed=6).float())
     network = moved(theta0, lambda name, _: vector[name])
     model = classifier(theta0, network, ended, {task.name: task.classes})
-    keeper = Anchored(3.0)
-    assert keeper.loss(student) is None
-    keeper.learned(task, theta0, model, seeded(7), silent)
+    strategy = Consolidated(3.0)
+    assert strategy.loss(student) is None
+    strategy.learned(task, theta0, model, seeded(7), silent)
     there = Backbone(network, name="there", preprocessing=GREY)
     x = GREY.normalize(task.train.tensor(GREY))
     fisher = diagonal_fisher(there, ended, [x], generator=seeded(7)).mean(0.0)
@@ -153,11 +153,11 @@ def test_ewc_is_the_quadratic_about_where_the_last_task_ended(student: ModelInTr
     total = sum((fisher[n] * (layer.delta() - vector[n]).square()).sum() for n, layer in student.adapter.layers.items())
     total = total + (by_weight * (student.head.weight[:2] - ended.weight).square()).sum()
     total = total + (by_bias * (student.head.bias[:2] - ended.bias).square()).sum()
-    got = keeper.loss(student)
+    got = strategy.loss(student)
     assert got is not None
     torch.testing.assert_close(got, 1.5 * total / unit, rtol=1e-4, atol=1e-6)
-    keeper.learned(task, theta0, model, seeded(7), silent)  # the same task again: it holds twice as much
-    again = keeper.loss(student)
+    strategy.learned(task, theta0, model, seeded(7), silent)  # the same task again: it holds twice as much
+    again = strategy.loss(student)
     assert again is not None
     torch.testing.assert_close(again, 2 * got)
 
@@ -192,18 +192,18 @@ def test_derpp_compares_logits_of_the_classes_known_then_and_repeats_the_labels(
     """A buffer smaller than a batch is drawn whole, in some order: both terms are means over it."""
     images, labels = stream(2)[0].train.tensor(GREY)[:6], torch.tensor([0, 1, 0, 1, 0, 1])
     then = randn(6, 3, seed=3).float()
-    keeper = Reservoir(10, 0.7, 0.2, seeded(3))
-    assert keeper.loss(student) is None
-    keeper.see(images[:4], labels[:4], then[:4, :2])
-    keeper.see(images[4:], labels[4:], then[4:])
+    strategy = Reservoir(10, 0.7, 0.2, seeded(3))
+    assert strategy.loss(student) is None
+    strategy.see(images[:4], labels[:4], then[:4, :2])
+    strategy.see(images[4:], labels[4:], then[4:])
     with torch.no_grad():
         now = student.logits(images)
     squares = torch.cat([(now[:4, :2] - then[:4, :2]).square().flatten(), (now[4:, :3] - then[4:]).square().flatten()])
     expected = 0.7 * squares.mean() + 0.2 * F.cross_entropy(now, labels)
-    got = keeper.loss(student)
+    got = strategy.loss(student)
     assert got is not None
     torch.testing.assert_close(got.detach(), expected)
-    assert keeper.stored() == 6 * (64 + 1) + 4 * 2 + 2 * 3
+    assert strategy.stored() == 6 * (64 + 1) + 4 * 2 + 2 * 3
     without = learned("derpp", 2, a=0.0, b=0.0)[-1].model
     x = stream(2)[0].test.tensor(GREY)
     torch.testing.assert_close(without.logits(x), learned("finetune", 2)[-1].model.logits(x))
@@ -213,7 +213,7 @@ def test_tangent_is_the_network_to_first_order() -> None:
     """|f(theta0 + e u) - phi - e J u| falls as e^2."""
     theta0 = backbone(dtype=torch.float64)
     x, tangent = inputs(5), Tangent(theta0)
-    u = {n: 0.1 * randn(*w.shape, seed=i) for i, (n, w) in enumerate(theta0.tuned.items())}
+    u = {n: 0.1 * randn(*w.shape, seed=i) for i, (n, w) in enumerate(theta0.trainable.items())}
     errors: list[float] = []
     for e in (1e-2, 5e-3):
         features, derivative = tangent(x, {n: e * v for n, v in u.items()})
@@ -227,7 +227,7 @@ def test_mean_of_tangent_models_answers_with_the_mean_of_their_answers() -> None
     """And so do its compositions: of one task, of all but one, of the mean minus one."""
     theta0 = backbone()
     vectors = {
-        task: TaskVector({n: randn(*w.shape, seed=s + i).float() for i, (n, w) in enumerate(theta0.tuned.items())})
+        task: TaskVector({n: randn(*w.shape, seed=s + i).float() for i, (n, w) in enumerate(theta0.trainable.items())})
         for task, s in (("a", 0), ("b", 50), ("c", 99))
     }
     heads = {
@@ -297,7 +297,7 @@ def _vectors(strength: float) -> list[Tensor]:
     theta0 = backbone()
     model = learned("l2", 2, strength=strength, adapter=LoRA(2))[-1].model
     there = Backbone(model.network, name="there", preprocessing=GREY)  # pyright: ignore[reportAttributeAccessIssue]
-    return [there.tuned[name] - w for name, w in theta0.tuned.items()]
+    return [there.trainable[name] - w for name, w in theta0.trainable.items()]
 
 
 def gaussian(width: int, seed: int, away: float = 0.0) -> ClassGaussian:
@@ -404,8 +404,8 @@ def test_joint_training_sees_every_image_under_its_class() -> None:
 def test_joint_training_is_free_of_every_regularizer() -> None:
     """Whatever the settings hold head and features with, the upper bound of every table does not feel it."""
     x = stream(3)[0].test.tensor(GREY)
-    held = replace(QUICK, lambda_h=10.0, lambda_0=10.0, centred=True, drift_pull=1e3)
-    free = replace(QUICK, lambda_h=0.0, lambda_0=0.0, centred=False, drift_pull=0.0)
+    held = replace(QUICK, lambda_h=10.0, lambda_0=10.0, center_features=True, drift_penalty=1e3)
+    free = replace(QUICK, lambda_h=0.0, lambda_0=0.0, center_features=False, drift_penalty=0.0)
     first, second = (learned("joint", 3, settings)[-1].model.logits(x) for settings in (held, free))
     assert torch.equal(first, second)
 

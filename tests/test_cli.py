@@ -136,7 +136,7 @@ def test_unlearn_names_what_still_carries_the_influence(pool: Path) -> None:
     before = digest(pool)
     found = result("unlearn", pool, "cold")
     assert found["after"]["target_accuracy"] is None
-    assert found["influenced"] == {task: ["fisher", "statistics", "anchors"] for task in ("earth", "other")}
+    assert found["influenced"] == {task: ["fisher", "statistics", "prototypes"] for task in ("earth", "other")}
     negated = result("unlearn", pool, "cold", "--mode", "negate", "--scale", 0.5)
     assert negated["recipe"]["weights"]["cold"] == pytest.approx(1 / 3 - 0.5)
     assert negated["after"]["target_accuracy"] is not None
@@ -247,7 +247,7 @@ def test_a_dry_run_says_the_cost_and_writes_nothing(tmp_path: Path) -> None:
 
 def test_a_record_repeats_its_run_bit_for_bit(world: Path, pool: Path) -> None:
     """Whatever was left open or said in flags, a split's file too; flags given besides win."""
-    told = ["--method", "iel", "--training.no-centred", "--strength", 0.3, "--seed", 5, "--run.keep-fishers"]
+    told = ["--method", "iel", "--training.no-center-features", "--strength", 0.3, "--seed", 5, "--run.keep-fishers"]
     result(*learning(world, "told", *told, "--max-per-class", 3, "--only", "cold", "earth"))
     for name, out in (("pool", pool), ("told", world / "told")):
         repeated = world / f"{name}-again"  # beside the first: a card has the way from the pool to the images

@@ -17,7 +17,7 @@ from intarsia.class_stats.drift import FeatureDrift
 from intarsia.class_stats.gaussians import Gaussians
 from intarsia.heads.discriminant import discriminant
 from intarsia.heads.head import Head
-from intarsia.merging.heads import anchored_in, compose_heads
+from intarsia.merging.heads import compose_heads, prototype_tasks
 from intarsia.merging.merge import merge
 from intarsia.merging.recipe import Recipe, mean, specialize, unlearn, weighted
 from intarsia.store.module import Module
@@ -32,10 +32,10 @@ def modules(adapter: Adapter, theta0: Backbone, tasks: tuple[str, ...] = NAMES) 
 
 
 def tau(learned: Module, adapter: Adapter, theta0: Backbone) -> TaskVector:
-    return TaskVector({n: learned.delta(n, adapter, w) for n, w in theta0.tuned.items()})
+    return TaskVector({n: learned.delta(n, adapter, w) for n, w in theta0.trainable.items()})
 
 
-def tuned(network: nn.Module, theta0: Backbone) -> dict[str, Tensor]:
+def trainable(network: nn.Module, theta0: Backbone) -> dict[str, Tensor]:
     return {n: network.get_submodule(path).get_parameter("weight") for n, path in theta0.targets.items()}
 
 
@@ -60,7 +60,7 @@ def test_network_trained_by_iel_is_the_mean_of_its_modules(adapter: Adapter, dea
     """theta0 + (S + tau) / T through `compose` = the merged network of all T modules at w = 1/T."""
     theta0, x = backbone(dtype=DOUBLE), inputs(3)
     if dead_row:
-        theta0.tuned["blocks.1.mlp.fc1.weight"][3] = 0
+        theta0.trainable["blocks.1.mlp.fc1.weight"][3] = 0
     known = modules(adapter, theta0)
     vectors = [tau(m, adapter, theta0) for m in known]
     with theta0.attach(adapter) as attachment:
@@ -69,8 +69,8 @@ def test_network_trained_by_iel_is_the_mean_of_its_modules(adapter: Adapter, dea
         adapted = theta0.features(x)
     merged = merge(theta0, adapter, known, mean(NAMES).weights)
     torch.testing.assert_close(adapted, merged(x), rtol=1e-10, atol=1e-12)
-    for name, w in tuned(merged, theta0).items():
-        dense = theta0.tuned[name] + sum(v[name] for v in vectors) / 4
+    for name, w in trainable(merged, theta0).items():
+        dense = theta0.trainable[name] + sum(v[name] for v in vectors) / 4
         torch.testing.assert_close(w.detach(), dense)
 
 
@@ -82,7 +82,7 @@ def test_one_hot_weights_give_back_the_module_bit_for_bit(adapter: Adapter) -> N
         vector = tau(learned, adapter, theta0)
         one_hot = {t: float(t == learned.card.task) for t in NAMES}
         network = merge(theta0, adapter, known, one_hot)
-        assert same(tuned(network, theta0), {n: w + vector[n] for n, w in theta0.tuned.items()})
+        assert same(trainable(network, theta0), {n: w + vector[n] for n, w in theta0.trainable.items()})
         alone = merge(theta0, adapter, [learned], {learned.card.task: 1.0})
         assert same(alone.state_dict(), network.state_dict())
 
@@ -136,8 +136,8 @@ def test_a_composed_network_costs_what_theta0_costs_and_theta0_stays(adapter: Ad
 def test_mean_of_the_products_is_not_pefts_mean_of_the_factors() -> None:
     theta0, adapter = backbone(dtype=DOUBLE), LoRA(2)
     known = modules(adapter, theta0)
-    merged = tuned(merge(theta0, adapter, known, mean(NAMES).weights), theta0)
-    for name, w in theta0.tuned.items():
+    merged = trainable(merge(theta0, adapter, known, mean(NAMES).weights), theta0)
+    for name, w in theta0.trainable.items():
         a, b = (torch.stack([m.vector[f"{name}.{part}"] for m in known]) for part in "AB")
         torch.testing.assert_close(merged[name].detach(), w + (b @ a).mean(0))
         assert not torch.allclose(merged[name], w + b.mean(0) @ a.mean(0), rtol=0.1)
@@ -229,7 +229,7 @@ def test_the_first_of_many_tasks_answered_alone_with_its_own_head(tasks: int) ->
     names = tuple(f"task{i:03}" for i in range(tasks))
     only = module(names[0], ["a", "b"], LoRA(2), backbone(), 0)
     first = mean(names).first(names[:1])
-    head = compose_heads([only], first, "anchored")
+    head = compose_heads([only], first, "prototypes")
     assert torch.equal(head.weight, only.own_head().weight)
     assert torch.equal(head.bias, only.own_head().bias)
 
@@ -237,7 +237,7 @@ def test_the_first_of_many_tasks_answered_alone_with_its_own_head(tasks: int) ->
 def test_half_of_the_tasks_are_looked_up_in_the_mean_however_rounded() -> None:
     for tasks in range(4, 60, 2):
         names = tuple(f"task{i:03}" for i in range(tasks))
-        assert anchored_in(specialize(names, names[::2]), names, "anchored") == names
+        assert prototype_tasks(specialize(names, names[::2]), names, "prototypes") == names
 
 
 # Models of a pool
@@ -294,12 +294,12 @@ def assert_heads(model: ComposedModel, expected: Head) -> None:
 
 
 def mean_classes(pool: Pool, count: int) -> dict[str, Gaussians]:
-    """Where the classes of the first so many tasks lie in their mean: each task's own anchor, then every later step."""
+    """Where the classes of the first so many tasks lie in their mean: its own prototypes, then every later step."""
     found: dict[str, Gaussians] = {}
     for i, task in enumerate(pool.tasks[:count]):
-        classes = pool.module(task).anchor.classes
+        classes = pool.module(task).prototypes.classes
         for later in pool.tasks[i + 1 : count]:
-            classes = shifted(classes, [(pool.module(later).anchor.step, 1.0)], classes.centres)
+            classes = shifted(classes, [(pool.module(later).prototypes.step, 1.0)], classes.centres)
         found[task] = classes
     return found
 
@@ -319,7 +319,7 @@ def test_heads_near_the_mean_are_carried_from_there_and_others_from_theta0(pool:
         (pool.unlearn(tasks[0]), unlearn(tasks, tasks[0]), dict.fromkeys(tasks[1:], 1 / 3), True),
         (pool.weighted(some), weighted(tasks, some), some, False),
         (pool.specialize([tasks[1]], all_classes=True), specialize(tasks, [tasks[1]], all_classes=True), None, False),
-        (pool.compose(mean(tasks), heads="carried"), mean(tasks), dict.fromkeys(tasks, 1 / 4), False),
+        (pool.compose(mean(tasks), heads="compensated"), mean(tasks), dict.fromkeys(tasks, 1 / 4), False),
     ]
     for model, recipe, coefficients, from_mean in cases:
         start, share = (mean_classes(pool, 4), 1 / 4) if from_mean else (at_theta0, 0.0)
@@ -335,8 +335,8 @@ def test_the_nearer_of_mean_and_theta0_is_where_heads_come_from(parts: list[int]
     far = sum(abs(w.get(t, 0.0) - 0.25) for t in NAMES)
     expected = NAMES if far <= 1 + 1e-9 else ()
     if abs(far - 1) > 1e-9:
-        assert anchored_in(weighted(NAMES, w), NAMES, "anchored") == expected
-    assert anchored_in(weighted(NAMES, w), NAMES, "carried") == ()
+        assert prototype_tasks(weighted(NAMES, w), NAMES, "prototypes") == expected
+    assert prototype_tasks(weighted(NAMES, w), NAMES, "compensated") == ()
 
 
 def test_a_negated_composition_keeps_the_heads_of_the_mean(pool: Pool) -> None:
@@ -361,8 +361,8 @@ def test_unlearning_by_dropping_takes_the_classes_by_negation_only_the_vector(po
     assert gone not in dropped.classes
     assert not set(pool.classes[gone]) & set(dropped.labels)
     assert negated.labels == pool.mean().labels
-    for name, w in tuned(negated.network, pool.backbone).items():
-        expected = pool.backbone.tuned[name] + sum(pool.vector(t)[name] for t in pool.tasks if t != gone) / 4
+    for name, w in trainable(negated.network, pool.backbone).items():
+        expected = pool.backbone.trainable[name] + sum(pool.vector(t)[name] for t in pool.tasks if t != gone) / 4
         torch.testing.assert_close(w, expected)
 
 

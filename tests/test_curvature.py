@@ -100,7 +100,7 @@ def estimated(name: str, count: int = 6, seed: int = 0) -> Curvature:
 
 
 def taus(seed: int) -> TaskVector:
-    return vectors(1, seed, {n: (w.shape[0], w.shape[1]) for n, w in split_backbone().tuned.items()})[0]
+    return vectors(1, seed, {n: (w.shape[0], w.shape[1]) for n, w in split_backbone().trainable.items()})[0]
 
 
 @each_curvature

@@ -201,9 +201,9 @@ def whole_square(pool: Pool, tau: TaskVector) -> float:
 
     for image in images:
         with sdpa_kernel(SDPBackend.MATH):  # the fused attention has no derivative in batches
-            rows = torch.func.jacrev(log_p)(theta0.tuned, image)
+            rows = torch.func.jacrev(log_p)(theta0.trainable, image)
         slopes = torch.stack([(rows[name] * tau[name]).sum((1, 2)) for name in tau]).sum(0)
-        total += float((log_p(theta0.tuned, image).exp() * slopes.square()).sum())
+        total += float((log_p(theta0.trainable, image).exp() * slopes.square()).sum())
     return total / len(images)
 
 

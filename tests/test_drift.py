@@ -4,7 +4,7 @@ import torch
 
 from cases import GREY, backbone, randn, seeded, shake, stream
 from intarsia import LoRA
-from intarsia.class_stats.drift import FeatureDrift, carry, fit_drift
+from intarsia.class_stats.drift import FeatureDrift, compensate, fit_drift
 from intarsia.class_stats.gaussians import Gaussians
 
 
@@ -38,7 +38,7 @@ def test_carried_classes_are_those_of_the_carried_features() -> None:
     """Centres and scatter within classes of drift(x) are the carried ones of x, to the last digit."""
     x, labels = randn(40, 5, seed=1), torch.arange(40) % 3
     drift = FeatureDrift(randn(5, 5, seed=3), randn(5, seed=4))
-    expected, found = Gaussians.of(drift(x), labels, 3), carry(Gaussians.of(x, labels, 3), drift)
+    expected, found = Gaussians.of(drift(x), labels, 3), compensate(Gaussians.of(x, labels, 3), drift)
     torch.testing.assert_close(found.centres, expected.centres, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(found.scatter, expected.scatter, rtol=1e-10, atol=1e-10)
     assert found.freedom == expected.freedom == 37
@@ -47,7 +47,7 @@ def test_carried_classes_are_those_of_the_carried_features() -> None:
 def test_classes_elsewhere_move_as_far_as_those_where_the_drift_was_fitted() -> None:
     here = Gaussians(randn(3, 5, seed=1), torch.eye(5, dtype=torch.float64), 9)
     drift, start = FeatureDrift(randn(5, 5, seed=3), randn(5, seed=4)), randn(3, 5, seed=2)
-    torch.testing.assert_close(carry(here, drift, start).centres - here.centres, drift(start) - start)
+    torch.testing.assert_close(compensate(here, drift, start).centres - here.centres, drift(start) - start)
 
 
 def test_half_a_task_vector_moves_the_mean_feature_half_as_far() -> None:

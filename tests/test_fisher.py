@@ -13,7 +13,7 @@ from cases import REPEATED, backbone, head, inputs, randn, repeated, same, seede
 from intarsia import Backbone, diagonal_fisher
 from intarsia.curvature.choices import Estimator
 from intarsia.curvature.estimators import logit_vectors
-from intarsia.curvature.fisher import Fisher
+from intarsia.curvature.fisher import DiagonalFisher
 from intarsia.curvature.head_fisher import head_fisher
 from intarsia.curvature.squares import add_squares_by_products
 from intarsia.heads.head import Head
@@ -72,7 +72,7 @@ def test_exact_is_the_definition(network: str, oracle: Callable[[Backbone, Head,
     fisher = diagonal_fisher(theta0, classifier, images.split(4), estimator="exact")
     assert fisher.count == 5
     expected = oracle(theta0, classifier, images)
-    assert fisher.sums.keys() == expected.keys() == theta0.tuned.keys()
+    assert fisher.sums.keys() == expected.keys() == theta0.trainable.keys()
     for name, f in expected.items():
         assert float(f.min()) > 0
         torch.testing.assert_close(fisher.sums[name], f, rtol=1e-6, atol=1e-14)
@@ -200,7 +200,7 @@ def test_fishers_of_unequal_tasks_add_as_sums_over_images() -> None:
 
 
 def test_unit_mean_is_one_before_the_floor() -> None:
-    fisher = Fisher({"a": randn(3, 4, seed=1).square(), "b": randn(2, 2, seed=2).square()}, 5)
+    fisher = DiagonalFisher({"a": randn(3, 4, seed=1).square(), "b": randn(2, 2, seed=2).square()}, 5)
     unit = fisher.mean(0.0, unit=True)
     assert float(flat(unit).mean()) == pytest.approx(1)
     torch.testing.assert_close(flat(unit) / flat(unit).sum(), flat(fisher.sums) / flat(fisher.sums).sum())
@@ -214,9 +214,9 @@ def test_misuse_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one image"):
         diagonal_fisher(theta0, classifier, [])
     with pytest.raises(ValueError, match="no images has no mean"):
-        Fisher({"a": torch.zeros(1)}, 0).mean()
+        DiagonalFisher({"a": torch.zeros(1)}, 0).mean()
     with pytest.raises(ValueError, match="different weights"):
-        _ = Fisher({"a": torch.zeros(1)}, 1) + Fisher({"b": torch.zeros(1)}, 1)
+        _ = DiagonalFisher({"a": torch.zeros(1)}, 1) + DiagonalFisher({"b": torch.zeros(1)}, 1)
 
 
 def test_leaves_the_network_as_it_was_even_after_an_error() -> None:
@@ -274,7 +274,7 @@ def test_head_fisher_is_its_autograd() -> None:
 @pytest.mark.parametrize("how", REPEATED)
 def test_calls_of_one_weight_are_summed_before_they_are_squared(how: str) -> None:
     theta0, classifier, images = repeated(how), head(3, 8), inputs(5)
-    assert list(theta0.tuned) == ["blocks.fc1.weight", "blocks.fc2.weight"]
+    assert list(theta0.trainable) == ["blocks.fc1.weight", "blocks.fc2.weight"]
     fisher = diagonal_fisher(theta0, classifier, images.split(3), estimator="exact")
     expected = by_loops(theta0, classifier, images)
     torch.testing.assert_close(dict(fisher.sums), expected)

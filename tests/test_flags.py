@@ -115,12 +115,12 @@ def refusal(*arguments: str) -> str:
     [
         ("--alpha 0.1", "--strength"),
         ("--beta=3", "--strength"),
-        ("--order seeded", "--source.order"),
+        ("--order shuffled", "--source.order"),
         ("--test-fraction .2", "--source.test-fraction"),
         ("--targets *.qkv", "--network.targets"),
         ("--lambda-h 1", "--training.lambda-h"),
-        ("--centred", "--training.centred"),
-        ("--no-centred", "--training.no-centred"),
+        ("--center-features", "--training.center-features"),
+        ("--no-center-features", "--training.no-center-features"),
         ("--no-evaluate", "--run.no-evaluate"),
         ("--dry-run", "--run.dry-run"),
         ("--keep-fishers", "--run.keep-fishers"),
@@ -141,7 +141,7 @@ def test_a_flag_that_has_moved_is_refused_with_its_new_name(given: str, now: str
         ("nonsense", ("'nonsense'", "learn, ls", "--help")),
         ("", ("no verb", "learn, ls", "--help")),
         ("learn --epoch 3", ("--epoch:", "did you mean --epochs?")),
-        ("learn --training.centerd", ("--training.centerd:", "did you mean --training.centred?")),
+        ("learn --training.center-feature", ("--training.center-feature:", "did you mean --training.center-features?")),
         ("evaluate pool --kep a", ("--kep:", "did you mean --keep?")),
         ("learn --epochs many", ("--epochs", "'many'", "a whole number")),
         ("learn --epochs 1.5", ("--epochs", "'1.5'", "a whole number")),
@@ -162,7 +162,7 @@ def test_a_flag_that_has_moved_is_refused_with_its_new_name(given: str, now: str
         ("learn --preset cifar100-ita-lora --adapter full", ("--adapter full", "cifar100-ita-lora", "lora")),
         ("learn --add --data folder:x", ("--add", "--out")),
         ("learn --add --out x", ("--add", "--data")),
-        ("learn --batch-size 1", ("batch-size 1", "use 2", "--training.no-centred")),
+        ("learn --batch-size 1", ("batch-size 1", "use 2", "--training.no-center-features")),
         ("learn --seed -1 --epochs 0", ("epochs 0", "1 or more")),
     ],
 )
@@ -208,8 +208,6 @@ def test_every_flag_that_a_message_or_a_page_names_is_one() -> None:
     """Git's and those of the benchmarks are told apart by their line, or named here."""
     names = {name for verb in VERBS for flag in flags(verb_of(verb)) for name in (flag.name, flag.off)}
     names |= {"--help", "--version", "--rounds", "--readers", "--batch", "--images"}
-    # docs/method.md has the names that these three settings are about to get
-    names |= {"--training.center-features", "--training.drift-penalty", "--training.normalize-fisher"}
     pages = [*(ROOT / "src").rglob("*.py"), ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     others = re.compile(r"git|benchmarks/|--line|--<|python ")
     wrong = []

@@ -16,7 +16,7 @@ from intarsia.baselines.seed import ClassGaussian
 from intarsia.class_stats.drift import fit_drift
 from intarsia.class_stats.gaussians import Gaussians
 from intarsia.class_stats.mixtures import fit_statistics, sample
-from intarsia.class_stats.prototypes import Anchor
+from intarsia.class_stats.prototypes import ClassPrototypes
 from intarsia.class_stats.shrinkage import Covariance, basis_of
 from intarsia.errors import DivergenceError
 from intarsia.heads.alignment import align, align_many
@@ -129,8 +129,8 @@ def test_drifts_of_any_features_are_finite_and_small_where_nothing_moves(given_:
     drift = fit_drift(x, moved)
     size = float(x.abs().max()) + 1e-30
     torch.testing.assert_close(drift(x) / size, moved / size, rtol=0, atol=1e-3)
-    anchor = Anchor.of(x, moved, given_.labels, given_.classes)
-    assert all(bool(value.isfinite().all()) for value in anchor.tensors().values())
+    prototypes = ClassPrototypes.of(x, moved, given_.labels, given_.classes)
+    assert all(bool(value.isfinite().all()) for value in prototypes.tensors().values())
 
 
 @settings(max_examples=60)

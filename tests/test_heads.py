@@ -33,11 +33,11 @@ def points(count: int, classes: int = 3, width: int = 5, seed: int = 0) -> tuple
 
 def whitened_gradient(start: Head, x: Tensor, y: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Of the mean cross-entropy over some rows, in closed form: (p - e_y) (f - mean)^T (covariance + ridge)^-1."""
-    centred = x - x.mean(0)
+    centered = x - x.mean(0)
     ridge = RIDGE * torch.diag(x.var(0, correction=0))
-    metric = torch.linalg.inv(centred.T @ centred / len(x) + ridge)
+    metric = torch.linalg.inv(centered.T @ centered / len(x) + ridge)
     away = torch.softmax(start(x[rows]), 1) - F.one_hot(y[rows], len(start))
-    weight = away.T @ centred[rows] @ metric / len(rows)
+    weight = away.T @ centered[rows] @ metric / len(rows)
     return weight, away.mean(0) - weight @ x.mean(0)
 
 

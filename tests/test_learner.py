@@ -45,10 +45,10 @@ from intarsia.training.task import prepare
 
 each_adapter = pytest.mark.parametrize("adapter", ADAPTERS, ids=KINDS)
 METHODS = pytest.mark.parametrize("regularizer", [ITA(0.5), IEL(0.5)], ids=["ita", "iel"])
-PLAIN = replace(QUICK, lambda_h=0.0, lambda_0=0.0, centred=False, drift_pull=0.0)
+PLAIN = replace(QUICK, lambda_h=0.0, lambda_0=0.0, center_features=False, drift_penalty=0.0)
 
 
-CENTRED = replace(PLAIN, centred=True, drift_pull=0.7)
+CENTERED = replace(PLAIN, center_features=True, drift_penalty=0.7)
 
 
 def tuned_on(task: int, adapter: Adapter, regularizer: ITA | IEL, training: Settings) -> tuple[dict[str, Tensor], Head]:
@@ -57,14 +57,14 @@ def tuned_on(task: int, adapter: Adapter, regularizer: ITA | IEL, training: Sett
     theta0 = backbone()
     prepared, state = prepare(theta0, tasks[task], LearnerState(), training)
     tuned = fine_tune(theta0, prepared, state, None, Configuration(adapter, regularizer, training))
-    return tuned.parts, tuned.head
+    return tuned.adapter_parameters, tuned.head
 
 
 def by_hand(task: int, adapter: Adapter, training: Settings) -> tuple[dict[str, Tensor], Head]:
     """The same without any regularizer: AdamW on the cross-entropy, warm-up, cosine, from the reference head.
 
-    With ``centred``: the head sees features - d, d the batch's mean drift from theta0, and the loss has
-    drift_pull |d|^2 / (total variance of the features at theta0).
+    With ``center_features``: the head sees features - d, d the batch's mean drift from theta0, and the loss has
+    drift_penalty |d|^2 / (total variance of the features at theta0).
     """
     tasks, theta0, seeds = stream(2), backbone(), Seeds(training.seed, 1)
     _, state = prepare(theta0, tasks[task], LearnerState(), training)
@@ -88,9 +88,9 @@ def by_hand(task: int, adapter: Adapter, training: Settings) -> tuple[dict[str, 
                 x = (images[index].float() / 255 - 0.5) / 0.25
                 features = theta0.model(x)
                 drift = (features - at_theta0[index]).mean(0)
-                seen = features - drift if training.centred else features
+                seen = features - drift if training.center_features else features
                 loss = F.cross_entropy(F.linear(seen, weight, bias), labels[index])
-                (loss + training.drift_pull * drift.square().sum() / variance).backward()
+                (loss + training.drift_penalty * drift.square().sum() / variance).backward()
                 optimizer.step()
         return attachment.state(), Head(weight.detach(), bias.detach())
 
@@ -101,17 +101,17 @@ def test_what_augmentation_does_to_the_features_is_no_drift(adapter: Adapter) ->
     theta0 = backbone()
     x = torch.randn(5, 1, 8, 8, generator=seeded(3))
     with theta0.attach(adapter, seeded(1)) as attachment:
-        drift = batch_drift(attachment, theta0.model, x, theta0.model(x), CENTRED)
+        drift = batch_drift(attachment, theta0.model, x, theta0.model(x), CENTERED)
         assert float(drift.detach().abs().max()) < 1e-6
         shaken = [part.add_(0.1) for part in map(torch.Tensor.detach, attachment.parameters())]
         assert shaken
-        moved = batch_drift(attachment, theta0.model, x, theta0.model(x), CENTRED)
+        moved = batch_drift(attachment, theta0.model, x, theta0.model(x), CENTERED)
     assert float(moved.detach().norm()) > 1e-3
 
 
 def assert_trained(adapter: Adapter, state: Mapping[str, Tensor]) -> None:
     """Every weight has moved: a comparison of what was never trained would say nothing."""
-    for name, w in backbone().tuned.items():
+    for name, w in backbone().trainable.items():
         parts = {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}
         assert float(adapter.delta(parts, w).norm()) > 1e-3
 
@@ -119,7 +119,7 @@ def assert_trained(adapter: Adapter, state: Mapping[str, Tensor]) -> None:
 @each_adapter
 @pytest.mark.parametrize("step", ["decoupled", "coupled"])
 @pytest.mark.parametrize("regularizer", [ITA(0.0), IEL(0.0)], ids=["ita", "iel"])
-@pytest.mark.parametrize("base", [PLAIN, CENTRED], ids=["plain", "centred"])
+@pytest.mark.parametrize("base", [PLAIN, CENTERED], ids=["plain", "center_features"])
 def test_strength_zero_is_plain_fine_tuning_bit_for_bit(
     adapter: Adapter, step: Step, regularizer: ITA | IEL, base: Settings
 ) -> None:
@@ -155,8 +155,10 @@ def test_iel_starts_at_the_mean_of_the_modules_and_leaves_the_composed_model_as_
         prepared, state = prepare(theta0, stream(2)[1], LearnerState.of(first), training)
         tuned = fine_tune(theta0, prepared, state, None, Configuration(adapter, IEL(0.0), training))
         for name, tau in expected.items():
-            parts = {k.removeprefix(f"{name}."): v for k, v in tuned.parts.items() if k.startswith(f"{name}.")}
-            torch.testing.assert_close(adapter.delta(parts, theta0.tuned[name]), tau, rtol=1e-4, atol=1e-5)
+            parts = {
+                k.removeprefix(f"{name}."): v for k, v in tuned.adapter_parameters.items() if k.startswith(f"{name}.")
+            }
+            torch.testing.assert_close(adapter.delta(parts, theta0.trainable[name]), tau, rtol=1e-4, atol=1e-5)
     name = "blocks.0.attn.qkv.weight"
     gradient = IEL(2.0).bind(None, earlier, 2).gradient(name, earlier[name])
     assert float(gradient.norm()) < 1e-6 * float(earlier[name].norm())
@@ -168,7 +170,7 @@ def test_bfloat16_products_train_nearly_the_same_vector_in_float32(adapter: Adap
     state, head = tuned_on(0, adapter, ITA(0.0), replace(PLAIN, dtype="bfloat16"))
     assert {value.dtype for value in (*state.values(), *head.tensors().values())} == {torch.float32}
     assert not same(state, exact)
-    tuned = backbone().tuned
+    tuned = backbone().trainable
     for name, w in tuned.items():
         taus = [
             adapter.delta({k.removeprefix(f"{name}."): v for k, v in parts.items() if k.startswith(f"{name}.")}, w)
@@ -195,10 +197,10 @@ def test_without_a_compiler_compile_is_refused(monkeypatch: pytest.MonkeyPatch) 
         tuned_on(0, LoRA(2), ITA(0.0), replace(PLAIN, compile=True))
 
 
-def test_a_batch_of_one_image_cannot_be_centred() -> None:
-    with pytest.raises(InputError, match=r"batch-size 1 .* use 2.*--training.no-centred"):
+def test_a_batch_of_one_image_cannot_be_centered() -> None:
+    with pytest.raises(InputError, match=r"batch-size 1 .* use 2.*--training.no-center-features"):
         settings(batch_size=1)
-    assert settings(batch_size=1, centred=False).batch_size == 1
+    assert settings(batch_size=1, center_features=False).batch_size == 1
 
 
 @pytest.mark.parametrize("step", ["decoupled", "coupled", "proximal"])
@@ -394,7 +396,7 @@ def test_heads_of_many_classes_are_aligned_in_closed_form_or_as_asked(
 
 
 def test_cards_measure_the_training(pool: Pool) -> None:
-    theta0 = TaskVector(pool.backbone.tuned)
+    theta0 = TaskVector(pool.backbone.trainable)
     for number, task in enumerate(pool.tasks):
         card, learned = pool.card(task), pool.module(task)
         assert card.measures["relative_norm"] > 1e-3

@@ -234,7 +234,7 @@ def test_many_images_are_decoded_batch_by_batch(pool: Pool, furnished: Path, mon
 # Damage
 
 
-FILES = ("anchor.safetensors", "card.json", "drift.safetensors", "head.safetensors", "statistics.safetensors")
+FILES = ("prototypes.safetensors", "card.json", "drift.safetensors", "head.safetensors", "statistics.safetensors")
 
 
 @pytest.mark.parametrize("name", [*FILES, "vector.safetensors", "all"])
@@ -242,15 +242,15 @@ def test_a_damaged_module_blocks_no_composition_without_it(name: str, copied: Pa
     images = stream()[0].test.tensor(backbone().preprocessing)
     whole = Pool.open(copied, backbone())
     expected = whole.unlearn("task02").logits(images)
-    carried = whole.compose(unlearn(whole.tasks, "task02"), heads="carried").logits(images)
+    carried = whole.compose(unlearn(whole.tasks, "task02"), heads="compensated").logits(images)
     alone = whole.specialize(["task01"]).logits(images)
     for file in (*FILES, "vector.safetensors") if name == "all" else (name,):
         flip(copied / "modules" / "task02" / file)
     pool = Pool.open(copied, backbone())
     model = pool.unlearn("task02")
-    needed = name in ("anchor.safetensors", "drift.safetensors", "all")
+    needed = name in ("prototypes.safetensors", "drift.safetensors", "all")
     assert torch.equal(model.logits(images), carried if needed else expected)
-    assert model.recipe["heads"] == ("carried" if needed else "anchored")
+    assert model.recipe["heads"] == ("compensated" if needed else "prototypes")
     assert torch.equal(pool.specialize(["task01"]).logits(images), alone)
     assert pool.frozen(["task01", "task03"]).labels
     for act in (pool.mean, lambda: pool.specialize(["task02"])):
@@ -323,11 +323,11 @@ def test_a_removed_module_is_gone_and_what_carries_its_influence_is_said(home: P
     result("rename", pool, "gold", "golden")
     found = result("remove", pool, "task02")
     assert found["modules"] == ["task01", "task03"]
-    assert found["influenced"] == {"task03": ["fisher", "statistics", "anchors"]}
+    assert found["influenced"] == {"task03": ["fisher", "statistics", "prototypes"]}
     assert not (pool / "modules" / "task02").exists()
     assert result("verify", pool) == {**result("verify", pool), "damaged": [], "unnamed": []}
     assert result("evaluate", pool, "--keep", "task01") == kept
-    assert result("evaluate", pool)["recipe"]["heads"] == "carried"
+    assert result("evaluate", pool)["recipe"]["heads"] == "compensated"
     assert json.loads((pool / "pool.json").read_text())["renamed"] == {}
     added = ["--data", f"folder:{home / 'photos'}", "--tasks", 3, "--only", "task02", "--run.no-evaluate"]
     main([str(a) for a in ["learn", "--add", "--out", pool, *added]])

@@ -70,17 +70,17 @@ def test_ties_is_pefts(density: float) -> None:
 
 
 def test_dare_is_pefts_in_distribution() -> None:
-    """An entry that both kept is tau / (1 - drop) in both; mean and spread over many draws agree."""
-    drop, taus, generator = 0.75, some(3, 5), seeded(3)
+    """An entry that both kept is tau / density in both; mean and spread over many draws agree."""
+    density, taus, generator = 0.25, some(3, 5), seeded(3)
     weights = torch.full((3,), 1 / 3, dtype=torch.float64)
-    ours = torch.stack([flat(dare(taus, drop=drop, generator=generator)) for _ in range(3000)])
-    theirs = torch.stack([peft.dare_linear([flat(t) for t in taus], weights, 1 - drop) for _ in range(3000)])
+    ours = torch.stack([flat(dare(taus, density=density, generator=generator)) for _ in range(3000)])
+    theirs = torch.stack([peft.dare_linear([flat(t) for t in taus], weights, density) for _ in range(3000)])
     z = (ours.mean(0) - theirs.mean(0)) / ((ours.var(0) + theirs.var(0)) / 3000).sqrt()
     assert float(z.abs().max()) < 4
     torch.testing.assert_close(ours.std(0), theirs.std(0), rtol=0.1, atol=0.0)
     one = taus[:1]
-    kept = flat(dare(one, drop=drop, generator=generator))
-    pruned = peft.prune(flat(one[0]), 1 - drop, method="random", rescale=True)
+    kept = flat(dare(one, density=density, generator=generator))
+    pruned = peft.prune(flat(one[0]), density, method="random", rescale=True)
     both = (kept != 0) & (pruned != 0)
     assert bool(both.any())
     torch.testing.assert_close(kept[both], pruned[both])
@@ -89,9 +89,9 @@ def test_dare_is_pefts_in_distribution() -> None:
 def test_dare_without_dropping_is_the_mean_and_with_it_unbiased() -> None:
     taus = some(3, 5)
     mean = torch.stack([flat(t) for t in taus]).mean(0)
-    torch.testing.assert_close(flat(dare(taus, drop=0.0, generator=seeded(0))), mean)
+    torch.testing.assert_close(flat(dare(taus, density=1.0, generator=seeded(0))), mean)
     generator = seeded(1)
-    draws = torch.stack([flat(dare(taus, drop=0.6, generator=generator)) for _ in range(3000)])
+    draws = torch.stack([flat(dare(taus, density=0.4, generator=generator)) for _ in range(3000)])
     z = (draws.mean(0) - mean) / (draws.std(0) / len(draws) ** 0.5)
     assert float(z.abs().max()) < 4
     assert 0.5 < float((draws == 0).double().mean() / 0.6**3) < 1.5
@@ -114,7 +114,7 @@ def test_what_cannot_be_merged_is_refused() -> None:
         (lambda: ties([]), "no task vector"),
         (lambda: ties([tau], density=0.0), "density 0.0"),
         (lambda: ties([tau], density=1.5), "density 1.5"),
-        (lambda: dare([tau], drop=1.0, generator=seeded(0)), "drop 1.0"),
+        (lambda: dare([tau], density=0.0, generator=seeded(0)), "density 0.0"),
         (lambda: fisher_mean([tau], []), "0 Fishers for 1"),
     ):
         with pytest.raises(InputError, match=said):

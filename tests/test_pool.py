@@ -11,7 +11,7 @@ import torch
 
 from cases import GREY, QUICK, backbone, contents, edit, module, same, stream, tiny_vit
 from intarsia import IEL, ITA, Backbone, Full, InputError, LoRA, Pool, TaskStream, TaskVector, learn
-from intarsia.curvature.fisher import Fisher
+from intarsia.curvature.fisher import DiagonalFisher
 from intarsia.store.index import FORMAT
 
 
@@ -28,7 +28,7 @@ def test_holds_the_files_it_says_and_their_hashes(learned: Path) -> None:
         name: {"sha256": h, "size": (learned / name).stat().st_size} for name, h in files.items()
     }
     kept = (
-        "anchor.safetensors",
+        "prototypes.safetensors",
         "card.json",
         "drift.safetensors",
         "head.safetensors",
@@ -62,7 +62,7 @@ def test_what_is_read_is_what_was_added(tmp_path: Path) -> None:
     theta0, adapter = backbone(), LoRA(2)
     pool = Pool.create(tmp_path / "pool", theta0, adapter, {"method": "ita"})
     made = module("birds", ["jay", "tit"], adapter, theta0, 1)
-    fisher = Fisher({n: torch.rand_like(w) for n, w in theta0.tuned.items()}, 7)
+    fisher = DiagonalFisher({n: torch.rand_like(w) for n, w in theta0.trainable.items()}, 7)
     pool.add(made, fisher, made.reference, own_fisher=fisher)
     again = Pool.open(tmp_path / "pool", backbone())
     read = again.module("birds")
@@ -97,10 +97,10 @@ def test_vectors_total_and_statistics_are_over_all_modules(pool: Pool) -> None:
     assert pool.fisher("task01") is None  # kept on request only
 
 
-@pytest.mark.parametrize(("regularizer", "ways"), [(ITA(), ["fisher", "statistics", "anchors"]), (IEL(), None)])
+@pytest.mark.parametrize(("regularizer", "ways"), [(ITA(), ["fisher", "statistics", "prototypes"]), (IEL(), None)])
 def test_cards_say_what_influenced_a_module(regularizer: ITA | IEL, ways: list[str] | None, tmp_path: Path) -> None:
     pool = learn(backbone(), stream(3), adapter=LoRA(1), regularizer=regularizer, training=QUICK, out=tmp_path / "p")
-    ways = ways or ["fisher", "statistics", "vectors", "anchors"]
+    ways = ways or ["fisher", "statistics", "vectors", "prototypes"]
     assert pool.influenced_by("task01") == {"task02": ways, "task03": ways}
     assert pool.influenced_by("task03") == {}
 
@@ -265,7 +265,7 @@ def test_fishers_are_kept_on_request_and_add_up(tmp_path: Path) -> None:
     running = pool.fisher()
     own = [pool.fisher(t) for t in pool.tasks]
     assert running is not None
-    total: Fisher | None = None
+    total: DiagonalFisher | None = None
     for fisher in own:
         assert fisher is not None
         total = fisher if total is None else total + fisher

@@ -115,7 +115,7 @@ def penalty_gradients(adapter: Attachment, penalty: Quadratic) -> list[Tensor]:
     """Autograd of the penalty through a dense tau written out by the adapter's definition."""
     total, parts = torch.zeros((), dtype=torch.float64), []
     for name, layer in adapter.layers.items():
-        own = {key: part.detach().clone().requires_grad_() for key, part in layer.parts.items()}
+        own = {key: part.detach().clone().requires_grad_() for key, part in layer.adapter_parameters.items()}
         w = layer.linear.weight
         tau = own["tau"] if "tau" in own else own["B"] @ own["A"] if "A" in own else w * own["l"][:, None] - w
         total = total + penalty.value({name: tau})
@@ -127,7 +127,7 @@ def penalty_gradients(adapter: Attachment, penalty: Quadratic) -> list[Tensor]:
 @pytest.mark.parametrize("kind", [0, 1])
 def test_decoupled_step_is_a_gradient_step_through_the_dense_weight(adapter: Adapter, kind: int) -> None:
     theta0 = split_backbone()
-    penalty = regularizers(theta0.tuned, 0.01)[kind]
+    penalty = regularizers(theta0.trainable, 0.01)[kind]
     with theta0.attach(adapter) as attachment:
         shake(attachment, 1)
         old, gradients = parts_of(attachment), penalty_gradients(attachment, penalty)
@@ -142,7 +142,7 @@ def test_decoupled_step_is_a_gradient_step_through_the_dense_weight(adapter: Ada
 def test_decoupled_step_is_clipped_to_norm_100(adapter: Adapter, strength: float, dtype: torch.dtype) -> None:
     """The norm is taken in double precision: in single, that of a very large gradient is infinite, and no step left."""
     theta0 = split_backbone(dtype=dtype)
-    penalty = regularizers(theta0.tuned, strength)[0]
+    penalty = regularizers(theta0.trainable, strength)[0]
     with theta0.attach(adapter) as attachment:
         shake(attachment, 1)
         old, gradients = parts_of(attachment), penalty_gradients(attachment, penalty)
@@ -157,7 +157,7 @@ def test_decoupled_step_is_clipped_to_norm_100(adapter: Adapter, strength: float
 @pytest.mark.parametrize("kind", [0, 1])
 def test_coupled_gradient_joins_the_loss(adapter: Adapter, kind: int) -> None:
     theta0, x = split_backbone(), inputs(3)
-    penalty = regularizers(theta0.tuned, 0.7)[kind]
+    penalty = regularizers(theta0.trainable, 0.7)[kind]
     with theta0.attach(adapter) as attachment:
         shake(attachment, 1)
         expected = penalty_gradients(attachment, penalty)
@@ -180,12 +180,12 @@ def test_coupled_gradient_joins_the_loss(adapter: Adapter, kind: int) -> None:
 @pytest.mark.parametrize("scale", [0.02, 1.0])
 def test_proximal_step_is_the_numeric_minimum_of_the_penalty(adapter: Adapter, kind: int, scale: float) -> None:
     theta0 = split_backbone()
-    penalty = regularizers(theta0.tuned, 2.0)[kind]
+    penalty = regularizers(theta0.trainable, 2.0)[kind]
     with theta0.attach(adapter) as attachment:
         shake(attachment, 1)
         name = "blocks.1.attn.proj.weight"
         layer = attachment.layers[name]
-        w, old = layer.linear.weight, {k: p.detach().clone() for k, p in layer.parts.items()}
+        w, old = layer.linear.weight, {k: p.detach().clone() for k, p in layer.adapter_parameters.items()}
         moving = "B" if "B" in old else next(iter(old))
 
         def objective(part: Tensor) -> Tensor:
@@ -195,12 +195,12 @@ def test_proximal_step_is_the_numeric_minimum_of_the_penalty(adapter: Adapter, k
 
         expected = newton(objective, old[moving])
         penalty.step(attachment, scale, "proximal")
-        torch.testing.assert_close(layer.parts[moving].detach(), expected, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(layer.adapter_parameters[moving].detach(), expected, rtol=1e-9, atol=1e-11)
 
 
 def test_proximal_steps_of_full_are_the_formulas_of_the_method() -> None:
     theta0 = split_backbone()
-    for penalty, s in zip(regularizers(theta0.tuned, 5.0), (0.4, 0.9), strict=True):
+    for penalty, s in zip(regularizers(theta0.trainable, 5.0), (0.4, 0.9), strict=True):
         assert isinstance(penalty.metric, DiagonalMetric)
         with theta0.attach(Full()) as attachment:
             shake(attachment, 1)
@@ -219,7 +219,7 @@ def test_proximal_steps_of_full_are_the_formulas_of_the_method() -> None:
 def test_proximal_step_at_any_strength_ends_in_the_penaltys_own_minimum() -> None:
     """ITA: zero. IEL: S / (T - 1), the mean of the earlier modules."""
     theta0 = split_backbone()
-    ita, iel = regularizers(theta0.tuned, 1e14)
+    ita, iel = regularizers(theta0.trainable, 1e14)
     with theta0.attach(Full()) as attachment:
         shake(attachment, 1)
         iel.step(attachment)
@@ -234,7 +234,7 @@ def test_proximal_step_at_any_strength_ends_in_the_penaltys_own_minimum() -> Non
 @pytest.mark.parametrize("how", ["decoupled", "proximal"])
 def test_a_step_of_scale_or_strength_zero_changes_no_bit(adapter: Adapter, how: Step) -> None:
     theta0 = split_backbone()
-    strong, none = regularizers(theta0.tuned, 3.0), regularizers(theta0.tuned, 0.0)
+    strong, none = regularizers(theta0.trainable, 3.0), regularizers(theta0.trainable, 0.0)
     with theta0.attach(adapter) as attachment:
         shake(attachment, 1)
         old = parts_of(attachment)
@@ -322,7 +322,7 @@ def iel_step(adapter: Adapter, tasks: int, how: Step) -> tuple[int, int]:
         with theta0.attach(adapter, seeded(t)) as attachment:
             shake(attachment, t, 0.01)
             total = attachment.vector() if total is None else total + attachment.vector()
-    penalty = IEL(0.5).bind(positive(theta0.tuned, 1), total, tasks)
+    penalty = IEL(0.5).bind(positive(theta0.trainable, 1), total, tasks)
     with Bytes() as count, theta0.attach(adapter, seeded(99)) as attachment:
         attachment.compose(total, tasks)
         optimizer = torch.optim.AdamW(attachment.parameters())
@@ -340,11 +340,11 @@ def iel_step(adapter: Adapter, tasks: int, how: Step) -> tuple[int, int]:
 def test_a_step_of_iel_costs_with_50_tasks_what_it_costs_with_2(adapter: Adapter, how: Step) -> None:
     two, fifty = iel_step(adapter, 2, how), iel_step(adapter, 50, how)
     assert two == fifty
-    assert two[0] > sum(w.nbytes for w in backbone().tuned.values())  # the measure sees something
+    assert two[0] > sum(w.nbytes for w in backbone().trainable.values())  # the measure sees something
 
 
 def test_the_regularizer_holds_nothing_that_grows_with_the_tasks() -> None:
-    """All it is given is one sum and one Fisher, of the tuned weights' size each."""
+    """All it is given is one sum and one Fisher, of the trainable weights' size each."""
     for tasks in (2, 50):
         taus = vectors(tasks)
         penalty = IEL().bind(positive(taus[0], 1), sum_of(taus[:-1]), tasks)
@@ -356,7 +356,7 @@ def test_the_regularizer_holds_nothing_that_grows_with_the_tasks() -> None:
 
 def test_lora_keeps_its_rank_under_every_step() -> None:
     theta0 = split_backbone()
-    penalty = regularizers(theta0.tuned, 0.1)[1]
+    penalty = regularizers(theta0.trainable, 0.1)[1]
     for how in ("decoupled", "proximal"):
         with theta0.attach(LoRA(2)) as attachment:
             shake(attachment, 1)

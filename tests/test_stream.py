@@ -111,10 +111,10 @@ def test_the_built_in_classes_regroup_evenly(sketches: TaskStream) -> None:
 
 
 def test_seeded_order_moves_themes_as_a_whole_and_classes_one_by_one(sketches: TaskStream) -> None:
-    moved = TaskStream.load("sketches", order="seeded", seed=1)
+    moved = TaskStream.load("sketches", order="shuffled", seed=1)
     assert layout(moved) == layout(sketches)
     assert list(layout(moved)) != list(layout(sketches))
-    cut = TaskStream.load("sketches", tasks=10, order="seeded", seed=1)
+    cut = TaskStream.load("sketches", tasks=10, order="shuffled", seed=1)
     assert set(cut.classes) == set(sketches.classes)
     assert cut.classes != sketches.classes
 
@@ -165,7 +165,7 @@ def test_a_class_s_test_images_depend_on_the_seed_alone(flat: Path) -> None:
         paths = [path for task in stream for path in task.test.paths or ()]
         return {path.name for path in paths if path.parent.name == "dog"}
 
-    assert tested(0) == tested(0, tasks=2, order="seeded") == tested(0, split={"a": ["dog"]})
+    assert tested(0) == tested(0, tasks=2, order="shuffled") == tested(0, split={"a": ["dog"]})
     assert any(tested(0) != tested(seed) for seed in (1, 2, 3))
 
 
@@ -178,7 +178,7 @@ def test_a_class_may_be_named_train(tmp_path: Path) -> None:
 
 def test_seeded_order_permutes_the_classes_of_a_folder(flat: Path) -> None:
     orders = [
-        TaskStream.load(f"folder:{flat}", test_fraction=0.2, order="seeded", seed=seed).classes for seed in range(5)
+        TaskStream.load(f"folder:{flat}", test_fraction=0.2, order="shuffled", seed=seed).classes for seed in range(5)
     ]
     assert all(sorted(order) == list(ANIMALS) for order in orders)
     assert len(set(orders)) > 1
@@ -463,7 +463,9 @@ def test_images_are_decoded_once_per_preprocessing_and_progress_is_told(flat: Pa
 
 def test_a_record_tells_how_the_stream_was_made_and_makes_it_again(flat: Path, tmp_path: Path) -> None:
     split = _json(tmp_path, {"wild": ["fox", "elk"], "tame": ["dog", "cat"]})
-    stream = TaskStream.load(f"folder:{flat}", split=split, order="seeded", seed=3, test_fraction=0.4, max_per_class=3)
+    stream = TaskStream.load(
+        f"folder:{flat}", split=split, order="shuffled", seed=3, test_fraction=0.4, max_per_class=3
+    )
     split.unlink()
     record = json.loads(json.dumps(stream.record()))
     assert record["load"]["seed"] == 3
@@ -521,7 +523,7 @@ def test_validation_is_disjoint_complete_and_decided_by_its_seed(
 
 
 @settings(max_examples=50)
-@given(st.integers(1, 40), st.data(), st.sampled_from(["natural", "seeded"]), st.integers(0, 99))
+@given(st.integers(1, 40), st.data(), st.sampled_from(["fixed", "shuffled"]), st.integers(0, 99))
 def test_every_class_is_in_exactly_one_task_of_equal_size(
     count: int, data: st.DataObject, order: Any, seed: int
 ) -> None:
@@ -530,7 +532,7 @@ def test_every_class_is_in_exactly_one_task_of_equal_size(
     groups = grouped("photos", classes, tasks=tasks, order=order, seed=seed)
     members = [kind for kinds in groups.values() for kind in kinds]
     assert sorted(members) == sorted(classes)
-    assert order == "seeded" or members == classes
+    assert order == "shuffled" or members == classes
     sizes = [len(kinds) for kinds in groups.values()]
     assert len(sizes) == tasks
     assert max(sizes) - min(sizes) <= 1

@@ -27,7 +27,7 @@ from intarsia import IEL, ITA, Full, InputError, LoRA, Pool, learn
 from intarsia.cli.main import main
 from intarsia.cli.manage import Ls
 from intarsia.cli.options import parse_weights
-from intarsia.curvature.fisher import Fisher
+from intarsia.curvature.fisher import DiagonalFisher
 from intarsia.data.splits import read_split
 from intarsia.merging.recipe import mean
 from intarsia.store import files as storage
@@ -334,7 +334,7 @@ def test_who_opened_a_pool_reads_what_it_was_while_tasks_are_added(tmp_path: Pat
 
 
 @pytest.mark.parametrize("how", HARM)
-@pytest.mark.parametrize("name", ["vector.safetensors", "card.json", "anchor.safetensors"])
+@pytest.mark.parametrize("name", ["vector.safetensors", "card.json", "prototypes.safetensors"])
 def test_verify_names_what_is_damaged_and_repair_drops_its_module(how: str, name: str, copied: Path) -> None:
     HARM[how](copied / "modules" / "task02" / name)
     pool = Pool.open(copied, backbone())
@@ -349,10 +349,10 @@ def test_verify_names_what_is_damaged_and_repair_drops_its_module(how: str, name
     assert mended.tasks == ("task01", "task03", "task04")
     assert verify(mended) == []
     assert unnamed(mended) == []
-    assert not mended.anchors_hold
+    assert not mended.prototypes_hold
     images = stream()[2].test.tensor(mended.backbone.preprocessing)
     assert mended.mean().logits(images).shape[1] == 6
-    carried = mended.compose(mean(mended.tasks), heads="carried")
+    carried = mended.compose(mean(mended.tasks), heads="compensated")
     assert torch.equal(mended.mean().logits(images), carried.logits(images))
     reference = mended.reference()
     assert reference is not None
@@ -381,7 +381,7 @@ def test_the_last_module_of_a_pool_is_dropped_without_harm_to_the_others(copied:
     flip(copied / "modules" / "task04" / "head.safetensors")
     pool = Pool.open(copied, backbone())
     repair(pool, verify(pool))
-    assert Pool.open(copied, backbone()).anchors_hold
+    assert Pool.open(copied, backbone()).prototypes_hold
 
 
 def test_what_belongs_to_no_module_is_not_repaired_by_dropping_one(copied: Path) -> None:
@@ -562,7 +562,7 @@ def test_a_module_that_cannot_be_written_whole_leaves_no_trace(tmp_path: Path, m
     theta0, adapter = backbone(), LoRA(2)
     pool = Pool.create(tmp_path / "pool", theta0, adapter, {"method": "ita"})
     made = module("birds", ["jay", "tit"], adapter, theta0, 1)
-    fisher = Fisher({n: torch.rand_like(w) for n, w in theta0.tuned.items()}, 7)
+    fisher = DiagonalFisher({n: torch.rand_like(w) for n, w in theta0.trainable.items()}, 7)
     with monkeypatch.context() as patch:
         patch.setattr(Index, "write", lambda self, folder: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
         with pytest.raises(InputError, match="cannot be written"):

@@ -27,8 +27,8 @@ def test_the_workbench_learns_what_learn_learns(method: str, tmp_path: Path) -> 
     modules = bench.learn(setting)
     for made in modules:
         kept = pool.module(made.card.task)
-        for name, tau in kept.dense(pool.adapter, pool.backbone.tuned).items():
-            torch.testing.assert_close(made.dense(LoRA(16), bench.backbone.tuned)[name], tau)
+        for name, tau in kept.dense(pool.adapter, pool.backbone.trainable).items():
+            torch.testing.assert_close(made.dense(LoRA(16), bench.backbone.trainable)[name], tau)
     found = evaluate(bench.compose(setting, modules), stream)
     assert found.accuracy_matrix == evaluate(pool.mean(), stream).accuracy_matrix
 

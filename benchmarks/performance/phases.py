@@ -36,7 +36,7 @@ from watch import Batches, Stopwatch, Told, forward, normalised, wait
 from intarsia import IA3, IEL, ITA, Backbone, Full, LoRA, evaluate, learn
 from intarsia.adapters import Adapter
 from intarsia.curvature.choices import Estimator
-from intarsia.curvature.fisher import Fisher, diagonal_fisher
+from intarsia.curvature.fisher import DiagonalFisher, diagonal_fisher
 from intarsia.machine import peak_memory
 from intarsia.pool import Pool
 from intarsia.training.fine_tuning import Configuration, fine_tune
@@ -92,7 +92,7 @@ class Phases:
 def measure(chosen: Phases, backbone: Backbone, scene: Scene, told: Told) -> dict[str, float]:
     """Median seconds of every phase and floor; those of every round are told."""
     watch, task = Stopwatch(), scene.stream[0]
-    training = Settings(epochs=1, batch_size=chosen.batch, unit_fisher=True)
+    training = Settings(epochs=1, batch_size=chosen.batch, normalize_fisher=True)
     labels = task.train.labels
     images = normalised(backbone, task.train.tensor(backbone.preprocessing), chosen.batch)
     few = normalised(backbone, task.train.tensor(backbone.preprocessing)[:: max(1, len(labels) // FEW)], chosen.batch)
@@ -144,7 +144,7 @@ def ratios(seconds: Mapping[str, float], classes: int) -> dict[str, tuple[float,
 
 @dataclass(frozen=True)
 class Rival:
-    """What a user would train instead: PEFT's adapter, or the tuned weights themselves, and a linear head."""
+    """What a user would train instead: PEFT's adapter, or the trainable weights themselves, and a linear head."""
 
     model: nn.Module
     head: nn.Linear
@@ -203,7 +203,7 @@ def peak_of(method: str, chosen: Phases) -> int:
     backbone = network(chosen.backbone)
     stream = tasks(0, chosen.tasks, chosen.classes, 13)
     regularizer = ITA(0.1) if method == "ita" else IEL(1.0)
-    training = Settings(epochs=1, batch_size=chosen.batch, lr=1e-4, unit_fisher=True)
+    training = Settings(epochs=1, batch_size=chosen.batch, lr=1e-4, normalize_fisher=True)
     with tempfile.TemporaryDirectory() as folder:
         learn(backbone, stream, out=folder, adapter=LoRA(16), regularizer=regularizer, training=training)
     return peak_memory()
@@ -276,14 +276,14 @@ def _backward(backbone: Backbone, batches: Batches) -> None:
 
 @torch.no_grad()
 def _read_and_add(pool: Pool, backbone: Backbone) -> None:
-    total = {name: torch.zeros_like(w) for name, w in backbone.tuned.items()}
+    total = {name: torch.zeros_like(w) for name, w in backbone.trainable.items()}
     for folder in sorted((pool.path / "modules").iterdir()):
         files = {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
         for name, into in total.items():
             into.addmm_(files["vector"][f"{name}.B"], files["vector"][f"{name}.A"])
 
 
-def _distance(one: Fisher, other: Fisher) -> float:
+def _distance(one: DiagonalFisher, other: DiagonalFisher) -> float:
     apart = sum(float((f - other.sums[name]).square().sum()) for name, f in one.sums.items())
     return (apart / sum(float(f.square().sum()) for f in other.sums.values())) ** 0.5
 

@@ -87,7 +87,7 @@ class Scale:
 def cost(point: Point, chosen: Scale) -> dict[str, float]:
     """Phase -> its cost in F, the median over rounds; and the seconds of F."""
     backbone = point.backbone()
-    training = Settings(epochs=1, batch_size=chosen.batch, unit_fisher=True)
+    training = Settings(epochs=1, batch_size=chosen.batch, normalize_fisher=True)
     with tempfile.TemporaryDirectory() as folder:
         scene = Scene.of(
             backbone, Path(folder) / "pool", tasks_in_all=point.tasks, classes=point.classes, images=chosen.images

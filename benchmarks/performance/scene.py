@@ -93,7 +93,7 @@ class Scene:
         """Learn T - 1 >= 1 tasks of ``few`` images a class into ``folder``; the last one has ``images`` in all."""
         per_class = max(2, images // classes)
         last = tasks(tasks_in_all - 1, 1, classes, per_class)
-        quick = Settings(epochs=1, batch_size=64, lr=1e-4, unit_fisher=True)
+        quick = Settings(epochs=1, batch_size=64, lr=1e-4, normalize_fisher=True)
         earlier = tasks(0, tasks_in_all - 1, classes, few)
         pool = learn(backbone, earlier, out=folder, adapter=LoRA(16), regularizer=ITA(0.1), training=quick)
         return cls(backbone, pool, last, tasks(0, tasks_in_all - 1, classes, per_class))

@@ -208,7 +208,9 @@ def ablations(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
     """Without the Fisher regularizer, without the head's, without both: in the tool's settings and in the paper's."""
     for cell in cells(chosen or ("ita-full", "iel-full")):
         tool = setting_of(cell)
-        papers = replace(tool, training=replace(tool.training, centred=False, drift_pull=0.0, iel_start="zero"))
+        papers = replace(
+            tool, training=replace(tool.training, center_features=False, drift_penalty=0.0, iel_start="zero")
+        )
         for where, base, all_four in (("", tool, True), (" in the paper's way", papers, False)):
             free = replace(base.training, lambda_h=0.0, lambda_0=0.0)
             none = replace(base, strength=0.0, training=free_of_pulls(base.training))
@@ -224,20 +226,20 @@ def ablations(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
 
 def free_of_pulls(training: Settings) -> Settings:
     """Without any pull on head or features."""
-    return replace(training, lambda_h=0.0, lambda_0=0.0, centred=False, drift_pull=0.0)
+    return replace(training, lambda_h=0.0, lambda_0=0.0, center_features=False, drift_penalty=0.0)
 
 
 def drift(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
     """Feature centering, feature-drift penalty and IEL's start: each taken away alone, and all together."""
     one_by_one: dict[str, dict[str, Any]] = {
         "as it is": {},
-        "not centred": {"centred": False},
-        "no drift penalty": {"drift_pull": 0.0},
-        "neither": {"centred": False, "drift_pull": 0.0},
+        "not centered": {"center_features": False},
+        "no drift penalty": {"drift_penalty": 0.0},
+        "neither": {"center_features": False, "drift_penalty": 0.0},
     }
     of_iel: dict[str, dict[str, Any]] = {
         "start at zero": {"iel_start": "zero"},
-        "none of the three": {"centred": False, "drift_pull": 0.0, "iel_start": "zero"},
+        "none of the three": {"center_features": False, "drift_penalty": 0.0, "iel_start": "zero"},
     }
     for cell in cells(chosen or ("ita-lora", "iel-lora")):
         base = setting_of(cell)
@@ -275,7 +277,7 @@ def search(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
     yield {"name": "frozen"}, lambda: _frozen(bench)
     for cell in cells(chosen):
         for lr, epochs, strength in SEARCHED["-".join(cell)]:
-            training = Settings(lr=lr, epochs=epochs, batch_size=32, unit_fisher=True)
+            training = Settings(lr=lr, epochs=epochs, batch_size=32, normalize_fisher=True)
             setting = Setting(*cell, strength, training)
             name = f"{'-'.join(cell)} lr {lr:g} epochs {epochs} strength {strength:g}"
             yield {"name": name, "setting": setting.record()}, lambda s=setting: bench.measure(s, history=False)
@@ -285,7 +287,7 @@ def peers(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
     """What the settings of the methods compared with were chosen from; ``bench`` holds the validation part."""
     for name, lr, options in PEERS:
         if not chosen or name in chosen:
-            training = Settings(lr=lr, epochs=4, batch_size=32, unit_fisher=True, seed=bench.base.seed)
+            training = Settings(lr=lr, epochs=4, batch_size=32, normalize_fisher=True, seed=bench.base.seed)
             yield (
                 {"name": name, "lr": lr, **{key: str(value) for key, value in options.items()}},
                 lambda n=name, t=training, o=options: _peer(bench, n, t, o),
@@ -294,7 +296,7 @@ def peers(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
 
 def experts(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
     """SEED with experts of LoRA, what ITA and IEL are compared with: all else as in ``compare``."""
-    training = Settings(lr=SEED_LORA, epochs=4, batch_size=32, unit_fisher=True, seed=bench.base.seed)
+    training = Settings(lr=SEED_LORA, epochs=4, batch_size=32, normalize_fisher=True, seed=bench.base.seed)
     yield (
         {"name": "seed-lora", "lr": training.lr},
         lambda: _peer(bench, "seed", training, {"adapter": LoRA()}),

@@ -39,7 +39,7 @@ def accuracy_table(lines: Sequence[dict[str, Any]]) -> str:
         "\\|τ\\|/\\|θ0\\|": "relative_norm",
         "head moved": "head_moved",
         "pairs": "pairs",
-        "carried heads": "carried_heads",
+        "carried heads": "compensated_heads",
         "own heads": "own_heads",
     }
     columns = {title: key for title, key in known.items() if any(line["result"].get(key) is not None for line in lines)}

@@ -17,12 +17,12 @@ from torch import nn
 from intarsia.adapters.records import build_adapter
 from intarsia.backbones.backbone import Backbone
 from intarsia.class_stats.gaussians import Gaussians
-from intarsia.curvature.fisher import Fisher
+from intarsia.curvature.fisher import DiagonalFisher
 from intarsia.data.stream import TaskStream
 from intarsia.evaluation.metrics import evaluate
 from intarsia.heads.discriminant import discriminant
 from intarsia.heads.head import Head
-from intarsia.merging.heads import Heads, anchored_in, compose_heads
+from intarsia.merging.heads import Heads, compose_heads, prototype_tasks
 from intarsia.merging.merge import merge
 from intarsia.merging.model import ComposedModel
 from intarsia.merging.recipe import Recipe, mean, specialize
@@ -34,8 +34,8 @@ from intarsia.training.settings import Settings
 from intarsia.training.state import LearnerState, PreparedTask
 from intarsia.training.task import finish, prepare
 
-OTHER_HEADS: tuple[Heads, ...] = ("carried", "own")
-"""Than the anchored ones."""
+OTHER_HEADS: tuple[Heads, ...] = ("compensated", "own")
+"""Than prototypes."""
 SET_UP = (
     "batch_size",
     "pretune_epochs",
@@ -65,12 +65,12 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Prelude:
+class Prepared:
     """A task after steps 1 to 4: its own, what was known then, and the Fisher of the tasks before it."""
 
     prepared: PreparedTask
     state: LearnerState
-    earlier: Fisher | None
+    earlier: DiagonalFisher | None
 
 
 class Workbench:
@@ -91,13 +91,13 @@ class Workbench:
         self.base = replace(training or recommended("ita", "lora")[1], seed=seed)
 
     @cached_property
-    def preludes(self) -> list[Prelude]:
+    def prepared_tasks(self) -> list[Prepared]:
         """Steps 1 to 4 of every task, made when first asked for."""
-        state, made = LearnerState(), list[Prelude]()
+        state, made = LearnerState(), list[Prepared]()
         for task in self.stream:
             earlier = state.fisher
             prepared, state = prepare(self.backbone, task, state, self.base)
-            made.append(Prelude(prepared, state, earlier))
+            made.append(Prepared(prepared, state, earlier))
         return made
 
     def learn(self, setting: Setting) -> list[Module]:
@@ -114,11 +114,11 @@ class Workbench:
         regularizer = build_regularizer(setting.method, setting.strength)
         configuration = Configuration(adapter, regularizer, training, self.stream.augmentation)
         total, modules = None, list[Module]()
-        for prelude in self.preludes:
-            prepared = prelude.prepared
-            state, others = replace(prelude.state, total=total), prelude.earlier
+        for one in self.prepared_tasks:
+            prepared = one.prepared
+            state, others = replace(one.state, total=total), one.earlier
             if training.fisher_over == "others":
-                state = replace(self.preludes[-1].state, total=total)
+                state = replace(self.prepared_tasks[-1].state, total=total)
                 assert state.fisher is not None
                 others = state.fisher - prepared.fisher
             learned, state = finish(self.backbone, prepared, state, others, configuration)
@@ -127,7 +127,7 @@ class Workbench:
         return modules
 
     def compose(
-        self, setting: Setting, modules: Sequence[Module], recipe: Recipe | None = None, *, heads: Heads = "anchored"
+        self, setting: Setting, modules: Sequence[Module], recipe: Recipe | None = None, *, heads: Heads = "prototypes"
     ) -> ComposedModel:
         """A recipe over the first modules learned; their mean, with its history, if none is given."""
         names = tuple(m.card.task for m in modules)
@@ -135,14 +135,14 @@ class Workbench:
         chosen = [m for m in modules if m.task in rule.tasks or rule.weights.get(m.task)]
         return self._model(
             merge(self.backbone, build_adapter(setting.adapter, setting.rank), modules, rule.weights),
-            compose_heads(chosen, rule, heads, modules if anchored_in(rule, names, heads) else ()),
+            compose_heads(chosen, rule, heads, modules if prototype_tasks(rule, names, heads) else ()),
             rule.tasks,
             None if recipe else lambda count: self.compose(setting, modules[:count], heads=heads),
         )
 
     def frozen(self) -> ComposedModel:
         """theta0 with the discriminant of all classes."""
-        head = discriminant(Gaussians.join([p.prepared.statistics.gaussians() for p in self.preludes]))
+        head = discriminant(Gaussians.join([p.prepared.statistics.gaussians() for p in self.prepared_tasks]))
         return self._model(copy.deepcopy(self.backbone.model), head, tuple(t.name for t in self.stream), None)
 
     def _model(

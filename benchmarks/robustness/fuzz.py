@@ -22,7 +22,7 @@ with atheris.instrument_imports(include=["intarsia", "json"]):
 
     from intarsia.adapters.lora import LoRA
     from intarsia.cli.options import parse_weights
-    from intarsia.curvature.fisher import Fisher
+    from intarsia.curvature.fisher import DiagonalFisher
     from intarsia.data.splits import check_tasks, grouped, read_split
     from intarsia.errors import InputError
     from intarsia.pool import Pool
@@ -81,7 +81,7 @@ def tiny_pool(folder: Path) -> Path:
     """A pool of one module that nobody trained."""
     theta0, adapter = cases.backbone(), LoRA(2)
     made = cases.module("task01", ["a", "b"], adapter, theta0, 1)
-    fisher = Fisher({name: weight.square() for name, weight in theta0.tuned.items()}, 5)
+    fisher = DiagonalFisher({name: weight.square() for name, weight in theta0.trainable.items()}, 5)
     pool = Pool.create(folder, theta0, adapter, {"method": "ita"})
     pool.add(made, fisher, made.reference)
     return pool.path

@@ -33,7 +33,7 @@ from rich.progress import track
 
 from intarsia import ITA, Backbone, InputError, LoRA, Pool, TaskStream, learn
 from intarsia.cli.main import main as command_line
-from intarsia.curvature.fisher import Fisher
+from intarsia.curvature.fisher import DiagonalFisher
 from intarsia.heads.head import Head
 from intarsia.store.lock import one_writer
 from intarsia.store.store import LOG
@@ -190,7 +190,7 @@ class Trial:
 def _write_rounds(folder: str, number: int, rounds: int, barrier: Barrier, told: Any) -> None:
     """One of two writers: in every round it tries to add a module of its own."""
     theta0, adapter = cases.backbone(), LoRA(1)
-    fisher = Fisher({name: weight.square() for name, weight in theta0.tuned.items()}, 5)
+    fisher = DiagonalFisher({name: weight.square() for name, weight in theta0.trainable.items()}, 5)
     added, refused = [], 0
     for turn in range(rounds):
         task = f"w{number}r{turn}"

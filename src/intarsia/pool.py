@@ -14,7 +14,7 @@ from intarsia.adapters.records import build_adapter
 from intarsia.backbones.architecture import architecture_of
 from intarsia.backbones.backbone import Backbone
 from intarsia.class_stats.gaussians import Gaussians
-from intarsia.curvature.fisher import Fisher
+from intarsia.curvature.fisher import DiagonalFisher
 from intarsia.data.stream import TaskStream
 from intarsia.errors import InputError
 from intarsia.heads.discriminant import discriminant
@@ -23,7 +23,7 @@ from intarsia.merging import recipe as recipes
 from intarsia.merging.choices import Rule
 from intarsia.merging.dare import dare
 from intarsia.merging.fisher_mean import fisher_mean
-from intarsia.merging.heads import Heads, anchored_in, compose_heads, kind_of
+from intarsia.merging.heads import Heads, compose_heads, kind_of, prototype_tasks
 from intarsia.merging.merge import merge, moved
 from intarsia.merging.model import ComposedModel
 from intarsia.merging.recipe import Recipe
@@ -84,7 +84,7 @@ class Pool(Store):
 
     @cached_property
     def adapter(self) -> Adapter:
-        """What the modules' parts mean."""
+        """What the modules' adapter parameters mean."""
         return build_adapter(**self.index.adapter)
 
     @property
@@ -95,7 +95,7 @@ class Pool(Store):
             self.index.check(self.path, self._backbone)
         return self._backbone
 
-    def fisher(self, task: str | None = None) -> Fisher | None:
+    def fisher(self, task: str | None = None) -> DiagonalFisher | None:
         """The running Fisher of all tasks, or that of one where it was kept (else None).
 
         On the backbone's device; on the CPU where the pool has not needed its backbone yet.
@@ -105,7 +105,7 @@ class Pool(Store):
 
     def vector(self, task: str) -> TaskVector:
         """Tau of a task, dense."""
-        return self.module(task).dense(self.adapter, self.backbone.tuned)
+        return self.module(task).dense(self.adapter, self.backbone.trainable)
 
     def total(self) -> TaskVector | None:
         """S: the sum of all task vectors, added in the order they were learned; None for an empty pool."""
@@ -115,17 +115,17 @@ class Pool(Store):
         return total
 
     @cached_property
-    def anchors_hold(self) -> bool:
+    def prototypes_hold(self) -> bool:
         """No module's classes were looked up in a mean with a task that was dropped since."""
         return self._looked_up_whole(self.tasks)
 
     def _looked_up_whole(self, tasks: Sequence[str]) -> bool:
         lost = self.index.lost
-        return not lost or not any(task in lost for t in tasks for task in self.card(t).influenced_by.anchors)
+        return not lost or not any(task in lost for t in tasks for task in self.card(t).influenced_by.prototypes)
 
     # Models
 
-    def compose(self, recipe: Recipe, *, heads: Heads = "anchored") -> ComposedModel:
+    def compose(self, recipe: Recipe, *, heads: Heads = "prototypes") -> ComposedModel:
         """The model of a recipe; its ``before(i)`` is the same rule over the first i tasks.
 
         Only what it needs is read: a damaged module does not matter to a composition that neither adds nor answers with
@@ -134,7 +134,7 @@ class Pool(Store):
 
         Args:
             recipe: what to compose.
-            heads: ``anchored`` in the mean of the modules, ``carried`` from theta0, or the modules' ``own``; see
+            heads: ``prototypes`` in the mean of the modules, ``compensated`` from theta0, or the modules' ``own``; see
                 ``merging.heads.compose_heads``.
 
         Raises:
@@ -157,10 +157,10 @@ class Pool(Store):
     def _heads(self, recipe: Recipe, heads: Heads, known: int) -> tuple[list[Module], Head, Heads]:
         """The modules a recipe needs, its heads, and of which kind they are."""
         modules = [self.module(t) for t in self.tasks if t in recipe.tasks or recipe.weights.get(t)]
-        anchored = self._anchored(modules, anchored_in(recipe, self.tasks[:known], heads))
-        return modules, compose_heads(modules, recipe, heads, anchored), kind_of(recipe, heads, anchored)
+        prototypes = self._prototypes(modules, prototype_tasks(recipe, self.tasks[:known], heads))
+        return modules, compose_heads(modules, recipe, heads, prototypes), kind_of(recipe, heads, prototypes)
 
-    def _anchored(self, modules: Sequence[Module], tasks: Sequence[str]) -> tuple[Module | Trace, ...]:
+    def _prototypes(self, modules: Sequence[Module], tasks: Sequence[str]) -> tuple[Module | Trace, ...]:
         """Those in whose mean classes are looked up; none where that mean is known no more."""
         there = {m.task: m for m in modules}
         try:
@@ -172,7 +172,7 @@ class Pool(Store):
         """theta0 itself with the best heads that need no fine-tuning: the discriminant of the class statistics."""
         chosen = tuple(t for t in self.learned() if tasks is None or t in tasks)
         head = discriminant(Gaussians.join([s.gaussians() for s in self.statistics(chosen)]))
-        return self._model(Recipe({}, chosen, "frozen"), copy.deepcopy(self.backbone.model), head, "carried")
+        return self._model(Recipe({}, chosen, "frozen"), copy.deepcopy(self.backbone.model), head, "compensated")
 
     def mean(self) -> ComposedModel:
         """Uniform weights over all tasks."""
@@ -194,22 +194,22 @@ class Pool(Store):
         """theta0 plus a vector of another merge rule (see ``merging``), with the heads of the mean of all modules.
 
         Args:
-            vector: over the tuned weights.
+            vector: over the trainable weights.
             name: how to call the model.
 
         Raises:
             InputError: it is over other weights than the pool's.
         """
-        tuned = self.backbone.tuned
-        if {n: w.shape for n, w in tuned.items()} != {n: tau.shape for n, tau in vector.items()}:
+        weights = self.backbone.trainable
+        if {n: w.shape for n, w in weights.items()} != {n: tau.shape for n, tau in vector.items()}:
             raise InputError(f"{name}: a vector over other weights than the pool's: make it of its task vectors")
         recipe = recipes.mean(self.learned())
-        _, head, heads = self._heads(recipe, "anchored", len(self.tasks))
+        _, head, heads = self._heads(recipe, "prototypes", len(self.tasks))
         network = moved(self.backbone, lambda weight, theta0: vector[weight].to(theta0), name)
         return self._model(Recipe({}, recipe.tasks, name), network, head, heads)
 
     def influenced_by(self, task: str) -> dict[str, list[str]]:
-        """Other tasks whose modules saw something of ``task`` -> what: its fisher, statistics, vectors, anchors."""
+        """Other tasks whose modules saw something of ``task`` -> what: its fisher, statistics, vectors, prototypes."""
         ways = {t: self.card(t).influenced_by.of(task) for t in self.tasks if t != task}
         return {t: w for t, w in ways.items() if w}
 

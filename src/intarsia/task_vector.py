@@ -1,7 +1,7 @@
 """Task vectors: tau = theta - theta0, by weight name, and their algebra.
 
 A task vector is what fine-tuning on one task adds to the pre-trained weights (Ilharco et al., arXiv 2212.04089). Here
-it is a read-only mapping ``canonical weight name -> dense tensor (out, in)``, over the tuned weights only.
+it is a read-only mapping ``canonical weight name -> dense tensor (out, in)``, over the trainable weights only.
 """
 
 from collections.abc import Iterator, Mapping

@@ -60,7 +60,7 @@ class Attachment:
         self.remove()
 
     def remove(self) -> None:
-        """Put the plain layers back; the layers' parts stay readable."""
+        """Put the plain layers back; the layers' parameters stay readable."""
         for path, plain in self._plain.items():
             _replace(self._model, path, plain)
 
@@ -95,18 +95,18 @@ class Attachment:
     def parameters(self) -> Iterator[nn.Parameter]:
         """Every trainable tensor."""
         for layer in self.layers.values():
-            yield from layer.parts.values()
+            yield from layer.adapter_parameters.values()
 
     def vector(self) -> TaskVector:
         """The task vector as it stands, dense and detached."""
         return TaskVector({name: layer.delta().detach().clone() for name, layer in self.layers.items()})
 
     def state(self) -> dict[str, Tensor]:
-        """``<weight name>.<part>`` -> tensor on the CPU: what a module keeps of its vector."""
+        """``<weight name>.<parameter>`` -> tensor on the CPU: what a module keeps of its vector."""
         return {
-            f"{name}.{part}": value.detach().cpu().clone()
+            f"{name}.{parameter}": value.detach().cpu().clone()
             for name, layer in self.layers.items()
-            for part, value in layer.parts.items()
+            for parameter, value in layer.adapter_parameters.items()
         }
 
     @torch.no_grad()
@@ -114,11 +114,11 @@ class Attachment:
         """The inverse of ``state``.
 
         Raises:
-            KeyError: a part is missing.
+            KeyError: a parameter is missing.
         """
         for name, layer in self.layers.items():
-            for part, value in layer.parts.items():
-                value.copy_(state[f"{name}.{part}"])
+            for parameter, value in layer.adapter_parameters.items():
+                value.copy_(state[f"{name}.{parameter}"])
 
 
 def sharing(model: nn.Module, path: str) -> dict[str, nn.Linear]:

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from intarsia.adapters.protocol import AdaptedLinear, Parts
+from intarsia.adapters.protocol import AdaptedLinear, Parameters
 
 
 @dataclass(frozen=True)
 class Full:
-    """A free dense update of every tuned weight."""
+    """A free dense update of every trainable weight."""
 
     kind: ClassVar[str] = "full"
 
@@ -21,18 +21,18 @@ class Full:
         """Zeros (O, I)."""
         return {"tau": torch.zeros_like(theta0)}
 
-    def delta(self, parts: Parts, theta0: Tensor) -> Tensor:
+    def delta(self, parameters: Parameters, theta0: Tensor) -> Tensor:
         """The matrix itself."""
-        return parts["tau"]
+        return parameters["tau"]
 
-    def combined(self, modules: Sequence[Parts], weights: Sequence[float], theta0: Tensor) -> Tensor:
+    def combined(self, modules: Sequence[Parameters], weights: Sequence[float], theta0: Tensor) -> Tensor:
         """Added up in the order given."""
         total = modules[0]["tau"] * weights[0]
-        for parts, w in zip(modules[1:], weights[1:], strict=True):
-            total.add_(parts["tau"], alpha=w)
+        for parameters, w in zip(modules[1:], weights[1:], strict=True):
+            total.add_(parameters["tau"], alpha=w)
         return total
 
-    def nearest(self, parts: Parts, theta0: Tensor, tau: Tensor) -> dict[str, Tensor]:
+    def nearest(self, parameters: Parameters, theta0: Tensor, tau: Tensor) -> dict[str, Tensor]:
         """Tau itself."""
         return {"tau": tau}
 
@@ -42,8 +42,8 @@ class Full:
 
     def forward(self, x: Tensor, layer: AdaptedLinear) -> Tensor:
         """(W + scale tau) x + b."""
-        return F.linear(x, torch.add(layer.base, layer.parts["tau"], alpha=layer.scale), layer.linear.bias)
+        return F.linear(x, torch.add(layer.base, layer.adapter_parameters["tau"], alpha=layer.scale), layer.linear.bias)
 
-    def proximal(self, parts: Parts, theta0: Tensor, curvature: Tensor, pull: Tensor) -> dict[str, Tensor]:
+    def proximal(self, parameters: Parameters, theta0: Tensor, curvature: Tensor, pull: Tensor) -> dict[str, Tensor]:
         """(tau + d) / (1 + c), elementwise."""
-        return {"tau": (parts["tau"] + pull) / (1 + curvature)}
+        return {"tau": (parameters["tau"] + pull) / (1 + curvature)}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from intarsia.adapters.protocol import AdaptedLinear, Parts
+from intarsia.adapters.protocol import AdaptedLinear, Parameters
 from intarsia.errors import InputError
 
 TOLERANCE = 1e-4
@@ -17,7 +17,7 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class IA3:
-    """A learned factor for every output of every tuned weight; l = 1 at the start."""
+    """A learned factor for every output of every trainable weight; l = 1 at the start."""
 
     kind: ClassVar[str] = "ia3"
 
@@ -25,16 +25,16 @@ class IA3:
         """Ones (O,)."""
         return {"l": theta0.new_ones(theta0.shape[0])}
 
-    def delta(self, parts: Parts, theta0: Tensor) -> Tensor:
+    def delta(self, parameters: Parameters, theta0: Tensor) -> Tensor:
         """W0 * (l - 1)."""
-        return theta0 * (parts["l"] - 1).unsqueeze(1)
+        return theta0 * (parameters["l"] - 1).unsqueeze(1)
 
-    def combined(self, modules: Sequence[Parts], weights: Sequence[float], theta0: Tensor) -> Tensor:
+    def combined(self, modules: Sequence[Parameters], weights: Sequence[float], theta0: Tensor) -> Tensor:
         """W0 * sum_t w_t (l_t - 1)."""
-        rows = torch.stack([(parts["l"] - 1) * w for parts, w in zip(modules, weights, strict=True)]).sum(0)
+        rows = torch.stack([(parameters["l"] - 1) * w for parameters, w in zip(modules, weights, strict=True)]).sum(0)
         return theta0 * rows.unsqueeze(1)
 
-    def nearest(self, parts: Parts, theta0: Tensor, tau: Tensor) -> dict[str, Tensor]:
+    def nearest(self, parameters: Parameters, theta0: Tensor, tau: Tensor) -> dict[str, Tensor]:
         """Row by row the factor that fits best; exact for what (IA)^3 can say."""
         return {"l": 1 + _factors(theta0, tau)}
 
@@ -55,14 +55,14 @@ class IA3:
 
     def forward(self, x: Tensor, layer: AdaptedLinear) -> Tensor:
         """(W0 x) * (base + scale (l - 1)) + b: one product, whatever was composed before."""
-        factor = layer.base + layer.scale * (layer.parts["l"] - 1)
+        factor = layer.base + layer.scale * (layer.adapter_parameters["l"] - 1)
         y = F.linear(x, layer.linear.weight) * factor
         return y if layer.linear.bias is None else y + layer.linear.bias
 
-    def proximal(self, parts: Parts, theta0: Tensor, curvature: Tensor, pull: Tensor) -> dict[str, Tensor]:
+    def proximal(self, parameters: Parameters, theta0: Tensor, curvature: Tensor, pull: Tensor) -> dict[str, Tensor]:
         """M = l - 1 row by row: (1 + sum_j c W0^2) m = m_old + sum_j d W0."""
         stiffness = 1 + (curvature * theta0 * theta0).sum(1)
-        return {"l": 1 + (parts["l"] - 1 + (pull * theta0).sum(1)) / stiffness}
+        return {"l": 1 + (parameters["l"] - 1 + (pull * theta0).sum(1)) / stiffness}
 
 
 def _factors(theta0: Tensor, shift: Tensor) -> Tensor:

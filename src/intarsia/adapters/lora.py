@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from intarsia.adapters.protocol import AdaptedLinear, Parts
+from intarsia.adapters.protocol import AdaptedLinear, Parameters
 from intarsia.errors import InputError
 from intarsia.numerics import wide
 
@@ -53,21 +53,21 @@ class LoRA:
         a = (torch.rand(rank, in_features, generator=generator) * 2 - 1) * bound
         return {"A": a.to(theta0), "B": theta0.new_zeros(out_features, rank)}
 
-    def delta(self, parts: Parts, theta0: Tensor) -> Tensor:
+    def delta(self, parameters: Parameters, theta0: Tensor) -> Tensor:
         """B A."""
-        return parts["B"] @ parts["A"]
+        return parameters["B"] @ parameters["A"]
 
-    def combined(self, modules: Sequence[Parts], weights: Sequence[float], theta0: Tensor) -> Tensor:
+    def combined(self, modules: Sequence[Parameters], weights: Sequence[float], theta0: Tensor) -> Tensor:
         """[w_1 B_1 ... w_T B_T] [A_1; ...; A_T]: one product however many there are."""
-        b = torch.cat([parts["B"] * w for parts, w in zip(modules, weights, strict=True)], 1)
-        return b @ torch.cat([parts["A"] for parts in modules])
+        b = torch.cat([parameters["B"] * w for parameters, w in zip(modules, weights, strict=True)], 1)
+        return b @ torch.cat([parameters["A"] for parameters in modules])
 
-    def nearest(self, parts: Parts, theta0: Tensor, tau: Tensor) -> dict[str, Tensor]:
+    def nearest(self, parameters: Parameters, theta0: Tensor, tau: Tensor) -> dict[str, Tensor]:
         """Tau cut to its r largest singular values; the rows of A are as long as before, B has the rest.
 
         Its singular vectors are eigenvectors of the smaller of tau tau^T and tau^T tau: a third of an SVD's cost.
         """
-        dense, rank, length = wide(tau), len(parts["A"]), wide(parts["A"]).norm(dim=1).mean()
+        dense, rank, length = wide(tau), len(parameters["A"]), wide(parameters["A"]).norm(dim=1).mean()
         scale = dense.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
         dense = dense / scale  # its squares are kept from under- and overflow
         if dense.shape[0] >= dense.shape[1]:
@@ -84,12 +84,15 @@ class LoRA:
 
     def forward(self, x: Tensor, layer: AdaptedLinear) -> Tensor:
         """W x + b + scale B (A x): never a dense update."""
-        parts = layer.parts
-        return _LowRank.apply(x, layer.base, layer.linear.bias, parts["A"], parts["B"] * layer.scale)  # pyright: ignore
+        parameters = layer.adapter_parameters
+        return _LowRank.apply(x, layer.base, layer.linear.bias, parameters["A"], parameters["B"] * layer.scale)  # pyright: ignore
 
-    def proximal(self, parts: Parts, theta0: Tensor, curvature: Tensor, pull: Tensor) -> dict[str, Tensor]:
+    def proximal(self, parameters: Parameters, theta0: Tensor, curvature: Tensor, pull: Tensor) -> dict[str, Tensor]:
         """With A fixed each row of B is a system of its own: (I + A diag(c_i) A^T) b_i = b_i,old + A d_i."""
-        a, b = wide(parts["A"]), wide(parts["B"])  # float32 loses its way where the Fisher's largest entries are
+        a, b = (
+            wide(parameters["A"]),
+            wide(parameters["B"]),
+        )  # float32 is too coarse at the Fisher's largest entries
         rank = len(a)
         row, column = torch.tril_indices(rank, rank, device=a.device)
         lower = row * rank + column
@@ -101,7 +104,7 @@ class LoRA:
             gram.diagonal(dim1=-2, dim2=-1).add_(1.0).mul_(1 + LIFT * rank * rank)
             factor, _ = torch.linalg.cholesky_ex(gram)  # only NaN fails, and shows in the loss
             solved.append(torch.cholesky_solve(right.unsqueeze(-1), factor).squeeze(-1))
-        return {"B": torch.cat(solved).to(parts["B"])}
+        return {"B": torch.cat(solved).to(parameters["B"])}
 
 
 class _LowRank(torch.autograd.Function):

@@ -1,7 +1,7 @@
 """What an adapter is, and a linear layer that wears one.
 
 Convention: a weight is (out, in), written (O, I); activations are (..., I) -> (..., O). An adapter parametrises the
-update tau (O, I) of one weight by a few tensors, its *parts*. The layer computes
+update tau (O, I) of one weight by a few tensors, its *parameters*. The layer computes
 
     y = (W0 + (S + tau) * scale) x + b
 
@@ -15,7 +15,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-Parts = Mapping[str, Tensor]
+Parameters = Mapping[str, Tensor]
 
 
 @runtime_checkable
@@ -25,19 +25,19 @@ class Adapter(Protocol):
     kind: ClassVar[str]
 
     def initial(self, name: str, theta0: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Parts whose tau is zero, for the weight called ``name`` with pre-trained value ``theta0`` (O, I)."""
+        """Parameters whose tau is zero, for the weight called ``name`` with pre-trained value ``theta0`` (O, I)."""
         ...
 
-    def delta(self, parts: Parts, theta0: Tensor) -> Tensor:
-        """The dense update tau (O, I), differentiable in the parts."""
+    def delta(self, parameters: Parameters, theta0: Tensor) -> Tensor:
+        """The dense update tau (O, I), differentiable in the parameters."""
         ...
 
-    def combined(self, modules: Sequence[Parts], weights: Sequence[float], theta0: Tensor) -> Tensor:
+    def combined(self, modules: Sequence[Parameters], weights: Sequence[float], theta0: Tensor) -> Tensor:
         """sum_t w_t tau_t (O, I) of one module or more, as cheaply as this parametrisation allows; in a new tensor."""
         ...
 
-    def nearest(self, parts: Parts, theta0: Tensor, tau: Tensor) -> dict[str, Tensor]:
-        """Parts, shaped as ``parts``, whose delta is as near to ``tau`` (O, I) as this parametrisation comes."""
+    def nearest(self, parameters: Parameters, theta0: Tensor, tau: Tensor) -> dict[str, Tensor]:
+        """Parameters, shaped as ``parameters``, whose delta is the nearest to ``tau`` (O, I)."""
         ...
 
     def base(self, theta0: Tensor, shift: Tensor) -> Tensor:
@@ -48,8 +48,8 @@ class Adapter(Protocol):
         """(..., I) -> (..., O) through the adapted layer."""
         ...
 
-    def proximal(self, parts: Parts, theta0: Tensor, curvature: Tensor, pull: Tensor) -> dict[str, Tensor]:
-        """New parts: argmin of |parts - old|^2 / 2 + sum(curvature * tau^2 / 2 - pull * tau), exact and closed-form."""
+    def proximal(self, parameters: Parameters, theta0: Tensor, curvature: Tensor, pull: Tensor) -> dict[str, Tensor]:
+        """Argmin of |parameters - old|^2 / 2 + sum(curvature * tau^2 / 2 - pull * tau), in closed form."""
         ...
 
 
@@ -60,7 +60,7 @@ class AdaptedLinear(nn.Module):
         name: canonical name of the weight.
         linear: the layer to wrap; its weight and bias are shared, never written.
         adapter: the parametrisation.
-        generator: source of the parts' random start.
+        generator: source of the parameters' random start.
     """
 
     def __init__(self, name: str, linear: nn.Linear, adapter: Adapter, generator: torch.Generator) -> None:
@@ -68,17 +68,17 @@ class AdaptedLinear(nn.Module):
         self.name = name
         self.linear = linear
         self.adapter = adapter
-        parts = adapter.initial(name, linear.weight.detach(), generator)
-        self.parts = nn.ParameterDict({key: nn.Parameter(value) for key, value in parts.items()})
+        parameters = adapter.initial(name, linear.weight.detach(), generator)
+        self.adapter_parameters = nn.ParameterDict({key: nn.Parameter(value) for key, value in parameters.items()})
         self.scale = 1.0
         self.enabled = True
         self.base = linear.weight.detach()
         self.compose(None, 1)
 
     def on(self, linear: nn.Linear) -> "AdaptedLinear":
-        """The same update, its parts shared, on another layer that has the same weight."""
+        """The same update, its parameters shared, on another layer that has the same weight."""
         other = AdaptedLinear(self.name, linear, self.adapter, torch.Generator())
-        other.parts = self.parts
+        other.adapter_parameters = self.adapter_parameters
         return other
 
     def compose(self, total: Tensor | None, tasks: int) -> None:
@@ -92,19 +92,21 @@ class AdaptedLinear(nn.Module):
         return self.adapter.forward(x, self) if self.enabled else self.linear(x)
 
     def delta(self) -> Tensor:
-        """Tau (O, I), differentiable in the parts."""
-        return self.adapter.delta(dict(self.parts.items()), self.linear.weight.detach())
+        """Tau (O, I), differentiable in the parameters."""
+        return self.adapter.delta(dict(self.adapter_parameters.items()), self.linear.weight.detach())
 
     @torch.no_grad()
     def start_(self, tau: Tensor) -> None:
-        """Replace the parts by those whose delta is nearest to ``tau`` (O, I)."""
-        self._replace(self.adapter.nearest(dict(self.parts.items()), self.linear.weight.detach(), tau))
+        """Replace the parameters by those whose delta is nearest to ``tau`` (O, I)."""
+        self._replace(self.adapter.nearest(dict(self.adapter_parameters.items()), self.linear.weight.detach(), tau))
 
     @torch.no_grad()
     def proximal_(self, curvature: Tensor, pull: Tensor) -> None:
-        """Replace the parts by their proximal point (see ``Adapter.proximal``)."""
-        self._replace(self.adapter.proximal(dict(self.parts.items()), self.linear.weight.detach(), curvature, pull))
+        """Replace the parameters by their proximal point (see ``Adapter.proximal``)."""
+        self._replace(
+            self.adapter.proximal(dict(self.adapter_parameters.items()), self.linear.weight.detach(), curvature, pull)
+        )
 
-    def _replace(self, new: Parts) -> None:
+    def _replace(self, new: Parameters) -> None:
         for key, value in new.items():
-            self.parts[key].copy_(value)
+            self.adapter_parameters[key].copy_(value)

@@ -1,4 +1,4 @@
-"""theta0: a pre-trained network without its classifier, frozen; it names its tuned weights and gives features.
+"""theta0: a pre-trained network without its classifier, frozen; it names its trainable weights and gives features.
 
 Weights have canonical names, those of timm's vision transformers (``blocks.3.attn.qkv.weight``), whatever the library
 a network comes from calls them.
@@ -30,7 +30,7 @@ class Backbone:
         name: what a pool calls it.
         preprocessing: how its images are prepared.
         targets: patterns over canonical layer names (``fnmatch``: ``*`` any text); the weights of the layers they
-            match are tuned.
+            match are trained.
 
     Attributes:
         cast_from: the type that was cast to float32, ``float16`` or ``bfloat16``; None where nothing was.
@@ -58,7 +58,7 @@ class Backbone:
     def __repr__(self) -> str:
         numbers = sum(p.numel() for p in self.model.parameters())
         cast = f", cast from {self.cast_from}" if self.cast_from else ""
-        return f"Backbone({self.name}, {numbers:,} weights{cast}, {len(self.targets)} tuned, {self.hash[:12]})"
+        return f"Backbone({self.name}, {numbers:,} weights{cast}, {len(self.targets)} trainable, {self.hash[:12]})"
 
     @classmethod
     def load(cls, spec: str = BUILTIN, *, targets: Sequence[str] = TARGETS) -> "Backbone":
@@ -76,12 +76,12 @@ class Backbone:
         return cls(model, name=absolute(spec), preprocessing=preprocessing, targets=targets)
 
     @property
-    def tuned(self) -> dict[str, Tensor]:
-        """Canonical name -> pre-trained weight (O, I) of every tuned weight."""
+    def trainable(self) -> dict[str, Tensor]:
+        """Canonical name -> pre-trained weight (O, I) of every trainable weight."""
         return {name: self._linear(path).weight.detach() for name, path in self.targets.items()}
 
     def layers(self, name: str) -> list[nn.Linear]:
-        """The layers that use a tuned weight: one, or several that share it."""
+        """The layers that use a trainable weight: one, or several that share it."""
         return list({id(layer): layer for layer in sharing(self.model, self.targets[name]).values()}.values())
 
     @property
@@ -95,7 +95,7 @@ class Backbone:
         return self
 
     def attach(self, adapter: Adapter, generator: torch.Generator | None = None) -> Attachment:
-        """Make the tuned weights trainable through ``adapter`` until the attachment is removed.
+        """Make the trainable weights trainable through ``adapter`` until the attachment is removed.
 
         Args:
             adapter: say ``LoRA(16)``.

@@ -20,7 +20,7 @@ BUILTIN = "vit_sketch"
 
 
 TARGETS = ("*attn.qkv", "*attn.q", "*attn.k", "*attn.v", "*attn.proj", "*mlp.fc1", "*mlp.fc2")
-"""The layers whose weights are tuned if nothing else is said."""
+"""The layers whose weights are trained if nothing else is said."""
 
 
 _CANONICAL = (  # how other libraries call a vision transformer's layers -> how timm does

@@ -5,8 +5,8 @@ Kirkpatrick et al., arXiv 1612.00796; online: Schwarz et al., arXiv 1805.06370.
     L = CE + strength / 2 * sum_i F_i (theta_i - theta*_i)^2
 
 theta* is where the last task ended, F the sum of all tasks' Fishers, each taken where its task ended and divided by its
-mean over the tuned weights, so that every task holds as much as the first and one strength travels between backbones
-(Schwarz et al. normalise them too). The tuned weights are held as what they are, (O, I), whatever adapter trains them.
+mean over the trainable weights, so that every task holds as much as the first and one strength travels between
+backbones (Schwarz et al. normalise them too). The dense weights (O, I) are held, whatever adapter trains them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ from intarsia.backbones.backbone import Backbone
 from intarsia.backbones.forward import normalized
 from intarsia.baselines.protocol import TaskResult, count
 from intarsia.baselines.sequential import ModelInTraining, Strategy, train_in_turn
-from intarsia.curvature.fisher import Fisher, diagonal_fisher
+from intarsia.curvature.fisher import DiagonalFisher, diagonal_fisher
 from intarsia.curvature.head_fisher import head_fisher
 from intarsia.data.stream import Task, TaskStream
 from intarsia.heads.head import Head
@@ -33,7 +33,7 @@ from intarsia.training.settings import Settings
 from intarsia.training.steps import features_of
 
 
-class Anchored(Strategy):
+class Consolidated(Strategy):
     """The Fisher of all tasks and where the last one ended."""
 
     def __init__(self, strength: float) -> None:
@@ -73,13 +73,13 @@ class Anchored(Strategy):
         batches = normalized(
             images, backbone.preprocessing, backbone.device, progress=progress, phase=f"{task.name}: Fisher"
         )
-        fisher: Fisher = diagonal_fisher(here, model.head, batches, generator=generator)
+        fisher: DiagonalFisher = diagonal_fisher(here, model.head, batches, generator=generator)
         features = features_of(here, task, progress).to(backbone.device)
         weight, bias = head_fisher(features, model.head.weight, model.head.bias)
         unit = fisher.scale() / fisher.count
         self.fisher = _added(self.fisher, fisher.mean(0.0, unit=True))
         self.head_fisher = _added(self.head_fisher, Head(weight / unit, bias / unit).tensors())
-        self.vector = {name: w - backbone.tuned[name] for name, w in here.tuned.items()}
+        self.vector = {name: w - backbone.trainable[name] for name, w in here.trainable.items()}
         self.head = Head(model.head.weight, model.head.bias).tensors()
 
 
@@ -106,7 +106,7 @@ class EWC:
         progress: Progress = silent,
     ) -> Iterator[TaskResult]:
         """See ``Baseline``."""
-        return train_in_turn(backbone, stream, self.adapter, settings, Anchored(self.strength), progress)
+        return train_in_turn(backbone, stream, self.adapter, settings, Consolidated(self.strength), progress)
 
 
 def _added(sums: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -43,7 +43,7 @@ class Joint:
         """See ``Baseline``; yields once, after all tasks. What holds head and features in place is set to zero."""
         joined = stream.joined()
         joined.decode(backbone.preprocessing, progress)
-        free = replace(settings, lambda_h=0.0, lambda_0=0.0, centred=False, drift_pull=0.0)
+        free = replace(settings, lambda_h=0.0, lambda_0=0.0, center_features=False, drift_penalty=0.0)
         configuration = Configuration(self.adapter, ITA(0.0), free, stream.augmentation)
         (learned,) = learned_tasks(backbone, joined, configuration, LearnerState(), progress=progress)
         module, log = learned.module, learned.log

@@ -180,7 +180,7 @@ def _train(
 ) -> tuple[TaskVector, TangentHead]:
     tangent = Tangent(backbone)
     images, wanted = task.train.tensor(backbone.preprocessing), targets(task.train.labels, len(task.classes))
-    tau = {name: nn.Parameter(torch.zeros_like(w)) for name, w in backbone.tuned.items()}
+    tau = {name: nn.Parameter(torch.zeros_like(w)) for name, w in backbone.trainable.items()}
     change, more = nn.Parameter(torch.zeros_like(start.weight)), nn.Parameter(torch.zeros_like(start.bias))
 
     def loss(batch: Batch) -> Loss:

@@ -1,4 +1,4 @@
-"""How a change of the tuned weights moves the features, as an affine map fitted on images that were seen both ways.
+"""How a change of the trainable weights moves the features, as an affine map fitted on images that were seen both ways.
 
 Heads are made on features at theta0; a composed model has others, and no image is left to see them. What is known of
 the classes is therefore carried along by such maps (semantic drift compensation, Yu et al., arXiv 2004.00440).
@@ -60,7 +60,7 @@ class FeatureDrift:
 def fit_drift(before: Tensor, after: Tensor) -> FeatureDrift:
     """Ridge regression of after - before on before, standardised, the offset free.
 
-    argmin |Y - X M|^2 + 0.02 N |M|^2 on centred X and Y.
+    argmin |Y - X M|^2 + 0.02 N |M|^2 on centered X and Y.
 
     Args:
         before: (N, D).
@@ -83,7 +83,7 @@ def fit_drift(before: Tensor, after: Tensor) -> FeatureDrift:
     return FeatureDrift(matrix.to(before.dtype), offset.to(before.dtype))
 
 
-def carry(classes: Gaussians, drift: FeatureDrift, start: Tensor | None = None) -> Gaussians:
+def compensate(classes: Gaussians, drift: FeatureDrift, start: Tensor | None = None) -> Gaussians:
     """Where classes drift to: c -> c + s M + m, scatter -> (I + M)^T scatter (I + M).
 
     Args:

@@ -114,7 +114,7 @@ def fit_statistics(
     plain = Gaussians.of(features, labels, classes)
     scatter, freedom = plain.scatter.to(features.dtype), plain.freedom
     basis = basis_of(scatter, freedom)
-    residuals = features.double() - plain.centres[labels]  # centred, or squares of a large common mean drown the rest
+    residuals = features.double() - plain.centres[labels]  # centered, or squares of a large common mean drown the rest
     coordinates, centres = (
         torch.linalg.solve_triangular(basis.double(), x.T, upper=False).T for x in (residuals, plain.centres)
     )

@@ -1,4 +1,4 @@
-"""Anchors: where the classes of a task lie in the mean of the modules, seen on its images while they were there.
+"""Class prototypes: where the classes of a task lie in the mean of the modules, measured on its own images.
 
 A composition's features differ from theta0's by more than an affine map, and that is what fine-tuning pays. When task t
 is learned, its images are at hand and so is the mean of the first t modules: the module keeps where its classes lie in
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from intarsia.class_stats.drift import FeatureDrift, carry, fit_drift
+from intarsia.class_stats.drift import FeatureDrift, compensate, fit_drift
 from intarsia.class_stats.gaussians import Gaussians
 
 
 @dataclass(frozen=True)
-class Anchor:
+class ClassPrototypes:
     """A task in the mean of the modules up to its own.
 
     Args:
@@ -29,7 +29,7 @@ class Anchor:
     step: FeatureDrift
 
     @classmethod
-    def of(cls, before: Tensor, after: Tensor, labels: Tensor, classes: int) -> "Anchor":
+    def of(cls, before: Tensor, after: Tensor, labels: Tensor, classes: int) -> "ClassPrototypes":
         """Measure it.
 
         Args:
@@ -46,20 +46,20 @@ class Anchor:
         return {**classes, "freedom": torch.tensor(self.classes.freedom), **self.step.tensors()}
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Anchor":
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "ClassPrototypes":
         """The inverse of ``tensors``, in double precision again."""
         centres, scatter = tensors["centres"].double(), tensors["scatter"].double()
         return cls(Gaussians(centres, scatter, int(tensors["freedom"])), FeatureDrift.from_tensors(tensors))
 
 
-def in_mean(anchors: Sequence[Anchor]) -> list[Gaussians]:
+def in_mean(prototypes: Sequence[ClassPrototypes]) -> list[Gaussians]:
     """The classes of every task in the mean of all modules, given in the order they were learned.
 
     From the last task back, so that the steps after each task are one map: the work is linear in their number.
     """
     seen: list[Gaussians] = []
     onward: FeatureDrift | None = None
-    for anchor in reversed(anchors):
-        seen.append(carry(anchor.classes, onward) if onward else anchor.classes)
-        onward = anchor.step.then(onward) if onward else anchor.step
+    for one in reversed(prototypes):
+        seen.append(compensate(one.classes, onward) if onward else one.classes)
+        onward = one.step.then(onward) if onward else one.step
     return seen[::-1]

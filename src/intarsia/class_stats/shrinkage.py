@@ -1,7 +1,7 @@
 """Covariances of few images: shrunk, and factorized so that nothing can fail.
 
 A user's network gives features that are collinear, constant, huge or tiny, and fewer images than features. So features
-are centred in float64 before any product, no spread that is rounding is divided by, and what is solved with is an
+are centered in float64 before any product, no spread that is rounding is divided by, and what is solved with is an
 eigendecomposition whose eigenvalues are clipped. Convention: features (N, D) as rows.
 """
 
@@ -34,7 +34,7 @@ def spread(variance: Tensor, mean_square: Tensor) -> Tensor:
 
     Args:
         variance: (D,).
-        mean_square: (D,) of the features as they are, not centred: their size.
+        mean_square: (D,) of the features as they are, not centered: their size.
     """
     deviation, typical = variance.sqrt(), variance.mean().sqrt()
     least = torch.maximum(ROUNDING * mean_square.sqrt(), SMALLEST * typical)

@@ -31,7 +31,7 @@ class Plan:
         chosen: method, adapter, strength, settings.
         source: the fields of ``Source`` that are set; a split as task -> classes, or the file that has it.
         backbone: by name.
-        targets: patterns of the layers whose weights are tuned.
+        targets: patterns of the layers whose weights are trained.
         keep_fishers: keep every task's own Fisher.
         add: the tasks are added to a pool.
         device: by name.

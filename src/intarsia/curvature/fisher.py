@@ -1,6 +1,6 @@
 """Diagonal Fisher information of a classifier at theta0.
 
-For a tuned weight W (O, I), summed over images x and classes c seen so far (docs/method.md sections 3 and 5):
+For a trainable weight W (O, I), summed over images x and classes c seen so far (docs/method.md sections 3 and 5):
 
     F = sum_x sum_c p_c(x) (d log p_c(x) / dW)^2
 
@@ -87,7 +87,7 @@ class DiagonalFisher:
         return DiagonalFisher({n: f.to(device) for n, f in self.sums.items()}, self.count, self.error)
 
     def mean(self, floor: float = 1e-5, *, unit: bool = False) -> DiagonalMetric:
-        """F by weight name: sums / N + floor; with ``unit``, scaled to mean 1 over all tuned weights before the floor.
+        """F by weight name: sums / N + floor; with ``unit``, scaled to mean 1 over all weights before the floor.
 
         Raises:
             ValueError: no image was counted.
@@ -98,7 +98,7 @@ class DiagonalFisher:
         return DiagonalMetric({name: f / divisor + floor for name, f in self.sums.items()})
 
     def scale(self) -> float:
-        """Mean of the sums over all tuned weights; above zero, though one class leaves all of them zero."""
+        """Mean of the sums over all trainable weights; above zero, though one class leaves all of them zero."""
         numbers = sum(f.numel() for f in self.sums.values())
         return max(float(sum(wide(f).sum() for f in self.sums.values())) / numbers, 1e-30)
 
@@ -112,9 +112,6 @@ class DiagonalFisher:
         return cls(tensors, count)
 
 
-Fisher = DiagonalFisher
-
-
 def diagonal_fisher(
     backbone: Backbone,
     head: Callable[[Tensor], Tensor],
@@ -124,7 +121,7 @@ def diagonal_fisher(
     probes: int = 1,
     generator: torch.Generator | None = None,
 ) -> DiagonalFisher:
-    """Diagonal Fisher of ``head(backbone(x))`` by the backbone's tuned weights.
+    """Diagonal Fisher of ``head(backbone(x))`` by the backbone's trainable weights.
 
     Args:
         backbone: theta0.
@@ -146,7 +143,7 @@ def diagonal_fisher(
     """
     if probes < 1:
         raise ValueError(f"probes = {probes}: expected 1 or more")
-    halves = [{name: torch.zeros_like(w) for name, w in backbone.tuned.items()} for _ in range(2)]
+    halves = [{name: torch.zeros_like(w) for name, w in backbone.trainable.items()} for _ in range(2)]
     count = 0
     weight = 1.0 / probes if estimator != "exact" else 1.0
     for images in batches:

@@ -23,7 +23,7 @@ class Tangent:
             images: on the backbone's device.
             tau: by weight name, (O, I) each.
         """
-        theta0 = {f"{path}.weight": self.backbone.tuned[name] for name, path in self.backbone.targets.items()}
+        theta0 = {f"{path}.weight": self.backbone.trainable[name] for name, path in self.backbone.targets.items()}
         along = {f"{path}.weight": tau[name] for name, path in self.backbone.targets.items()}
 
         def phi(weights: dict[str, Tensor]) -> Tensor:

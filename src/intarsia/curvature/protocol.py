@@ -59,7 +59,7 @@ class Curvature(Protocol):
         ...
 
     def mean(self, floor: float = 1e-5, *, unit: bool = False) -> Metric:
-        """Sums / N + floor; with ``unit``, scaled to a mean diagonal of 1 over all tuned weights before the floor."""
+        """Sums / N + floor; with ``unit``, scaled to a mean diagonal of 1 over all weights before the floor."""
         ...
 
     def tensors(self) -> Mapping[str, Tensor]:
@@ -73,7 +73,7 @@ class Curvature(Protocol):
 
 
 class Estimate(Protocol):
-    """How a curvature of ``head(backbone(x))`` by the tuned weights is estimated; see ``fisher.diagonal_fisher``."""
+    """How a curvature of ``head(backbone(x))`` is estimated; see ``fisher.diagonal_fisher``."""
 
     def __call__(
         self,

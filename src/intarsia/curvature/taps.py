@@ -21,7 +21,7 @@ Receive = Callable[[str, Tensor, Tensor], None]
 
 
 class Taps:
-    """Context manager that hands (a, g) of every tuned weight to a function, once per backward pass.
+    """Context manager that hands (a, g) of every trainable weight to a function, once per backward pass.
 
     The weights are frozen, so the first tapped output is made a leaf that requires a gradient: nothing before it is
     differentiated. A weight is handed on as soon as all of its calls have their gradient, so that few are held.
@@ -79,13 +79,13 @@ def pull_back(
     probes: int,
     generator: torch.Generator | None,
 ) -> None:
-    """Push an estimator's vectors back from the logits of a batch, and hand (a, g) of every tuned weight on.
+    """Push an estimator's vectors back from the logits of a batch, and hand (a, g) of every trainable weight on.
 
     Args:
         backbone: theta0.
         head: features (B, D) -> logits (B, C).
         images: normalised (B, channels, size, size), on the backbone's device.
-        receive: called for every vector and every tuned weight.
+        receive: called for every vector and every trainable weight.
         estimator: which vectors (see ``estimators``).
         probes: draws of the random ones.
         generator: their randomness, on the CPU.

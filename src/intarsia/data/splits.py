@@ -14,7 +14,7 @@ from intarsia.errors import InputError
 from intarsia.labels import check_name, listed
 from intarsia.strict_json import LARGEST_JSON, parse_json
 
-Order = Literal["natural", "seeded"]
+Order = Literal["fixed", "shuffled"]
 
 
 Split = Mapping[str, Sequence[str]]
@@ -27,7 +27,7 @@ def grouped(
     *,
     tasks: int | None = None,
     split: Split | None = None,
-    order: Order = "natural",
+    order: Order = "fixed",
     seed: int = 0,
 ) -> Split:
     """Make tasks of classes.
@@ -38,7 +38,7 @@ def grouped(
         themes: Named tasks which hold if neither `tasks` nor `split` is given.
         tasks: Cut the classes into so many tasks.
         split: Named tasks; classes in none of them are not used.
-        order: `seeded` draws the order of the classes, or that of the named tasks.
+        order: `shuffled` draws the order of the classes, or that of the named tasks.
         seed: Of that order.
 
     Returns:
@@ -49,8 +49,8 @@ def grouped(
     """
     if tasks is not None and split is not None:
         raise InputError(f"A number of tasks ({tasks}) and a split are both given: expected one of the two.")
-    if order not in ("natural", "seeded"):
-        raise InputError(f"There is no order {order!r}: expected 'natural' or 'seeded'.")
+    if order not in ("fixed", "shuffled"):
+        raise InputError(f"There is no order {order!r}: expected 'fixed' or 'shuffled'.")
     named = themes if split is None and tasks is None else split
     if named is not None:
         _check_split(named, name, classes)
@@ -127,7 +127,7 @@ def hold_out(count: int, fraction: float, key: str, kind: str) -> tuple[list[int
 
 
 def _arranged(count: int, order: Order, seed: int) -> list[int]:
-    return _shuffled(count, f"order/{seed}") if order == "seeded" else list(range(count))
+    return _shuffled(count, f"order/{seed}") if order == "shuffled" else list(range(count))
 
 
 def _cut(classes: Sequence[str], tasks: int) -> Split:

@@ -86,7 +86,7 @@ def loss_paths(
     keep = under(keep, f"lines, {per_task} images per task, seed {seed}")
     places = [(name, position, line(position)) for name, line in lines.items() for position in at]
     mixtures = [[mixed.get(t, 0.0) for t in tasks] for _, _, mixed in places]
-    total, tuned = 1 + len(places), pool.backbone.tuned
+    total, weights = 1 + len(places), pool.backbone.trainable
     squares = keep(
         f"whole Fisher of {list(lines)} at {list(at)}",
         lambda: _whole_fisher_squares(sample, sample.vectors(), torch.tensor(mixtures)),
@@ -100,7 +100,7 @@ def loss_paths(
         if not gradient:
             gradient.append(sample.gradient())
         combined = combination(pool.adapter, sample.modules, mixed)
-        away = TaskVector({weight: combined(weight, theta0) for weight, theta0 in tuned.items()})
+        away = TaskVector({weight: combined(weight, theta0) for weight, theta0 in weights.items()})
         loss = sample.loss(moved(pool.backbone, lambda weight, _: away[weight]))
         return [loss, float(gradient[0].inner(away)), float(away.inner(away, sample.fisher))]
 

@@ -5,7 +5,7 @@ Theorem 1 and Eq. 5, 13, 14: for sum w = 1 the second-order proxy at theta0 obey
     l(theta_P) + Omega = sum_t w_t l(theta_t),    Omega = 1/2 (sum_t w_t |tau_t|_H^2 - |sum_t w_t tau_t|_H^2)
 
 The mean Fisher F stands in for the Hessian H. The loss is cross-entropy over all classes of the pool, on images of all
-of its tasks, with the aligned reference heads: only the tuned weights differ between the models compared.
+of its tasks, with the aligned reference heads: only the trainable weights differ between the models compared.
 """
 
 import json
@@ -45,7 +45,7 @@ class Diagnosis:
         true_gap: mean_module_loss - composed_loss; positive where composing helps.
         predicted_gap: Omega_F.
         remainder: true_gap - predicted_gap: what is not of second order at theta0, or where F is not the Hessian.
-        gradient_norm: |g| at theta0 over the tuned weights; the theory wants it small.
+        gradient_norm: |g| at theta0 over the trainable weights; the theory wants it small.
         gradient_norm_before: the same under random heads, before any pre-tuning.
         vector_norms: |tau_t| of every module.
         cosines: cosine between task vectors, tasks x tasks.
@@ -118,7 +118,7 @@ class Sample:
 
     def vectors(self) -> list[TaskVector]:
         """The modules' task vectors, dense."""
-        return [m.dense(self.pool.adapter, self.pool.backbone.tuned) for m in self.modules]
+        return [m.dense(self.pool.adapter, self.pool.backbone.trainable) for m in self.modules]
 
     def composed_loss(self, weights: Mapping[str, float]) -> float:
         """The loss of theta0 + sum_t w_t tau_t."""
@@ -139,7 +139,7 @@ class Sample:
             done += len(x)
 
     def gradient(self, head: Head | None = None) -> TaskVector:
-        """G of the mean loss by the tuned weights at theta0, by weight name; under other heads if some are given."""
+        """G of the mean loss by the trainable weights at theta0, by weight name; under ``head`` if one is given."""
         backbone, head = self.pool.backbone, self.head if head is None else head
         weights = [backbone.model.get_submodule(path).get_parameter("weight") for path in backbone.targets.values()]
         sums: list[Tensor] = [torch.zeros_like(w) for w in weights]

@@ -46,7 +46,7 @@ class Whitening:
         return cls(mean, unmix / scale[:, None], mix * scale)
 
     def features(self, features: Tensor) -> Tensor:
-        """With a column of ones beside them, (N, D + 1); centred in float64."""
+        """With a column of ones beside them, (N, D + 1); centered in float64."""
         white = features.new_ones(len(features), features.shape[1] + 1)
         unmix = self.unmix.to(features)
         for some, into in zip(features.split(CHUNK), white.split(CHUNK), strict=True):

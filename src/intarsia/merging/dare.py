@@ -10,25 +10,25 @@ from intarsia.merging.rules import check_vectors
 from intarsia.task_vector import TaskVector
 
 
-def dare(vectors: Sequence[TaskVector], *, drop: float = 0.9, generator: torch.Generator) -> TaskVector:
+def dare(vectors: Sequence[TaskVector], *, density: float = 0.1, generator: torch.Generator) -> TaskVector:
     """Mean of the vectors, each with its entries dropped at random and the rest rescaled: unbiased for the mean.
 
     Args:
         vectors: of the tasks.
-        drop: probability that an entry is dropped, from 0 to below 1; the others are divided by 1 - drop.
-        generator: of what is dropped, on the CPU.
+        density: probability that an entry is kept, above 0 to 1; what is kept is divided by it.
+        generator: of what is kept, on the CPU.
 
     Raises:
-        InputError: no vector, or a probability outside its range.
+        InputError: no vector, or a density outside its range.
     """
     check_vectors(vectors)
-    if not 0 <= drop < 1:
-        raise InputError(f"drop {drop}: expected a probability from 0 to below 1")
+    if not 0 < density <= 1:
+        raise InputError(f"density {density}: expected a share above 0 and at most 1")
     merged: dict[str, Tensor] = {}
     for name, first in vectors[0].items():
         total = torch.zeros_like(first)
         for vector in vectors:
-            kept = (torch.rand(first.shape, generator=generator) >= drop).to(first.device)
+            kept = (torch.rand(first.shape, generator=generator) < density).to(first.device)
             total += vector[name] * kept
-        merged[name] = total / ((1 - drop) * len(vectors))
+        merged[name] = total / (density * len(vectors))
     return TaskVector(merged)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from intarsia.class_stats.drift import FeatureDrift, carry
+from intarsia.class_stats.drift import FeatureDrift, compensate
 from intarsia.class_stats.gaussians import Gaussians
 from intarsia.class_stats.prototypes import in_mean
 from intarsia.heads.discriminant import discriminant
@@ -12,7 +12,7 @@ from intarsia.heads.head import Head
 from intarsia.merging.recipe import Recipe, mean
 from intarsia.store.module import Module, Trace
 
-Heads = Literal["anchored", "carried", "own"]
+Heads = Literal["prototypes", "compensated", "own"]
 
 
 ROUNDING = 1e-9
@@ -20,37 +20,37 @@ ROUNDING = 1e-9
 the last bit."""
 
 
-def anchored_in(recipe: Recipe, known: Sequence[str], heads: Heads) -> tuple[str, ...]:
+def prototype_tasks(recipe: Recipe, known: Sequence[str], heads: Heads) -> tuple[str, ...]:
     """The tasks in whose mean classes are looked up: all that are known, or none (theta0), whichever is nearer.
 
     Args:
         recipe: what is composed; a module that answers alone is looked up in no mean.
         known: all tasks of the pool, in its order.
-        heads: only ``anchored`` ones are looked up in a mean.
+        heads: only ``prototypes`` ones are looked up in a mean.
     """
-    if heads != "anchored" or _is_alone(recipe):
+    if heads != "prototypes" or _is_alone(recipe):
         return ()
-    weights = _carrying(recipe)
+    weights = _compensating(recipe)
     to_mean = sum(abs(weights.get(task, 0.0) - 1 / len(known)) for task in known)
     to_theta0 = sum(map(abs, weights.values())) + ROUNDING
     return tuple(known) if to_mean <= to_theta0 else ()
 
 
-def kind_of(recipe: Recipe, heads: Heads, anchored: Sequence[object]) -> Heads:
-    """What heads a composition gets: ``own`` where one module answers alone, ``carried`` where no mean is near."""
+def kind_of(recipe: Recipe, heads: Heads, prototypes: Sequence[object]) -> Heads:
+    """What heads a composition gets: ``own`` where one module answers alone, ``compensated`` where no mean is near."""
     if heads == "own" or _is_alone(recipe):
         return "own"
-    return "anchored" if anchored else "carried"
+    return "prototypes" if prototypes else "compensated"
 
 
 def compose_heads(
-    modules: Sequence[Module], recipe: Recipe, heads: Heads, anchored: Sequence[Module | Trace] = ()
+    modules: Sequence[Module], recipe: Recipe, heads: Heads, prototypes: Sequence[Module | Trace] = ()
 ) -> Head:
     """The heads of a recipe's tasks, joined.
 
-    ``own`` are the heads as they were fine-tuned. ``carried`` takes what fine-tuning changed as a vector on the
+    ``own`` are the heads as they were fine-tuned. ``compensated`` takes what fine-tuning changed as a vector on the
     discriminant of the classes, carried from theta0 to the composed model's features by the modules' drifts;
-    ``anchored`` carries them from where they lie in the mean of all modules if that is nearer (see
+    ``prototypes`` carries them from where they lie in the mean of all modules if that is nearer (see
     ``class_stats.prototypes``). For these two, a module that answers alone keeps its own head, and a negated
     composition has the heads of the mean: unlearning by negation keeps heads.
 
@@ -58,13 +58,13 @@ def compose_heads(
         modules: all that have a coefficient or a class in the recipe, in the pool's order.
         recipe: what is composed; no coefficient at all is theta0 with heads that were not fine-tuned.
         heads: which.
-        anchored: the tasks ``anchored_in`` names, in the pool's order: those of ``modules``, and traces of the others.
+        prototypes: the tasks ``prototype_tasks`` names, in the pool's order: ``modules``, traces of the others.
     """
     answering = [m for m in modules if m.task in recipe.tasks]
-    if kind_of(recipe, heads, anchored) == "own":
+    if kind_of(recipe, heads, prototypes) == "own":
         return Head.join([m.own_head() for m in answering])
     at_theta0 = {m.task: m.statistics.gaussians() for m in answering}
-    seen = _carried(at_theta0, anchored or modules, _carrying(recipe), bool(anchored))
+    seen = _compensated(at_theta0, prototypes or modules, _compensating(recipe), bool(prototypes))
     rows = discriminant(Gaussians.join([seen[m.task] for m in answering]))
     heads_of = rows.split([len(m.head) for m in answering])
     if not recipe.weights:
@@ -82,12 +82,12 @@ def _is_alone(recipe: Recipe) -> bool:
     )
 
 
-def _carrying(recipe: Recipe) -> Mapping[str, float]:
+def _compensating(recipe: Recipe) -> Mapping[str, float]:
     """The coefficients whose heads a recipe has: its own, or those of the mean where one is negative."""
     return mean(recipe.tasks).weights if any(w < 0 for w in recipe.weights.values()) else recipe.weights
 
 
-def _carried(
+def _compensated(
     at_theta0: Mapping[str, Gaussians],
     moving: Sequence[Module | Trace],
     weights: Mapping[str, float],
@@ -103,11 +103,11 @@ def _carried(
     """
     seen, share = at_theta0, 0.0
     if from_mean:
-        looked_up = zip((m.task for m in moving), in_mean([m.anchor for m in moving]), strict=True)
+        looked_up = zip((m.task for m in moving), in_mean([m.prototypes for m in moving]), strict=True)
         seen, share = {task: classes for task, classes in looked_up if task in at_theta0}, 1 / len(moving)
     away = [(m.drift, weights.get(m.task, 0.0) - share) for m in moving]
     drifts = [(drift, w) for drift, w in away if w]
     if not drifts:
         return seen
     drift = FeatureDrift.weighted([d for d, _ in drifts], [w for _, w in drifts])
-    return {task: carry(seen[task], drift, at_theta0[task].centres) for task in seen}
+    return {task: compensate(seen[task], drift, at_theta0[task].centres) for task in seen}

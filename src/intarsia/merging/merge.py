@@ -18,11 +18,11 @@ from intarsia.store.module import Module
 
 
 def merge(backbone: Backbone, adapter: Adapter, modules: Sequence[Module], weights: Mapping[str, float]) -> nn.Module:
-    """A copy of theta0's network with sum_t w_t tau_t added to its tuned weights, one weight at a time.
+    """A copy of theta0's network with sum_t w_t tau_t added to its trainable weights, one weight at a time.
 
     Args:
         backbone: theta0; it is not changed.
-        adapter: what the modules' parts mean.
+        adapter: what the modules' adapter parameters mean.
         modules: in the pool's order.
         weights: task -> coefficient; a task left out counts 0 and costs nothing.
 
@@ -43,20 +43,20 @@ def combination(
     def total(name: str, theta0: Tensor) -> Tensor:
         if not chosen:
             return torch.zeros_like(theta0)
-        parts = [m.parts(name, theta0) for m in chosen]
+        parameters = [m.adapter_parameters(name, theta0) for m in chosen]
         try:
-            return adapter.combined(parts, coefficients, theta0)
+            return adapter.combined(parameters, coefficients, theta0)
         except torch.OutOfMemoryError:
             raise
         except (KeyError, RuntimeError) as error:
             tasks = ", ".join(m.card.task for m in chosen)
-            raise InputError(f"{name}: the parts of {tasks} are not those of {adapter} ({error})") from error
+            raise InputError(f"{name}: the parameters of {tasks} are not those of {adapter} ({error})") from error
 
     return total
 
 
 def moved(backbone: Backbone, by: Callable[[str, Tensor], Tensor], what: str = "an update") -> nn.Module:
-    """A copy of theta0's network with ``by(name, theta0)`` added to each tuned weight (O, I).
+    """A copy of theta0's network with ``by(name, theta0)`` added to each trainable weight (O, I).
 
     Args:
         backbone: theta0; it is not changed.

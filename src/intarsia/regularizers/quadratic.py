@@ -95,4 +95,4 @@ class Quadratic:
 
     def _layer_gradients(self, name: str, layer: AdaptedLinear) -> tuple[Tensor, ...]:
         delta = layer.delta()
-        return torch.autograd.grad(delta, list(layer.parts.values()), self.gradient(name, delta.detach()))
+        return torch.autograd.grad(delta, list(layer.adapter_parameters.values()), self.gradient(name, delta.detach()))

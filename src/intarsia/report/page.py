@@ -154,7 +154,7 @@ def report_comparison(folder: Path) -> str:
 def _compared(record: Mapping[str, Any], versions: Mapping[str, str]) -> dict[str, Any]:
     """What was compared, and what with."""
     bench = record["bench"]
-    source = {key: value for key, value in bench["source"].items() if value and value != "natural"}
+    source = {key: value for key, value in bench["source"].items() if value and value != "fixed"}
     told = {"stream": {"data": DEFAULT, **source}, "backbone": bench["backbone"], "epochs": bench["epochs"]}
     told |= {"batch": bench["batch_size"], "seeds": record["rows"][0]["seeds"], "versions": versions}
     told |= {"code": record["code"]} if "code" in record else {}
@@ -214,7 +214,7 @@ def _about(pool: Pool, stream: TaskStream) -> dict[str, Any]:
 
 def _origin(stream: Mapping[str, Any]) -> str:
     """A stream's name, and what it was loaded with and changed by."""
-    asked = {key: value for key, value in (stream.get("load") or {}).items() if value not in (None, "natural")}
+    asked = {key: value for key, value in (stream.get("load") or {}).items() if value not in (None, "fixed")}
     made = [f"{key} {value}" for key, value in asked.items() if key not in ("spec", "seed")]
     return ", ".join([stream.get("name", "-"), *made, *map(str, stream.get("changes", []))])
 

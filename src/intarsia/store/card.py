@@ -20,7 +20,7 @@ class Influence:
     """Tasks whose class statistics its reference head was aligned with."""
     vectors: tuple[str, ...] = ()
     """Tasks whose task vectors it was trained through (IEL)."""
-    anchors: tuple[str, ...] = ()
+    prototypes: tuple[str, ...] = ()
     """Tasks whose task vectors stood in the mean in which the place of its classes was measured."""
 
     def of(self, task: str) -> list[str]:

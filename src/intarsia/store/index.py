@@ -22,7 +22,7 @@ INDEX = "pool.json"
 
 
 MODULE_FILES = (
-    "anchor.safetensors",
+    "prototypes.safetensors",
     "card.json",
     "drift.safetensors",
     "head.safetensors",

@@ -11,7 +11,7 @@ from torch import Tensor
 from intarsia.adapters.protocol import Adapter
 from intarsia.class_stats.drift import FeatureDrift
 from intarsia.class_stats.mixtures import ClassStatistics
-from intarsia.class_stats.prototypes import Anchor
+from intarsia.class_stats.prototypes import ClassPrototypes
 from intarsia.errors import InputError
 from intarsia.heads.head import Head
 from intarsia.store.card import Card
@@ -25,19 +25,19 @@ class Trace:
 
     Args:
         task: whose module it is.
-        anchor: the step from the mean before it.
+        prototypes: the step from the mean before it.
         drift: what the whole task vector does to features at theta0.
     """
 
     task: str
-    anchor: Anchor
+    prototypes: ClassPrototypes
     drift: FeatureDrift
 
     @classmethod
     def from_files(cls, read: Callable[[str], bytes], task: str) -> "Trace":
         """Of the files of a module: see ``Module.from_files``."""
-        anchor, drift = (parse_tensors(read(f"{name}.safetensors")) for name in ("anchor", "drift"))
-        return cls(task, Anchor.from_tensors(anchor), FeatureDrift.from_tensors(drift))
+        prototypes, drift = (parse_tensors(read(f"{name}.safetensors")) for name in ("prototypes", "drift"))
+        return cls(task, ClassPrototypes.from_tensors(prototypes), FeatureDrift.from_tensors(drift))
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ class Module:
 
     Args:
         card: what it is.
-        vector: ``<weight name>.<part>`` -> tensor, the adapter's parts.
+        vector: ``<weight name>.<parameter>`` -> tensor, the adapter's parameters.
         head: the fine-tuned head of its classes, on features whose mean was put back to where it was at theta0.
         reference: the reference head it started from.
         statistics: of its classes at theta0.
         drift: what the whole task vector does to features at theta0.
         shift: (D,) how far the whole task vector moves the mean feature; zero if training did not put it back.
-        anchor: its classes in the mean of the modules up to it.
+        prototypes: its classes in the mean of the modules up to it.
     """
 
     card: Card
@@ -62,7 +62,7 @@ class Module:
     statistics: ClassStatistics
     drift: FeatureDrift
     shift: Tensor
-    anchor: Anchor
+    prototypes: ClassPrototypes
 
     @property
     def task(self) -> str:
@@ -70,7 +70,7 @@ class Module:
         return self.card.task
 
     def write(self, folder: Path) -> dict[str, Seen]:
-        """Its files, into a new folder: card.json and vector, head, statistics, drift, anchor (.safetensors).
+        """Its files, into a new folder: card.json and vector, head, statistics, drift, prototypes (.safetensors).
 
         Returns:
             name -> what the file holds.
@@ -82,7 +82,7 @@ class Module:
             "head": {**self.head.tensors(), **reference, "shift": self.shift},
             "statistics": self.statistics.tensors(),
             "drift": self.drift.tensors(),
-            "anchor": self.anchor.tensors(),
+            "prototypes": self.prototypes.tensors(),
         }
         files = {
             f"{name}.safetensors": save(values, folder / f"{name}.safetensors") for name, values in tensors.items()
@@ -108,7 +108,9 @@ class Module:
             except (ValueError, SafetensorError) as error:
                 raise ValueError(f"{name}.safetensors: {error}") from error
 
-        head, statistics, drift, anchor, vector = map(tensors, ("head", "statistics", "drift", "anchor", "vector"))
+        head, statistics, drift, prototypes, vector = map(
+            tensors, ("head", "statistics", "drift", "prototypes", "vector")
+        )
         module = cls(
             card=Card.from_bytes(read("card.json"), task),
             vector=vector,
@@ -117,7 +119,7 @@ class Module:
             statistics=ClassStatistics.from_tensors(statistics),
             drift=FeatureDrift.from_tensors(drift),
             shift=head["shift"],
-            anchor=Anchor.from_tensors(anchor),
+            prototypes=ClassPrototypes.from_tensors(prototypes),
         )
         module.check_shapes()
         return module
@@ -142,10 +144,10 @@ class Module:
             "statistics.scatter": (statistics.scatter, (d, d)),
             "drift.matrix": (self.drift.matrix, (d, d)),
             "drift.offset": (self.drift.offset, (d,)),
-            "anchor.centres": (self.anchor.classes.centres, (c, d)),
-            "anchor.scatter": (self.anchor.classes.scatter, (d, d)),
-            "anchor.matrix": (self.anchor.step.matrix, (d, d)),
-            "anchor.offset": (self.anchor.step.offset, (d,)),
+            "prototypes.centres": (self.prototypes.classes.centres, (c, d)),
+            "prototypes.scatter": (self.prototypes.classes.scatter, (d, d)),
+            "prototypes.matrix": (self.prototypes.step.matrix, (d, d)),
+            "prototypes.offset": (self.prototypes.step.offset, (d,)),
         }
         for name, (value, shape) in expected.items():
             if tuple(value.shape) != shape:
@@ -158,39 +160,39 @@ class Module:
     def head_on(self, basis: Head, offset: Tensor) -> Head:
         """The fine-tuned head as a vector on another head of its classes: that + (head - reference).
 
-        A module's head was tuned from the reference heads of its day. Those of a composition are all on one scale; what
-        fine-tuning changed is added to them.
+        A module's head was trained from the reference heads known then. Those of a composition are all on one scale;
+        what fine-tuning changed is added to them.
 
         Args:
             basis: head of the module's classes that was not fine-tuned.
             offset: (D,) how far from their place at theta0 the features lie for which it is.
         """
-        tuned = Head(self.head.weight - self.reference.weight, self.head.bias - self.reference.bias).shifted(offset)
-        return Head(basis.weight + tuned.weight, basis.bias + tuned.bias)
+        moved = Head(self.head.weight - self.reference.weight, self.head.bias - self.reference.bias).shifted(offset)
+        return Head(basis.weight + moved.weight, basis.bias + moved.bias)
 
-    def dense(self, adapter: Adapter, tuned: Mapping[str, Tensor]) -> TaskVector:
-        """The whole task vector; ``tuned`` is theta0 by weight name."""
-        return TaskVector({name: self.delta(name, adapter, theta0) for name, theta0 in tuned.items()})
+    def dense(self, adapter: Adapter, weights: Mapping[str, Tensor]) -> TaskVector:
+        """The whole task vector; ``weights`` are those of theta0 by name."""
+        return TaskVector({name: self.delta(name, adapter, theta0) for name, theta0 in weights.items()})
 
     def delta(self, name: str, adapter: Adapter, theta0: Tensor) -> Tensor:
         """Tau (O, I) of one weight, dense."""
-        return adapter.delta(self.parts(name, theta0), theta0)
+        return adapter.delta(self.adapter_parameters(name, theta0), theta0)
 
-    def parts(self, name: str, theta0: Tensor) -> dict[str, Tensor]:
-        """The adapter's parts of one weight, where theta0's value of it is.
+    def adapter_parameters(self, name: str, theta0: Tensor) -> dict[str, Tensor]:
+        """The adapter's parameters of one weight, where theta0's value of it is.
 
         Raises:
             InputError: the module has none of it.
         """
-        if name not in self._parts:
-            raise InputError(f"module {self.card.task!r} has no part of {name}: it was learned on other targets")
-        return {part: value.to(theta0) for part, value in self._parts[name].items()}
+        if name not in self._by_weight:
+            raise InputError(f"module {self.card.task!r} has no parameters of {name}: it was learned on other targets")
+        return {parameter: value.to(theta0) for parameter, value in self._by_weight[name].items()}
 
     @cached_property
-    def _parts(self) -> dict[str, dict[str, Tensor]]:
-        """Weight name -> part -> tensor."""
+    def _by_weight(self) -> dict[str, dict[str, Tensor]]:
+        """Weight name -> parameter -> tensor."""
         found: dict[str, dict[str, Tensor]] = {}
         for key, value in self.vector.items():
-            name, _, part = key.rpartition(".")
-            found.setdefault(name, {})[part] = value
+            name, _, parameter = key.rpartition(".")
+            found.setdefault(name, {})[parameter] = value
         return found

@@ -3,7 +3,7 @@
     pool.json                  format, backbone, adapter, settings, order of the modules, hash and size of every file
     fisher-<T>.safetensors     running sum of the T tasks' Fishers, and the number of images
     reference-<T>.safetensors  the reference heads of all classes as aligned after the T tasks, by task
-    modules/<task>/            vector, head, statistics, drift, anchor (.safetensors) and card.json
+    modules/<task>/            vector, head, statistics, drift, prototypes (.safetensors) and card.json
     log.jsonl                  when and how long each task took: not part of what the pool is
     .run/                      while a run is not finished: its lock and its checkpoint
 
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from intarsia.class_stats.mixtures import ClassStatistics
-from intarsia.curvature.fisher import Fisher
+from intarsia.curvature.fisher import DiagonalFisher
 from intarsia.errors import InputError
 from intarsia.heads.head import Head
 from intarsia.store.card import Card
@@ -114,7 +114,7 @@ class Store:
             raise InputError(f"{path} is gone: the pool has changed since it was opened; open it again")
         return read(path, self.index.files[name])
 
-    def fisher(self, task: str | None = None) -> Fisher | None:
+    def fisher(self, task: str | None = None) -> DiagonalFisher | None:
         """The running Fisher of all tasks, or the Fisher of one where it was kept (None where it was not)."""
         name = self.index.running("fisher", len(self.tasks)) if task is None else self._of_task(task, FISHER)
         if name not in self.index.files:
@@ -164,7 +164,9 @@ class Store:
 
     # Writing
 
-    def add(self, module: Module, fisher: Fisher, reference: Head, *, own_fisher: Fisher | None = None) -> None:
+    def add(
+        self, module: Module, fisher: DiagonalFisher, reference: Head, *, own_fisher: DiagonalFisher | None = None
+    ) -> None:
         """Add a module: it is in the pool whole when this returns, and not at all if it raises.
 
         Args:
@@ -195,7 +197,7 @@ class Store:
         self.index = index
         self._discard_old()
 
-    def _write_module(self, module: Module, own_fisher: Fisher | None) -> dict[str, Seen]:
+    def _write_module(self, module: Module, own_fisher: DiagonalFisher | None) -> dict[str, Seen]:
         """The folder of a module, written beside and renamed into place; returns what its files hold."""
         name = f"modules/{module.card.task}"
         folder, fresh = self.path / name, self.path / "modules" / f".{module.card.task}.new"
@@ -261,7 +263,7 @@ class Store:
         return f"modules/{task}/{name}"
 
 
-def save_fisher(fisher: Fisher, path: Path) -> Seen:
+def save_fisher(fisher: DiagonalFisher, path: Path) -> Seen:
     """Write a Fisher's sums, and beside them its number of images."""
     return save(fisher.sums, path, {"count": str(fisher.count)})
 
@@ -271,6 +273,6 @@ def save_heads(heads: Mapping[str, Head], path: Path) -> Seen:
     return save({f"{task}.{key}": value for task, h in heads.items() for key, value in h.tensors().items()}, path)
 
 
-def parse_fisher(data: bytes) -> Fisher:
+def parse_fisher(data: bytes) -> DiagonalFisher:
     """The inverse of ``save_fisher``, from the file's bytes."""
-    return Fisher(parse_tensors(data), int(parse_metadata(data)["count"]))
+    return DiagonalFisher(parse_tensors(data), int(parse_metadata(data)["count"]))

@@ -3,7 +3,7 @@
 A damaged file of a module costs that module: compositions without it work on. What is carried from task to task (the
 running Fisher, the reference heads) is needed to learn further tasks, and by no composition. ``repair`` drops the
 damaged modules. Classes learned later were looked up in means that had what was lost in them: from then on the heads of
-all are carried from theta0 (see ``Pool.anchors_hold``).
+all are carried from theta0 (see ``Pool.prototypes_hold``).
 """
 
 from collections.abc import Sequence

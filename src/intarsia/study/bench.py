@@ -29,7 +29,7 @@ class Bench:
     Args:
         source: the stream.
         backbone: by name, as ``Backbone.load`` takes it.
-        targets: patterns of the linear layers whose weights are tuned.
+        targets: patterns of the linear layers whose weights are trained.
         epochs: passes over each task's images.
         batch_size: images per step.
         device: cpu, cuda, mps, or auto for the best there is.

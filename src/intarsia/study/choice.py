@@ -30,7 +30,7 @@ class Source:
     only: tuple[str, ...] = ()
     """Names of the tasks to use; all if none is named."""
     order: Order | None = None
-    """Order of the classes: as named (natural), or drawn by the seed (seeded)."""
+    """Order of the classes: as named (fixed), or drawn by the seed (shuffled)."""
     test_fraction: float | None = None
     """Share of each class kept for testing, where the folder has no train/ and test/."""
 
@@ -42,7 +42,7 @@ class Source:
             self.data or default,
             tasks=self.tasks,
             split=self.split,
-            order=self.order or "natural",
+            order=self.order or "fixed",
             seed=seed,
             test_fraction=self.test_fraction,
             max_per_class=self.max_per_class,

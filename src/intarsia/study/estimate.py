@@ -115,9 +115,9 @@ def estimate(
     set_up = (s["features"] + s["fisher"]) * per_image + s["statistics"] * per_class + s["heads"] * heads
     passes = 3 - 2 / len(
         tasks
-    )  # over the images for drift and anchor: one in the first task, which is timed, then three
+    )  # over the images for drift and prototypes: one in the first task, which is timed, then three
     fine = (s["training"] * training.epochs + s["drift"] * passes) * per_image + s["regularizer"] * len(tasks)
-    sums = 2 * _bytes(*backbone.tuned.values())
+    sums = 2 * _bytes(*backbone.trainable.values())
     decoded = sum(len(t.train) + len(t.test) for t in tasks) * _bytes(pixels[0])
     return Estimate(
         tasks=len(tasks),

@@ -1,7 +1,7 @@
 """A checkpoint: what a run needs to go on from its last epoch border, and end as if it had never been stopped.
 
     .run/run.json            what was asked for: settings, adapter, backbone, stream, and the tasks there were before
-    .run/epoch.safetensors   of the task that is being learned: parts, head, optimizer, generator, after an epoch
+    .run/epoch.safetensors   of the task being learned: adapter parameters, head, optimizer, generator, after an epoch
     .run/fisher.safetensors  the running Fisher the run began with, where all tasks' Fishers are taken first
     .run/reference.safetensors  the reference heads it began with, likewise
 
@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from intarsia.adapters.attachment import Attachment
-from intarsia.curvature.fisher import Fisher
+from intarsia.curvature.fisher import DiagonalFisher
 from intarsia.errors import InputError
 from intarsia.heads.head import Head
 from intarsia.heads.trained_head import RegularizedHead
@@ -40,7 +40,7 @@ class Trained:
     """What changes while a task is trained.
 
     Args:
-        adapter: its parts.
+        adapter: its parameters.
         head: of the task's classes.
         optimizer: of both.
         generator: of the images' order and augmentation.
@@ -60,13 +60,13 @@ class Trained:
             for index, state in self.optimizer.state_dict()["state"].items()
             for name, value in state.items()
         }
-        parts = {f"part.{name}": value for name, value in self.adapter.state().items()}
+        parameters = {f"parameter.{name}": value for name, value in self.adapter.state().items()}
         head = {f"head.{name}": value for name, value in self.head.state_dict().items()}
-        return {**moments, **parts, **head, "generator": self.generator.get_state()}
+        return {**moments, **parameters, **head, "generator": self.generator.get_state()}
 
     def restore(self, tensors: Mapping[str, Tensor], losses: list[float]) -> None:
         """The inverse of ``tensors``."""
-        self.adapter.load(_under("part", tensors))
+        self.adapter.load(_under("parameter", tensors))
         self.head.load_state_dict(_under("head", tensors))
         moments: dict[int, dict[str, Tensor]] = {}
         for name, value in _under("optimizer", tensors).items():
@@ -117,7 +117,7 @@ class Checkpoint:
                 f"removing {self.folder} gives it up"
             )
 
-    def begin(self, asked: Mapping[str, Any], fisher: Fisher | None, reference: Head | None) -> None:
+    def begin(self, asked: Mapping[str, Any], fisher: DiagonalFisher | None, reference: Head | None) -> None:
         """Note what a new run was asked for.
 
         Args:
@@ -160,7 +160,7 @@ class Checkpoint:
                 raise ValueError(f"nothing is said of {', '.join(sorted(missing))}")
         return record
 
-    def fisher(self) -> Fisher | None:
+    def fisher(self) -> DiagonalFisher | None:
         """The running Fisher the run began with, if it was kept."""
         path = self.folder / FISHER
         if not path.exists():

@@ -12,8 +12,8 @@ from intarsia.adapters.attachment import Attachment
 from intarsia.adapters.protocol import Adapter
 from intarsia.backbones.backbone import Backbone
 from intarsia.class_stats.drift import FeatureDrift, fit_drift
-from intarsia.class_stats.prototypes import Anchor
-from intarsia.curvature.fisher import Fisher
+from intarsia.class_stats.prototypes import ClassPrototypes
+from intarsia.curvature.fisher import DiagonalFisher
 from intarsia.data.augmentation import Augmentation
 from intarsia.errors import DivergenceError
 from intarsia.heads.head import Head
@@ -55,26 +55,26 @@ class Configuration:
 
 
 @dataclass(frozen=True)
-class TunedTask:
+class FineTunedTask:
     """What fine-tuning makes of a task.
 
     Args:
         vector: tau, dense.
-        parts: the adapter's parameters, by ``<weight name>.<part>``.
+        adapter_parameters: by ``<weight name>.<parameter>``.
         head: of the task's classes.
         drift: what the whole of tau does to the features at theta0.
         shift: (D,) how far the whole of tau moves the mean feature; zero if training did not put it back.
-        anchor: the task's classes in the mean of the modules.
+        prototypes: the task's classes in the mean of the modules.
         measures: of the training.
         seconds: how long each phase took, by name.
     """
 
     vector: TaskVector
-    parts: dict[str, Tensor]
+    adapter_parameters: dict[str, Tensor]
     head: Head
     drift: FeatureDrift
     shift: Tensor
-    anchor: Anchor
+    prototypes: ClassPrototypes
     measures: dict[str, Any]
     seconds: dict[str, float]
 
@@ -83,12 +83,12 @@ def fine_tune(
     backbone: Backbone,
     prepared: PreparedTask,
     state: LearnerState,
-    others: Fisher | None,
+    others: DiagonalFisher | None,
     configuration: Configuration,
     *,
     checkpoint: Checkpoint | None = None,
     progress: Progress = silent,
-) -> TunedTask:
+) -> FineTunedTask:
     """Tau and the head of one task.
 
     Args:
@@ -119,7 +119,7 @@ def fine_tune(
             adapter.start_at(state.total * (1 / (number - 1)))
         timings.lap("regularizer")
         losses = _train(backbone, prepared, adapter, head, penalty, configuration, seeds, checkpoint, progress)
-        vector, parts = adapter.vector(), adapter.state()
+        vector, parameters = adapter.vector(), adapter.state()
         norm = float(vector.norm())
         for what, size in (("task vector", norm), ("head", head.moved())):
             if not math.isfinite(size):
@@ -130,29 +130,29 @@ def fine_tune(
         if number > 1:
             after = _features_in_mean(backbone, prepared, adapter, state.total, number, progress)
         timings.lap("drift")
-    return TunedTask(
+    return FineTunedTask(
         vector=vector,
-        parts=parts,
+        adapter_parameters=parameters,
         head=head.trained().to(CPU),
         drift=fit_drift(prepared.features, alone),
-        shift=(alone - prepared.features).mean(0) * settings.centred,
-        anchor=Anchor.of(before, after, task.train.labels, len(task.classes)),
+        shift=(alone - prepared.features).mean(0) * settings.center_features,
+        prototypes=ClassPrototypes.of(before, after, task.train.labels, len(task.classes)),
         measures={
             "losses": losses,
-            "relative_norm": norm / float(TaskVector(backbone.tuned).norm()),
+            "relative_norm": norm / float(TaskVector(backbone.trainable).norm()),
             "head_moved": head.moved(),
         },
         seconds=timings.seconds,
     )
 
 
-def _bound(configuration: Configuration, state: LearnerState, others: Fisher | None, number: int) -> Penalty:
+def _bound(configuration: Configuration, state: LearnerState, others: DiagonalFisher | None, number: int) -> Penalty:
     """The regularizer of task ``number``."""
     regularizer = configuration.regularizer
     fisher = state.fisher if regularizer.fisher_over == "seen" else others
     metric = None
     if fisher is not None and fisher.count:
-        metric = fisher.mean(FLOOR, unit=configuration.settings.unit_fisher)
+        metric = fisher.mean(FLOOR, unit=configuration.settings.normalize_fisher)
     return regularizer.bind(metric, state.total if regularizer.through_mean else None, number)
 
 
@@ -185,7 +185,7 @@ def _train(
     images, labels = task.train.tensor(backbone.preprocessing), task.train.labels
     generator, network = seeds.generator("training"), network_to_train(backbone, settings)
     spread = _spread(prepared.features.to(backbone.device))
-    drifts = settings.centred or settings.drift_pull > 0
+    drifts = settings.center_features or settings.drift_penalty > 0
     optimizer = adamw(settings, [*adapter.parameters(), *head.parameters()])
     trained = Trained(adapter, head, optimizer, generator, [0.0] * settings.epochs)
 
@@ -198,8 +198,8 @@ def _train(
         if not drifts:
             return Loss(F.cross_entropy(head(features), target))
         drift = batch_drift(adapter, network, x, features, settings)
-        found = F.cross_entropy(head(features - drift if settings.centred else features), target)
-        return Loss(found, settings.drift_pull * drift.square().sum() / spread)
+        found = F.cross_entropy(head(features - drift if settings.center_features else features), target)
+        return Loss(found, settings.drift_penalty * drift.square().sum() / spread)
 
     def before_step(batch: Batch) -> None:
         if settings.step == "coupled":
@@ -278,7 +278,7 @@ def _regularize(
     if due := steps_due(settings, batch):
         penalty.step(adapter, batch.cosine * due, settings.step)
     if settings.step == "decoupled" and configuration.regularizer.strength > 0 and batch.ends_epoch:
-        size = float(adapter.vector().norm()) / float(TaskVector(backbone.tuned).norm())
+        size = float(adapter.vector().norm()) / float(TaskVector(backbone.trainable).norm())
         if not size <= LONGEST:
             what = f"the regularizer's steps overshoot: the task vector is {size:.2g} times as long as the weights"
             raise DivergenceError(_diverged(configuration, task, f"{what} after epoch {batch.epoch + 1}"))

@@ -12,7 +12,7 @@ from typing import Any
 from intarsia.adapters.protocol import Adapter
 from intarsia.adapters.records import build_adapter
 from intarsia.backbones.backbone import Backbone
-from intarsia.curvature.fisher import Fisher
+from intarsia.curvature.fisher import DiagonalFisher
 from intarsia.data.stream import TaskStream
 from intarsia.errors import DivergenceError, InputError
 from intarsia.machine import give_back_memory
@@ -224,7 +224,7 @@ def learned_tasks(
     """
     settings, source = configuration.settings, stream.source()
 
-    def finished(prepared: PreparedTask, others: Fisher | None) -> tuple[LearnedTask, LearnerState]:
+    def finished(prepared: PreparedTask, others: DiagonalFisher | None) -> tuple[LearnedTask, LearnerState]:
         return finish(
             backbone, prepared, state, others, configuration, source=source, checkpoint=checkpoint, progress=progress
         )

@@ -33,16 +33,16 @@ class Training:
     compiler on a CPU."""
     step: Step | None = None
     """The regularizer's step: implicit (proximal), explicit beside the optimizer (decoupled), in the loss (coupled)."""
-    unit_fisher: bool | None = None
-    """Divide the Fisher by its mean over the tuned weights, so that one strength travels between backbones."""
+    normalize_fisher: bool | None = None
+    """Divide the Fisher by its mean over the trainable weights, so that one strength travels between backbones."""
     lambda_h: float | None = None
     """Pull of the head's Fisher towards its reference head."""
     lambda_0: float | None = None
     """Plain pull of the head towards its reference head."""
-    centred: bool | None = None
+    center_features: bool | None = None
     """Put the mean feature of every batch back to where it was at theta0 before the head sees it: a drift that all
     images share is undone in the composed model too, and left in, the first steps would chase nothing else."""
-    drift_pull: float | None = None
+    drift_penalty: float | None = None
     """Weight of that drift in the loss, squared, over the variance of the features: small drifts compose linearly."""
     iel_start: Literal["mean", "zero"] | None = None
     """Where IEL's task vector begins: at the mean of those before it, where IEL's own regularizer is least and the
@@ -79,7 +79,7 @@ class Training:
             "lr",
             "warmup",
             "weight_decay",
-            "drift_pull",
+            "drift_penalty",
             "lambda_h",
             "lambda_0",
             "pretune_lr",
@@ -87,10 +87,10 @@ class Training:
         ):
             if (number := getattr(self, name)) is not None and not 0 <= number < float("inf"):
                 raise InputError(f"{name.replace('_', '-')} {number}: expected a finite number, 0 or more")
-        if self.centred and self.batch_size == 1:
+        if self.center_features and self.batch_size == 1:
             raise InputError(
                 "batch-size 1 with feature centering: the mean of one image is the image; use 2, or leave it out "
-                "(centred=False, --training.no-centred)"
+                "(center_features=False, --training.no-center-features)"
             )
 
 
@@ -110,11 +110,11 @@ class Settings(Training):
     dtype: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
     step: Step = "proximal"
-    unit_fisher: bool = True
+    normalize_fisher: bool = True
     lambda_h: float = 0.025
     lambda_0: float = 0.001
-    centred: bool = True
-    drift_pull: float = 1.0
+    center_features: bool = True
+    drift_penalty: float = 1.0
     iel_start: Literal["mean", "zero"] = "mean"
     head_fisher_over: Literal["seen", "earlier"] = "seen"
     head_start: Literal["reference", "random"] = "reference"

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from intarsia.class_stats.mixtures import ClassStatistics
-from intarsia.curvature.fisher import Fisher
+from intarsia.curvature.fisher import DiagonalFisher
 from intarsia.data.stream import Task
 from intarsia.heads.head import Head
 from intarsia.pool import Pool
@@ -27,7 +27,7 @@ class LearnerState:
         lost: tasks whose modules were dropped; their Fishers are part of the sum.
     """
 
-    fisher: Fisher | None = None
+    fisher: DiagonalFisher | None = None
     total: TaskVector | None = None
     reference: Head | None = None
     statistics: tuple[ClassStatistics, ...] = ()
@@ -39,7 +39,9 @@ class LearnerState:
         """As it stood after the pool's last task."""
         return cls(pool.fisher(), pool.total(), pool.reference(), pool.statistics(), pool.tasks, pool.index.lost)
 
-    def with_task(self, name: str, statistics: ClassStatistics, reference: Head, fisher: Fisher) -> "LearnerState":
+    def with_task(
+        self, name: str, statistics: ClassStatistics, reference: Head, fisher: DiagonalFisher
+    ) -> "LearnerState":
         """After steps 1 to 4 of one more task."""
         return replace(
             self,
@@ -73,7 +75,7 @@ class PreparedTask:
     rows: slice
     features: Tensor
     statistics: ClassStatistics
-    fisher: Fisher
+    fisher: DiagonalFisher
     seconds: dict[str, float]
 
 
@@ -89,6 +91,6 @@ class LearnedTask:
     """
 
     module: Module
-    fisher: Fisher
+    fisher: DiagonalFisher
     reference: Head
     log: dict[str, Any]

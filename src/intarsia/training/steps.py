@@ -12,7 +12,7 @@ from torch import Tensor
 from intarsia.backbones.backbone import Backbone
 from intarsia.backbones.forward import normalized, outputs
 from intarsia.class_stats.mixtures import ClassStatistics, fit_statistics, sample
-from intarsia.curvature.fisher import Fisher, diagonal_fisher
+from intarsia.curvature.fisher import DiagonalFisher, diagonal_fisher
 from intarsia.curvature.head_fisher import head_fisher
 from intarsia.data.stream import Task
 from intarsia.errors import DivergenceError
@@ -108,7 +108,7 @@ def aligned(
 
 def fisher_at_theta0(
     backbone: Backbone, task: Task, reference: Head, settings: Settings, seeds: Seeds, progress: Progress = silent
-) -> Fisher:
+) -> DiagonalFisher:
     """Step 4: the task's Fisher under the reference heads of all classes seen.
 
     Raises:

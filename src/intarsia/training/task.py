@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from intarsia.backbones.backbone import Backbone
-from intarsia.curvature.fisher import Fisher
+from intarsia.curvature.fisher import DiagonalFisher
 from intarsia.data.stream import Task
 from intarsia.machine import give_back_memory, machine, peak_memory
 from intarsia.progress import Progress, Timings, silent
@@ -16,7 +16,7 @@ from intarsia.regularizers.records import regularizer_record
 from intarsia.store.card import Card, Influence
 from intarsia.store.module import Module
 from intarsia.training.checkpoint import Checkpoint
-from intarsia.training.fine_tuning import Configuration, TunedTask, fine_tune
+from intarsia.training.fine_tuning import Configuration, FineTunedTask, fine_tune
 from intarsia.training.schedule import Seeds
 from intarsia.training.settings import Settings
 from intarsia.training.state import LearnedTask, LearnerState, PreparedTask
@@ -54,7 +54,7 @@ def finish(
     backbone: Backbone,
     prepared: PreparedTask,
     state: LearnerState,
-    others: Fisher | None,
+    others: DiagonalFisher | None,
     configuration: Configuration,
     *,
     source: dict[str, Any] | None = None,
@@ -76,19 +76,19 @@ def finish(
     Raises:
         DivergenceError: the loss or a weight is not finite, or the regularizer's explicit step overshoots.
     """
-    tuned = fine_tune(backbone, prepared, state, others, configuration, checkpoint=checkpoint, progress=progress)
-    module = _module(prepared, state, tuned, configuration, source or {})
+    fine_tuned = fine_tune(backbone, prepared, state, others, configuration, checkpoint=checkpoint, progress=progress)
+    module = _module(prepared, state, fine_tuned, configuration, source or {})
 
     assert state.reference is not None
-    log = _log(prepared, tuned, backbone)
+    log = _log(prepared, fine_tuned, backbone)
     learned = LearnedTask(module, prepared.fisher, state.reference[: prepared.rows.stop], log)
-    return learned, state.with_vector(tuned.vector)
+    return learned, state.with_vector(fine_tuned.vector)
 
 
 def _module(
     prepared: PreparedTask,
     state: LearnerState,
-    tuned: TunedTask,
+    fine_tuned: FineTunedTask,
     configuration: Configuration,
     source: dict[str, Any],
 ) -> Module:
@@ -106,20 +106,29 @@ def _module(
         stream=source,
         versions={name: version(name) for name in ("intarsia", "torch", "timm")},
         influenced_by=Influence((*state.lost, *others), others, through, earlier),
-        measures={"fisher_error": prepared.fisher.error, **tuned.measures},
+        measures={"fisher_error": prepared.fisher.error, **fine_tuned.measures},
     )
     reference = state.reference[prepared.rows]
-    return Module(card, tuned.parts, tuned.head, reference, prepared.statistics, tuned.drift, tuned.shift, tuned.anchor)
+    return Module(
+        card,
+        fine_tuned.adapter_parameters,
+        fine_tuned.head,
+        reference,
+        prepared.statistics,
+        fine_tuned.drift,
+        fine_tuned.shift,
+        fine_tuned.prototypes,
+    )
 
 
-def _log(prepared: PreparedTask, tuned: TunedTask, backbone: Backbone) -> dict[str, Any]:
+def _log(prepared: PreparedTask, fine_tuned: FineTunedTask, backbone: Backbone) -> dict[str, Any]:
     """When, how long, on what: not part of what a pool is."""
-    seconds = {**prepared.seconds, **tuned.seconds}
+    seconds = {**prepared.seconds, **fine_tuned.seconds}
     return {
         "task": prepared.task.name,
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "set_up_seconds": round(sum(prepared.seconds.values()), 3),
-        "training_seconds": round(sum(tuned.seconds.values()), 3),
+        "training_seconds": round(sum(fine_tuned.seconds.values()), 3),
         "seconds": {phase: round(s, 3) for phase, s in seconds.items()},
         "peak_memory_mib": peak_memory(),
         "machine": machine(backbone.device),

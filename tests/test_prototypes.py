@@ -1,4 +1,4 @@
-"""Anchors: what a module remembers of its classes in the mean is what the merged mean shows of its images."""
+"""Class prototypes: what a module remembers of its classes in the mean is what the merged mean shows of its images."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from intarsia import IEL, ITA, Pool, learn
 from intarsia.adapters import Adapter
 from intarsia.class_stats.drift import fit_drift
 from intarsia.class_stats.gaussians import Gaussians
-from intarsia.class_stats.prototypes import Anchor, in_mean
+from intarsia.class_stats.prototypes import ClassPrototypes, in_mean
 from intarsia.merging.merge import merge
 
 
@@ -26,40 +26,40 @@ def features_in_mean(pool: Pool, task: int, count: int) -> Tensor:
 
 @pytest.mark.parametrize("adapter", ADAPTERS, ids=KINDS)
 @pytest.mark.parametrize("regularizer", [ITA(0.1), IEL(0.1)], ids=["ita", "iel"])
-def test_anchor_is_measured_in_the_mean_of_the_modules(
+def test_prototypes_are_measured_in_the_mean_of_the_modules(
     adapter: Adapter, regularizer: ITA | IEL, tmp_path: Path
 ) -> None:
     out = tmp_path / "pool"
     pool = learn(backbone(), stream(), adapter=adapter, regularizer=regularizer, training=QUICK, out=out)
     for i, task in enumerate(pool.tasks):
-        anchor, labels = pool.module(task).anchor, stream()[i].train.labels
+        prototypes, labels = pool.module(task).prototypes, stream()[i].train.labels
         before, after = (features_in_mean(pool, i, count) for count in (i, i + 1))
         expected = Gaussians.of(after, labels, 2)
-        torch.testing.assert_close(anchor.classes.centres, expected.centres, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(anchor.classes.scatter, expected.scatter, rtol=1e-3, atol=1e-3)
-        assert anchor.classes.freedom == expected.freedom
+        torch.testing.assert_close(prototypes.classes.centres, expected.centres, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(prototypes.classes.scatter, expected.scatter, rtol=1e-3, atol=1e-3)
+        assert prototypes.classes.freedom == expected.freedom
         torch.testing.assert_close(
-            anchor.step(before).mean(0), fit_drift(before, after)(before).mean(0), rtol=1e-4, atol=1e-4
+            prototypes.step(before).mean(0), fit_drift(before, after)(before).mean(0), rtol=1e-4, atol=1e-4
         )
 
 
 def test_classes_follow_every_later_step() -> None:
     """Were all steps affine and all images kept, the chain would be the classes of the last features, exactly."""
     labels = torch.arange(60) % 3
-    seen, anchors = [randn(60, 4, seed=s) for s in (1, 2, 3)], list[Anchor]()
+    seen, prototypes = [randn(60, 4, seed=s) for s in (1, 2, 3)], list[ClassPrototypes]()
     for number in range(3):
         matrix, offset = randn(4, 4, seed=10 + number) / 2, randn(4, seed=20 + number)
         before, seen = seen[number], [x + x @ matrix + offset for x in seen]
         step = replace(fit_drift(before, seen[number]), matrix=matrix, offset=offset)
-        anchors.append(Anchor(Gaussians.of(seen[number], labels, 3), step))
-    for found, features in zip(in_mean(anchors), seen, strict=True):
+        prototypes.append(ClassPrototypes(Gaussians.of(seen[number], labels, 3), step))
+    for found, features in zip(in_mean(prototypes), seen, strict=True):
         expected = Gaussians.of(features, labels, 3)
         torch.testing.assert_close(found.centres, expected.centres, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(found.scatter, expected.scatter, rtol=1e-9, atol=1e-9)
 
 
 def test_tensors_and_from_tensors_are_inverse() -> None:
-    anchor = Anchor.of(randn(20, 4, seed=1), randn(20, 4, seed=2), torch.arange(20) % 2, 2)
-    again = Anchor.from_tensors(anchor.tensors())
-    assert same(anchor.tensors(), again.tensors())
+    prototypes = ClassPrototypes.of(randn(20, 4, seed=1), randn(20, 4, seed=2), torch.arange(20) % 2, 2)
+    again = ClassPrototypes.from_tensors(prototypes.tensors())
+    assert same(prototypes.tensors(), again.tensors())
     assert again.classes.freedom == 18
