@@ -14,14 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
-import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from cases import contents, photographs
-from intarsia import Backbone, InputError, TaskStream, learn
-from intarsia.backbones.preprocessing import Preprocessing
+from intarsia import Backbone, TaskStream, learn
 from intarsia.cli.main import VERBS, main
 
 RULES = ["ties", "dare"]
@@ -331,20 +327,6 @@ def test_what_is_uneven_or_lost_is_said_with_what_to_try(world: Path, tmp_path: 
     (uneven, *_) = result("learn", *given)["notes"]
     for part in ("'blue'", "26", "'red'", "2", "--max-per-class"):
         assert part in uneven
-
-
-def test_what_the_network_refuses_leaves_nothing_and_is_not_to_be_resumed(world: Path, tmp_path: Path) -> None:
-    """A windowed network (Swin): it would be refused again."""
-    with torch.random.fork_rng():
-        model = timm.create_model("swin_tiny_patch4_window7_224", num_classes=0, depths=(1, 1), embed_dim=24)
-        save_file(model.state_dict(), tmp_path / "swin.safetensors")
-    theta0 = Backbone(model, name="swin", preprocessing=Preprocessing(224, 224, 3, (0.5,) * 3, (0.5,) * 3))
-    stream = TaskStream.load(f"folder:{world / 'photos'}", tasks=3, max_per_class=2)
-    with pytest.raises(InputError) as caught:
-        learn(theta0, stream, out=tmp_path / "new")
-    assert "--resume" not in str(caught.value)
-    assert "windowed" in str(caught.value)
-    assert not (tmp_path / "new").exists()
 
 
 def test_python_adds_with_the_settings_of_the_pool_as_the_command_does(world: Path) -> None:

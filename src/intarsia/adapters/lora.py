@@ -87,6 +87,10 @@ class LoRA:
         parameters = layer.adapter_parameters
         return _LowRank.apply(x, layer.base, layer.linear.bias, parameters["A"], parameters["B"] * layer.scale)  # pyright: ignore
 
+    def weight(self, layer: AdaptedLinear) -> Tensor:
+        """W + scale B A."""
+        return torch.add(layer.base, layer.delta(), alpha=layer.scale)
+
     def proximal(self, parameters: Parameters, theta0: Tensor, curvature: Tensor, pull: Tensor) -> dict[str, Tensor]:
         """With A fixed each row of B is a system of its own: (I + A diag(c_i) A^T) b_i = b_i,old + A d_i."""
         a, b = (

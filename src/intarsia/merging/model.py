@@ -21,9 +21,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from intarsia.backbones.architecture import build
 from intarsia.backbones.backbone import Backbone
 from intarsia.backbones.forward import BATCH, outputs
+from intarsia.backbones.libraries.architecture import build
 from intarsia.backbones.locations import absolute, kept
 from intarsia.backbones.preprocessing import Preprocessing
 from intarsia.data.decoding import decode, decode_all
@@ -50,7 +50,7 @@ class ComposedModel(nn.Module):
         preprocessing: how images are prepared.
         recipe: how it came about, as JSON.
         before: the same composition when only the first i tasks had been learned; for the accuracy matrix.
-        architecture: how its network is built (``backbones.architecture``); None where only its maker knows.
+        architecture: how its network is built (``backbones.libraries.architecture``); None where only its maker knows.
         streams: task -> where its images were, as its card says.
     """
 
