@@ -1,5 +1,6 @@
 """Networks of timm and transformers, each at a tiny size: what is trained acts, learns, merges, and is found again."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -94,6 +95,15 @@ def test_it_learns_merges_and_is_found_again_elsewhere(
     task = pictures()[0]
     torch.testing.assert_close(logits(found, task), logits(model, task), rtol=1e-4, atol=1e-4)
     assert Pool.open(tmp_path / "pool").backbone.hash == theta0.hash
+
+
+def test_the_page_says_what_is_trained_of_each() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "backbones.md").read_text()
+    for network in NETWORKS.values():
+        cells = [" ".join(f"`{leaf}`" for leaf in kind.split()) or "-" for kind in (network.attention, network.mlp)]
+        name = network.name if network.library == "timm" else f"{network.name}Model"
+        row = rf"\| {network.library} \| `{name}`[^|]* \| {re.escape(cells[0])} \| {re.escape(cells[1])} \|"
+        assert re.search(row, page), row
 
 
 def test_its_architecture_is_built_again_without_the_folder(network: tuple[str, str]) -> None:

@@ -87,7 +87,7 @@ def test_python_without_anything_is_the_command_without_anything() -> None:
 
 def test_the_everyday_flags_are_flat_and_all_others_grouped() -> None:
     flat = {flag.name for flag in flags(Learn) if not flag.group}
-    assert flat == {*(f"--{name}" for name in EVERYDAY.split()), "--config"}
+    assert flat == {*(f"--{name}" for name in EVERYDAY.split()), "--config", "--image-size", "--features"}
     assert {flag.group for flag in flags(Learn) if flag.group} == {"training", "source", "network", "run"}
     assert {f.name for cls in (Training, Source) for f in fields(cls)} >= FLAT
 

@@ -92,7 +92,7 @@ def test_a_network_that_reads_its_weights_is_as_one_that_calls_its_layers(read: 
 
 
 def test_a_weight_that_is_read_otherwise_is_refused_by_name() -> None:
-    with pytest.raises(InputError, match=r"backbone net:.*blocks\.0\.mlp\.fc1\.weight.*cannot be followed.*--targets"):
+    with pytest.raises(InputError, match=r"net:.*blocks\.0\.mlp\.fc1\.weight.*cannot be followed.*--network\.targets"):
         made(Net("matmul"))
 
 
@@ -132,7 +132,7 @@ def test_images_that_the_network_does_not_take_are_refused() -> None:
 def test_a_network_that_would_be_trained_by_half_is_refused_naming_the_layers(names: tuple[str, str]) -> None:
     network = Net()
     network.blocks[1] = Block("called", names)
-    with pytest.raises(InputError, match=rf"blocks\.\*\.mlp\.{names[1]}.*by half.*--targets"):
+    with pytest.raises(InputError, match=rf"blocks\.\*\.mlp\.{names[1]}.*by half.*--network.targets"):
         made(network)
     theta0 = made(network, targets=["attention", "mlp", f"*{names[1]}"])
     assert f"blocks.1.mlp.{names[1]}.weight" in theta0.targets

@@ -139,5 +139,5 @@ def _refuse_half(layers: Mapping[str, str], name: str) -> None:
         raise InputError(
             f"backbone {name}: {len(odd)} of its {len(layers)} linear layers are in attention or an MLP and have names "
             f"that are not known: {', '.join(kinds[:6])}{', ...' if len(kinds) > 6 else ''}. Without them it would be "
-            f"trained by half: name what is trained, for example --targets attention mlp '{kinds[0]}'"
+            f"trained by half: name what is trained, for example --network.targets attention mlp '{kinds[0]}'"
         )

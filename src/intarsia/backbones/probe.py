@@ -88,7 +88,7 @@ def _refuse_unfollowed(model: nn.Module, name: str, images: Tensor, uncalled: Ma
     if odd:
         raise InputError(
             f"backbone {name}: the network reads the weights of {_some(odd)} itself, other than in a linear map: what "
-            "they do cannot be followed. Name other targets, for example --targets mlp"
+            "they do cannot be followed. Name other targets, for example --network.targets mlp"
         )
 
 

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from intarsia.backbones.libraries.hub import offline_if_unreachable
 from intarsia.backbones.libraries.loaded import Loaded, first_line, pooled_tokens, refuse_pickle
 from intarsia.backbones.locations import Options
 from intarsia.backbones.preprocessing import Preprocessing
@@ -68,14 +69,15 @@ def load_timm(which: str, options: Options) -> Loaded:
     if which.startswith(FOLDER):
         _look_into(Path(which.removeprefix(FOLDER)))
     size = {} if options.image_size is None else {"img_size": options.image_size}
-    with _no_random_weights(f"backbone 'timm/{which}'"):
+    with _no_random_weights(f"backbone 'timm/{which}'"), offline_if_unreachable():
         model, size = _create(timm, name, state, size)
+        own = _own_arguments(which) if other else {}
     if state is not None and not size:
         _fit(model, name, weights, state)
     config = resolve_model_data_config(model)
     if options.image_size is not None:
         config["input_size"] = (config["input_size"][0], options.image_size, options.image_size)
-    arguments = {"num_classes": 0, **(_own_arguments(which) if other else {}), **size}
+    arguments = {"num_classes": 0, **own, **size}
     architecture = {"library": "timm", "name": str(model.pretrained_cfg["architecture"]), "arguments": arguments}
     preprocessing = timm_preprocessing(name, config)
     if options.features in ("cls", "mean"):

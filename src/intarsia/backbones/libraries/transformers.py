@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
+from intarsia.backbones.libraries.hub import offline_if_unreachable
 from intarsia.backbones.libraries.loaded import Loaded, first_line, meta_or_real, pooled_tokens, refuse_pickle
 from intarsia.backbones.locations import Features, Options, is_folder
 from intarsia.backbones.preprocessing import Interpolation, Preprocessing
@@ -71,17 +72,18 @@ def load_transformers(which: str, options: Options) -> Loaded:
         where = str(Path(where).expanduser().resolve())
         _look_into(Path(where), which)
     try:
-        config = transformers.AutoConfig.from_pretrained(where, revision=revision)
-        made = _class_of(transformers, config, which)
-        unpooled = config.model_type in UNPOOLED
-        model, found = made.from_pretrained(
-            where,
-            revision=revision,
-            use_safetensors=True,
-            output_loading_info=True,
-            **({"add_pooling_layer": False} if unpooled else {}),
-        )
-        processor = transformers.AutoImageProcessor.from_pretrained(where, revision=revision)
+        with offline_if_unreachable():
+            config = transformers.AutoConfig.from_pretrained(where, revision=revision)
+            made = _class_of(transformers, config, which)
+            unpooled = config.model_type in UNPOOLED
+            model, found = made.from_pretrained(
+                where,
+                revision=revision,
+                use_safetensors=True,
+                output_loading_info=True,
+                **({"add_pooling_layer": False} if unpooled else {}),
+            )
+            processor = transformers.AutoImageProcessor.from_pretrained(where, revision=revision)
     except InputError:
         raise
     except Exception as error:
@@ -125,8 +127,8 @@ def _library(which: str) -> Any:
     Raises:
         InputError: it is not installed.
     """
-    import_torchvision()
     try:
+        import_torchvision()
         import transformers  # noqa: PLC0415  optional, and slow to import
     except ImportError as error:
         raise InputError(
