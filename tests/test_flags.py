@@ -15,12 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from intarsia.adapters.records import build_adapter
+from intarsia.cli import plan as plans
 from intarsia.cli.flags import FLAT, WIDTH, Flag, flags, help_of, parse
 from intarsia.cli.learn import Learn
 from intarsia.cli.main import VERBS, parsed, verb_of
 from intarsia.cli.options import Selection, parse_weights
+from intarsia.data.stream import TaskStream
 from intarsia.errors import InputError
 from intarsia.regularizers.records import build_regularizer
+from intarsia.study.bench import Bench
 from intarsia.study.choice import Source
 from intarsia.training.learner import hyperparameters
 from intarsia.training.recommended import paper, recommended, resolve
@@ -83,6 +86,13 @@ def test_flags_and_python_come_to_the_same_settings(case: tuple[list[str], dict[
 
 def test_python_without_anything_is_the_command_without_anything() -> None:
     assert hyperparameters(None, None, None) == parsed(["learn"]).plan().chosen
+
+
+def test_python_and_the_commands_take_the_same_stream_by_default() -> None:
+    stream = TaskStream.load(max_per_class=2)
+    assert plans.load({"max_per_class": 2}, 0).record() == stream.record()  # of ``learn``
+    assert plans.stream_name(parsed(["learn"]).plan().source) == stream.name
+    assert Bench().stream(0).name == stream.name  # of ``compare``
 
 
 def test_the_everyday_flags_are_flat_and_all_others_grouped() -> None:

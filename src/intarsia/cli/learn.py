@@ -11,7 +11,7 @@ from intarsia.cli.options import Network
 from intarsia.cli.plan import Plan
 from intarsia.errors import InputError
 from intarsia.regularizers.choices import Method
-from intarsia.study.choice import DEFAULT, Source
+from intarsia.study.choice import Source
 from intarsia.training.recommended import resolve
 from intarsia.training.settings import Training
 
@@ -122,7 +122,7 @@ class Learn:
 
     def _folder(self, source: dict[str, Any], method: str) -> Path:
         named = plans.with_flags(self.source, source)
-        return self.out or Path("runs") / f"{plans.stream_name(named, DEFAULT)}-{method}"
+        return self.out or Path("runs") / f"{plans.stream_name(named)}-{method}"
 
     def run(self) -> dict[str, Any]:
         """Learn and evaluate."""
@@ -190,7 +190,7 @@ class Learn:
         from intarsia.training.checkpoint import Checkpoint
 
         if not self.resume or self.source != Source():
-            return plans.load(plan.source, DEFAULT, plan.chosen.settings.seed)
+            return plans.load(plan.source, plan.chosen.settings.seed)
         checkpoint = Checkpoint.of(out)
         return reloaded(checkpoint.asked()["stream"]) if checkpoint.exists else recorded_stream(Pool.open(out))
 

@@ -56,7 +56,7 @@ class Evaluate:
 
         model = merged_model(self.pool, self.selection, self.where, self.device)
         if self.source.data is not None:
-            stream = self.source.load(self.source.data, 0)
+            stream = self.source.load(0)
         elif self.source != Source():
             raise InputError("options that choose classes and images go with --data")
         else:

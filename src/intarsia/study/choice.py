@@ -4,15 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from intarsia.data.choices import DEFAULT_STREAM
 from intarsia.data.splits import Order
 from intarsia.errors import InputError
 
 if TYPE_CHECKING:
     from intarsia.data.stream import TaskStream
     from intarsia.pool import Pool
-
-DEFAULT = "chalk"
-"""The stream that ``learn`` and ``compare`` take if none is named: modules pay on it."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +32,12 @@ class Source:
     test_fraction: float | None = None
     """Share of each class kept for testing, where the folder has no train/ and test/."""
 
-    def load(self, default: str, seed: int) -> "TaskStream":
-        """The stream."""
+    def load(self, seed: int) -> "TaskStream":
+        """The stream; the default one if none is named."""
         from intarsia.data.stream import TaskStream
 
         stream = TaskStream.load(
-            self.data or default,
+            self.data or DEFAULT_STREAM,
             tasks=self.tasks,
             split=self.split,
             order=self.order or "fixed",
@@ -60,4 +58,4 @@ class Source:
                     "with --data: without it, what the pool was learned from is used"
                 )
             return recorded_stream(pool)
-        return self.load(self.data, int(pool.index.settings.get("seed", 0)))
+        return self.load(int(pool.index.settings.get("seed", 0)))
