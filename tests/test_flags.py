@@ -144,6 +144,18 @@ def test_a_flag_that_has_moved_is_refused_with_its_new_name(given: str, now: str
     assert text.endswith(f" {now}")
 
 
+def test_a_flag_of_two_verbs_is_written_in_one_way() -> None:
+    """The same last name in the same group, in every verb that has it; the old place is refused with the new one."""
+    groups: dict[str, set[str]] = {}
+    for verb in VERBS:
+        for flag in flags(verb_of(verb)):
+            if not flag.positional:
+                groups.setdefault(flag.path[-1], set()).add(flag.group)
+    assert {name: found for name, found in groups.items() if len(found) > 1} == {}
+    for verb in ("learn", "compare"):
+        assert refusal(verb, "--dry-run").endswith("there is no flag --dry-run: it is --run.dry-run")
+
+
 @pytest.mark.parametrize(
     ("given", "parts"),
     [
@@ -159,6 +171,8 @@ def test_a_flag_that_has_moved_is_refused_with_its_new_name(given: str, now: str
         ("learn --method iell", ("--method", "'iell'", "ita or iel", "did you mean iel?")),
         ("learn --epochs", ("--epochs", "expected one argument", "--help")),
         ("learn --only", ("--only", "expected at least one argument")),
+        ("evaluate pool --matrix maybe", ("--matrix", "'maybe'", "yes or no")),
+        ("evaluate pool --no-matrix", ("--no-matrix", "did you mean --matrix?")),
         ("learn --json=3", ("--json", "'3'")),
         ("learn runs/x", ("'runs/x'", "too much")),
         ("evaluate", ("pool", "missing", "--help")),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from intarsia.adapters.choices import AdapterKind
 from intarsia.cli import plan as plans
 from intarsia.cli.flags import Json
-from intarsia.cli.options import Network
+from intarsia.cli.options import Network, Rehearsal
 from intarsia.cli.plan import Plan
 from intarsia.errors import InputError
 from intarsia.regularizers.choices import Method
@@ -22,11 +22,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Rehearsal):
     """What is done beside learning."""
 
-    dry_run: bool = False
-    """Say what the run will cost, from a few timed batches; nothing is written."""
     evaluate: bool = True
     """Measure the pool on the test images at the end."""
     keep_fishers: bool | None = None

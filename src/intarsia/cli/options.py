@@ -94,6 +94,14 @@ class Network:
     """Patterns of the linear layers whose weights are trained, for example '*.qkv'; attention and MLP if not given."""
 
 
+@dataclass(frozen=True)
+class Rehearsal:
+    """Whether anything is run."""
+
+    dry_run: bool = False
+    """Estimate time, memory and disk space from a few timed batches; nothing is written."""
+
+
 def open_pool(path: Path, device: str) -> "Pool":
     """A pool whose backbone is on a device."""
     from intarsia.machine import on_device

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from intarsia.backbones.names import BUILTIN, TARGETS
 from intarsia.cli.flags import Json, Positional
-from intarsia.cli.options import Network, one_by_one, open_pool, parse_weights
+from intarsia.cli.options import Network, Rehearsal, one_by_one, open_pool, parse_weights
 from intarsia.errors import InputError
 from intarsia.study.choice import Source
 
@@ -135,8 +135,6 @@ class Compare:
     not made again if settings, code, images, weights and machine are the same."""
     again: bool = False
     """Set aside what is in the folder, and make every run anew."""
-    dry_run: bool = False
-    """Say which runs are to be made and how long they will take, from a few timed batches; nothing is written."""
     jobs: int = 1
     """Runs at once, without progress bars; on two cores, --jobs 2 --threads 1 is done soonest."""
     source: Source = field(default_factory=Source)
@@ -154,6 +152,7 @@ class Compare:
     validation: float = 0.0
     """Measure on this part of the training images, held out, and never on test images; 0 for the test images."""
     json: Json = False
+    run_: Rehearsal = field(default_factory=Rehearsal)
 
     def run(self) -> dict[str, Any]:
         """Compare."""
@@ -166,7 +165,7 @@ class Compare:
         one_by_one("--methods", self.methods, METHODS)
         own = {f.name: getattr(self, f.name) for f in fields(Bench) if f.name != "targets"}
         bench = Bench(targets=self.network.targets or TARGETS, **own)
-        do = planned if self.dry_run else compare
+        do = planned if self.run_.dry_run else compare
         rows = do(
             bench,
             self.methods or STANDARD,
@@ -178,7 +177,7 @@ class Compare:
             watched=shown,
         )
         if not self.json:
-            tables.plan(rows, self.jobs) if self.dry_run else tables.comparison(rows)
+            tables.plan(rows, self.jobs) if self.run_.dry_run else tables.comparison(rows)
         return {"rows": rows}
 
 
