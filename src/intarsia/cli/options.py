@@ -102,17 +102,6 @@ class Rehearsal:
     """Estimate time, memory and disk space from a few timed batches; nothing is written."""
 
 
-def open_pool(path: Path, device: str) -> "Pool":
-    """A pool whose backbone is on a device."""
-    from intarsia.machine import on_device
-    from intarsia.pool import Pool
-
-    where = on_device(device)  # the shorter look first
-    pool = Pool.open(path)
-    pool.backbone.to(where)
-    return pool
-
-
 def one_by_one(flag: str, values: Sequence[str], known: Collection[str]) -> None:
     """Refuse names that are joined by commas where they are to stand one by one.
 

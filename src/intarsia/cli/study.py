@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from intarsia.backbones.names import BUILTIN, TARGETS
-from intarsia.cli.flags import Json, Positional
-from intarsia.cli.options import Network, Rehearsal, one_by_one, open_pool, parse_weights
+from intarsia.cli.flags import Inline, Json, Positional
+from intarsia.cli.options import Network, Rehearsal, one_by_one, parse_weights
+from intarsia.cli.where import Where
 from intarsia.errors import InputError
 from intarsia.study.choice import Source
 
@@ -41,6 +42,7 @@ class Diagnose:
     against the scale of the task vectors), cosines.png (of the task vectors) and losses.png (along lines of weights,
     beside the second-order picture)."""
     source: Source = field(default_factory=Source)
+    where: Inline[Where] = field(default_factory=Where)
     device: str = "auto"
     """cpu, cuda, mps, or the best there is."""
     json: Json = False
@@ -55,11 +57,11 @@ class Diagnose:
         paths = (self.pool, *self.beside)
         if len(set(paths)) < len(paths):
             raise InputError(f"--beside names {', '.join(map(str, self.beside))}: expected each pool once")
-        pools = [open_pool(path, self.device) for path in paths]
+        pools = [self.where.pool(path, self.device) for path in paths]
         for pool in pools[1:]:
             if pool.tasks != pools[0].tasks:
                 raise InputError(f"{pool.path} has tasks {', '.join(pool.tasks)}: expected those of {self.pool}")
-        streams = [self.source.of(pool) for pool in pools]
+        streams = [self.where.stream(self.source, pool, pool.tasks) for pool in pools]
         keeps = [self._keep(path, pool, stream) for path, pool, stream in zip(paths, pools, streams, strict=True)]
         found = list[Diagnosis]()
         for pool, stream, keep in zip(pools, streams, keeps, strict=True):
@@ -190,6 +192,7 @@ class Presets:
     pool: Positional[Path | None] = None
     """Folder of the pool to verify."""
     source: Source = field(default_factory=Source)
+    where: Inline[Where] = field(default_factory=Where)
     device: str = "auto"
     """cpu, cuda, mps, or the best there is."""
     json: Json = False
@@ -209,9 +212,9 @@ class Presets:
             return {"presets": records}
         if self.pool is None:
             raise InputError("presets verify: expected a pool's folder")
-        pool = open_pool(self.pool, self.device)
+        pool = self.where.pool(self.pool, self.device)
         cell = preset_of(pool)
-        stream = self.source.of(pool)
+        stream = self.where.stream(self.source, pool, pool.tasks)
         answers = Answers()  # both heads are on the same features
         own = own_heads_accuracy(pool, stream, answers=answers)
         found = verify(cell, evaluate(pool.mean(), stream, history=False, answers=answers), own)
@@ -235,6 +238,7 @@ class Report:
     edits: bool = False
     """Also specialize a pool to each of its tasks, unlearn each, and measure: three more evaluations a task."""
     source: Source = field(default_factory=Source)
+    where: Inline[Where] = field(default_factory=Where)
     device: str = "auto"
     """cpu, cuda, mps, or the best there is."""
     json: Json = False
@@ -253,10 +257,10 @@ class Report:
         compared = (self.what / "comparison.json").exists()
         if not compared and not (self.what / INDEX).exists():
             raise InputError(f"{self.what} holds neither a pool (intarsia learn) nor a comparison (intarsia compare)")
-        if compared and (self.edits or self.source != Source()):
+        if compared and (self.edits or self.source != Source() or self.where != Where()):
             raise InputError(
-                f"{self.what} holds a comparison, all of it measured: --edits and the options that choose images are "
-                "for a pool"
+                f"{self.what} holds a comparison, all of it measured: --edits, --backbone and the flags that choose "
+                "images are for a pool"
             )
         with writing(out):  # found before anything is measured
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -267,9 +271,9 @@ class Report:
         if compared:
             html = report.report_comparison(self.what)
         else:
-            pool = open_pool(self.what, self.device)
+            pool = self.where.pool(self.what, self.device)
             with shown() as progress:
-                stream = self.source.of(pool)
+                stream = self.where.stream(self.source, pool, pool.tasks)
                 kept = Kept(out.with_name(f"{what.name}-measured.json"), pool, stream)
                 html = report.report_pool(pool, stream, edited=self.edits, progress=progress, keep=kept)
         write(html.encode(), out)
