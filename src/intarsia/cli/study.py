@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from intarsia.backbones.names import BUILTIN, TARGETS
 from intarsia.cli.flags import Inline, Json, Positional
 from intarsia.cli.options import Network, Rehearsal, one_by_one, parse_weights
-from intarsia.cli.where import Where
+from intarsia.cli.where import Where, is_model
 from intarsia.errors import InputError
 from intarsia.study.choice import Source
 
@@ -255,7 +255,7 @@ class Report:
         if out.exists():
             raise InputError(f"{out} exists: name another file with --out, nothing was written")
         compared = (self.what / "comparison.json").exists()
-        if not compared and not (self.what / INDEX).exists():
+        if not compared and not (self.what / INDEX).exists() and not is_model(self.what):
             raise InputError(f"{self.what} holds neither a pool (intarsia learn) nor a comparison (intarsia compare)")
         if compared and (self.edits or self.source != Source() or self.where != Where()):
             raise InputError(

@@ -32,13 +32,11 @@ class Where:
         """A pool whose backbone is on a device.
 
         Raises:
-            InputError: it is a merged model, or see ``Pool.open``.
+            InputError: see ``Pool.open``.
         """
         from intarsia.machine import on_device
         from intarsia.pool import Pool
 
-        if is_model(path):
-            raise InputError(f"{path} is a merged model, whose modules cannot be told apart: name the pool it is of")
         there = on_device(device)  # the shorter look first
         pool = Pool.open(path, self.backbone)
         pool.backbone.to(there)
@@ -108,9 +106,8 @@ def found_images(named: Sequence[Path]) -> list[Path]:
 
 def is_model(folder: Path) -> bool:
     """Whether a merged model lies there, and no pool."""
-    from intarsia.merging.model import CARD
-    from intarsia.store.index import INDEX
+    from intarsia.store.index import INDEX, MERGED
 
     with suppress(PermissionError):  # of which opening the pool says more
-        return not (folder / INDEX).exists() and (folder / CARD).exists()
+        return not (folder / INDEX).exists() and (folder / MERGED).exists()
     return False

@@ -33,8 +33,9 @@ from intarsia.numerics import finite
 from intarsia.progress import Progress, silent
 from intarsia.store.card import located
 from intarsia.store.files import Seen, load, read_json, reading, save, write_json, writing
+from intarsia.store.index import MERGED
 
-CARD, WEIGHTS = "model.json", "model.safetensors"
+CARD, WEIGHTS = MERGED, "model.safetensors"
 
 
 FORMAT = 2
