@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from test_report import CHROMIUM, browse
 
+from intarsia.cli.main import VERBS
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "intarsia"
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CHANGELOG.md"])
@@ -71,6 +73,13 @@ def test_every_file_that_a_page_names_exists(page: Path) -> None:
     for link in re.findall(r"\]\(([^)\s#]+)[^)]*\)", text):
         if ":" not in link:
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+@pytest.mark.parametrize("page", ["docs/quick_start.md", "CHANGELOG.md"])
+def test_every_verb_is_in_the_documents(page: str) -> None:
+    text = (ROOT / page).read_text()
+    named = set(re.findall(r"(?<=`)[a-z]+(?=[ `])|(?<=intarsia )[a-z]+", text))
+    assert set(VERBS) <= named
 
 
 def test_every_folder_is_in_the_picture_and_the_picture_is_of_today() -> None:
