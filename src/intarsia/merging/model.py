@@ -87,7 +87,7 @@ class ComposedModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, C) of normalised images (B, channels, size, size)."""
-        return self.head(self.network(images))
+        return self.head(self.network(images).to(self.head.weight.dtype))
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits (N, C), on the CPU, of uint8 images (N, channels, R, R) as a stream holds them.
