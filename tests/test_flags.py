@@ -18,7 +18,7 @@ from intarsia.adapters.records import build_adapter
 from intarsia.cli import plan as plans
 from intarsia.cli.flags import FLAT, WIDTH, Flag, flags, help_of, parse
 from intarsia.cli.learn import Learn
-from intarsia.cli.main import VERBS, parsed, verb_of
+from intarsia.cli.main import VERBS, overview, parsed, verb_of
 from intarsia.cli.options import Selection, parse_weights
 from intarsia.data.stream import TaskStream
 from intarsia.errors import InputError
@@ -102,10 +102,15 @@ def test_the_everyday_flags_are_flat_and_all_others_grouped() -> None:
     assert {f.name for cls in (Training, Source) for f in fields(cls)} >= FLAT
 
 
-def test_help_fits_two_screens_and_says_something_of_every_flag() -> None:
-    text = help_of(Learn, "intarsia learn")
-    assert len(text.splitlines()) <= 100
-    assert max(map(len, text.splitlines())) <= WIDTH
+@pytest.mark.parametrize(("columns", "lines"), [(WIDTH, 100), (80, 120), (300, 100)])
+def test_help_fits_two_screens_and_the_terminal(columns: int, lines: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert len(help_of(Learn, "intarsia learn").splitlines()) <= lines
+    for text in (overview(), *(help_of(verb_of(verb), f"intarsia {verb}") for verb in VERBS)):
+        assert max(map(len, text.splitlines())) <= min(columns, WIDTH)
+
+
+def test_help_says_something_of_every_flag() -> None:
     for verb in VERBS:
         for flag in flags(verb_of(verb)):
             assert flag.help(), (verb, flag.name)

@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run(Rehearsal):
-    """What is done beside learning."""
+    """What is done besides learning."""
 
     evaluate: bool = True
     """Measure the pool on the test images at the end."""
     keep_fishers: bool | None = None
-    """Keep every task's own Fisher in its module."""
+    """Store every task's own Fisher, for --rule fisher."""
     checkpoint: bool = True
-    """Keep what is trained at every epoch border; else a run that is stopped goes on from its last whole task."""
+    """Save the training state at every epoch boundary; without it, a stopped run goes on from its last whole task."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ class Learn:
     rank: int | None = None
     """LoRA's rank (three times that on a fused qkv); 16 if not given."""
     strength: float | None = None
-    """Of the regularizer, alpha of ITA or beta of IEL; as recommended for method and adapter if not given."""
+    """Strength of the regularizer (alpha of ITA, beta of IEL); recommended for method and adapter if not given."""
     training: Training = field(default_factory=Training)
     out: Path | None = None
     """Folder of the pool, new or empty; runs/<stream>-<method> if not given."""
     add: bool = False
     """Add the stream's tasks to the pool in --out, with the pool's own settings unless told otherwise."""
     resume: bool = False
-    """Go on with the run in --out that was stopped, from its last epoch border, as it was."""
+    """Go on with the run in --out that was stopped, from its last epoch boundary, with its own settings."""
     device: str | None = None
     """cpu, cuda, mps, or auto (the default): the best there is."""
     preset: str | None = None

@@ -25,7 +25,7 @@ class Selection:
     weights: tuple[str, ...] = ()
     """Coefficients that sum to 1: birds=.7 cars=.3."""
     rule: Literal["mean"] | Rule = "mean"
-    """What all modules are merged by: their mean, or a rule of others (fisher: a pool learned with keep-fishers)."""
+    """How all modules are merged: their mean, or another rule (fisher needs a pool learned with --run.keep-fishers)."""
 
     def compose(self, pool: "Pool") -> "ComposedModel":
         """The model asked for."""

@@ -34,13 +34,13 @@ class Diagnose:
     weights: tuple[str, ...] = ()
     """Coefficients that sum to 1: birds=.7 cars=.3."""
     per_task: int = 200
-    """Training images drawn from each task; losses.png and gap.png look at 50 at most."""
+    """Training images drawn from each task; losses.png and gap.png use 50 at most."""
     beside: tuple[Path, ...] = ()
     """Other pools of the same tasks, to measure and draw beside it."""
     figures: Path | None = None
-    """Folder for what is measured, kept as it is known, and for three figures: gap.png (measured and at second order,
-    against the scale of the task vectors), cosines.png (of the task vectors) and losses.png (along lines of weights,
-    beside the second-order picture)."""
+    """Folder for the measurements, saved one by one, and three figures: gap.png (Jensen's gap, measured and to second
+    order, against the scale of the task vectors), cosines.png (between the task vectors) and losses.png (the loss along
+    lines of weights, measured and to second order)."""
     source: Source = field(default_factory=Source)
     where: Inline[Where] = field(default_factory=Where)
     device: str = "auto"
@@ -133,12 +133,12 @@ class Compare:
     seeds: int = 1
     """Runs of each method, with seeds 0, 1, ..."""
     out: Path | None = None
-    """Folder of the comparison, of this one alone; runs/compare-<stream> if not given. Runs that are in it already are
-    not made again if settings, code, images, weights and machine are the same."""
+    """Folder of the comparison, of this one alone; runs/compare-<stream> if not given. Finished
+    runs in it are used again if settings, code, images, weights and machine are the same."""
     again: bool = False
-    """Set aside what is in the folder, and make every run anew."""
+    """Set aside what is in the folder, and run everything again."""
     jobs: int = 1
-    """Runs at once, without progress bars; on two cores, --jobs 2 --threads 1 is done soonest."""
+    """Runs at once, without progress bars; on two cores, --jobs 2 --threads 1 is fastest."""
     source: Source = field(default_factory=Source)
     backbone: str = BUILTIN
     """vit_sketch (built in), timm/<name> or timm/<name>@<weights.safetensors>."""
@@ -150,7 +150,7 @@ class Compare:
     device: str = "auto"
     """cpu, cuda, mps, or the best there is."""
     threads: int | None = None
-    """Threads of torch in each run; its own choice if not given."""
+    """Threads of torch in each run; torch's own choice if not given."""
     validation: float = 0.0
     """Measure on this part of the training images, held out, and never on test images; 0 for the test images."""
     json: Json = False
@@ -188,7 +188,7 @@ class Presets:
     """List the cells of the paper's table, or compare a run with the one it was learned with."""
 
     action: Positional[Literal["list", "verify"]] = "list"
-    """What to do."""
+    """list the presets, or verify a pool: set its accuracy beside the paper's."""
     pool: Positional[Path | None] = None
     """Folder of the pool to verify."""
     source: Source = field(default_factory=Source)
@@ -227,8 +227,8 @@ class Presets:
 class Report:
     """Write one page about a pool or a comparison: what was run, tables, figures, a card for every task.
 
-    What is measured of a pool is kept beside the page as it is known, in <folder>-measured.json: a report that is
-    stopped goes on where it was.
+    Measurements of a pool are saved beside the page one by one, in <folder>-measured.json: a report that was stopped
+    continues from there.
     """
 
     what: Positional[Path]
@@ -236,7 +236,7 @@ class Report:
     out: Path | None = None
     """New file for the page; <folder>-report.html beside the folder if not given."""
     edits: bool = False
-    """Also specialize a pool to each of its tasks, unlearn each, and measure: three more evaluations a task."""
+    """Also specialize a pool to each of its tasks, unlearn each, and measure: three more evaluations per task."""
     source: Source = field(default_factory=Source)
     where: Inline[Where] = field(default_factory=Where)
     device: str = "auto"

@@ -24,9 +24,9 @@ class Where:
     """Where theta0 and the images are, if not where the pool says."""
 
     backbone: str | None = None
-    """theta0, if its weights are not where the pool says; as for learn."""
+    """The backbone, if its weights are not where the pool says: timm/<name>@<weights.safetensors>."""
     task_data: tuple[str, ...] = ()
-    """Where the images of single tasks are today, as task=folder:<dir>; which of them are used is as on its card."""
+    """Where the images of single tasks are today: task=folder:<dir>. The same images are used as before."""
 
     def pool(self, path: Path, device: str) -> Pool:
         """A pool whose backbone is on a device.

@@ -18,13 +18,14 @@ class Source:
     """Where images come from, and which classes make a task; what is None is left as it comes."""
 
     data: str | None = None
-    """chalk or sketches (built in), or folder:<dir> with train/<class>/* and test/<class>/*, or <class>/*."""
+    """chalk or sketches (built in), or folder:<dir> with train/<class>/* and test/<class>/*, or <class>/*. If not
+    given: chalk; of a pool, what it was learned from."""
     tasks: int | None = None
     """Split the classes into so many tasks."""
     split: Path | None = None
     """A JSON file: task -> list of its classes."""
     max_per_class: int | None = None
-    """Use at most so many training and test images of a class."""
+    """Use at most so many training and test images per class."""
     only: tuple[str, ...] = ()
     """Names of the tasks to use; all if none is named."""
     order: Order | None = None
