@@ -4,10 +4,12 @@ Real processes take seconds to start: here where that is the point, in `test_rea
 """
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from contextlib import redirect_stdout
+from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -235,6 +237,13 @@ def test_bad_input_is_one_line_and_exit_code_2_in_a_real_process(world: Path) ->
 
 
 @pytest.mark.slow
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert not stopped.value.code
+    assert capsys.readouterr().out == f"intarsia {version('intarsia')}\n"
+
+
 def test_help_of_every_verb_names_its_flags() -> None:
     overview = run("--help")
     assert overview.returncode == 0
@@ -250,6 +259,7 @@ def test_a_dry_run_says_the_cost_and_writes_nothing(tmp_path: Path) -> None:
     done = run(*given)
     assert done.returncode == 0
     assert "training_minutes" in done.stdout
+    assert re.search(r"^\w.*: \d+\.\d s$", done.stderr, re.MULTILINE)  # it says what it times
     assert not (tmp_path / "pool").exists()
 
 

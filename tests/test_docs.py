@@ -82,6 +82,16 @@ def test_every_verb_is_in_the_documents(page: str) -> None:
     assert set(VERBS) <= named
 
 
+def test_every_test_that_holds_a_trial_exists() -> None:
+    rows = [line for line in (ROOT / "docs" / "trials.md").read_text().splitlines() if "`test_" in line]
+    assert len(rows) > 35
+    for row in rows:
+        file = ROOT
+        for span in re.findall(r"`(test_\w+(?:\.py)?)`", row):
+            file = ROOT / "tests" / span if span.endswith(".py") else file
+            assert span.endswith(".py") or span in names(file), f"{span} is not in {file.name}"
+
+
 def test_every_folder_is_in_the_picture_and_the_picture_is_of_today() -> None:
     """Else: python docs/figures/architecture.py."""
     script = ROOT / "docs" / "figures" / "architecture.py"
