@@ -195,7 +195,7 @@ def test_no_folder_and_no_text_model(tmp_path: Path) -> None:
     import transformers  # noqa: PLC0415
 
     folder = tmp_path / "bert"
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16}
+    shape: Any = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16}
     transformers.BertModel(transformers.BertConfig(vocab_size=20, **shape)).save_pretrained(folder)
     transformers.ViTImageProcessor().save_pretrained(folder)
     with pytest.raises(InputError, match=r"'bert' model: expected one of images"):

@@ -45,4 +45,5 @@ def load_network(spec: str) -> Loaded:
     if kind not in LOADERS or bool(which) == (kind == BUILTIN):
         known = ", ".join(SHOWN.get(each, f"'{each}/<which>'") for each in LOADERS)
         raise InputError(f"unknown backbone {name!r}: expected {known}")
-    return Loaded(*LOADERS[kind](which, options))
+    found = LOADERS[kind](which, options)
+    return found if isinstance(found, Loaded) else Loaded(found[0], found[1])

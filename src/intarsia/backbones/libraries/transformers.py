@@ -108,7 +108,7 @@ def build_transformers(architecture: Mapping[str, Any]) -> nn.Module:
     """
     transformers = _library("a merged model")
     name, arguments = architecture["name"], architecture["arguments"]
-    made = getattr(transformers, name, None)
+    made: Any = getattr(transformers, name, None)
     if not (inspect.isclass(made) and issubclass(made, transformers.PreTrainedModel)):
         raise InputError(f"unknown architecture {name!r}: expected a model of transformers {transformers.__version__}")
     config = made.config_class.from_dict(dict(arguments["config"]))
