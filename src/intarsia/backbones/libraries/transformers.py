@@ -109,8 +109,10 @@ def build_transformers(architecture: Mapping[str, Any]) -> nn.Module:
     transformers = _library("a merged model")
     name, arguments = architecture["name"], architecture["arguments"]
     made: Any = getattr(transformers, name, None)
-    if not (inspect.isclass(made) and issubclass(made, transformers.PreTrainedModel)):
+    known = inspect.isclass(made) and issubclass(made, transformers.PreTrainedModel)
+    if not known:
         raise InputError(f"unknown architecture {name!r}: expected a model of transformers {transformers.__version__}")
+    made = cast(Any, made)
     config = made.config_class.from_dict(dict(arguments["config"]))
     unpooled = {"add_pooling_layer": False} if not arguments["pooling"] else {}
     try:
