@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)

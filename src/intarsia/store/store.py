@@ -24,7 +24,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from intarsia.class_stats.mixtures import ClassStatistics
+from intarsia.class_stats.statistics import ClassStatistics
 from intarsia.curvature.fisher import DiagonalFisher
 from intarsia.errors import InputError
 from intarsia.heads.head import Head
