@@ -36,6 +36,7 @@ def test_there_is_a_cell_for_every_data_set_method_and_adapter() -> None:
 def test_published_hyper_parameters_are_the_papers() -> None:
     cifar, iel, crop = (preset(n) for n in ("cifar100-ita-lora", "cifar100-iel-full", "cropdisease-ita-ia3"))
     assert (cifar.strength, iel.strength, crop.strength) == (0.02, 20.0, 5.0)
+    assert {cell.training.protocol for cell in PRESETS.values()} == {"paper"}
     t = cifar.training
     assert (t.lr, t.weight_decay, t.batch_size, t.epochs, t.lambda_h, t.lambda_0) == (3e-4, 0, 128, 20, 0.025, 0.001)
     assert (iel.training.lambda_h, iel.training.lambda_0) == (0.1, 0.001)
