@@ -278,10 +278,7 @@ def steps_due(batch: Batch) -> int:
 
 
 def _check_length(adapter: Attachment, configuration: Configuration, backbone: Backbone, task: str, epoch: int) -> None:
-    """Look at the task vector's length as an epoch ends.
-
-    An explicit step that overshoots throws the vector further off with every batch; clipping keeps that finite, and
-    silent.
+    """Look at the vector's length: an explicit step that overshoots grows it with every batch, and clipping hides that.
 
     Raises:
         DivergenceError: it is long out of all proportion.
