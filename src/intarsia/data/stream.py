@@ -17,6 +17,7 @@ from torch import Tensor
 from intarsia.backbones.locations import absolute
 from intarsia.backbones.preprocessing import Preprocessing
 from intarsia.data.augmentation import Augmentation
+from intarsia.data.choices import DEFAULT_STREAM
 from intarsia.data.image_set import ImageSet, Labelled, checked
 from intarsia.data.sources.arrays import of_arrays
 from intarsia.data.sources.source import SIDES, Side, Source
@@ -99,7 +100,7 @@ class TaskStream(Sequence[Task]):
     @classmethod
     def load(
         cls,
-        spec: str = "sketches",
+        spec: str = DEFAULT_STREAM,
         *,
         tasks: int | None = None,
         split: str | Path | Split | None = None,
@@ -111,7 +112,7 @@ class TaskStream(Sequence[Task]):
         """Load a stream.
 
         Args:
-            spec: `sketches` or `chalk`, built in; or `folder:<dir>` with `<dir>/train/<class>/*` and
+            spec: `chalk` (the default) or `sketches`, built in; or `folder:<dir>` with `<dir>/train/<class>/*` and
                 `<dir>/test/<class>/*`, or with `<dir>/<class>/*` and a test fraction.
             tasks: Cut the classes into so many tasks of equal size, the first ones larger by one where that does not
                 divide. Without it and without `split`: the ten themes of the built-in data sets, one task of all

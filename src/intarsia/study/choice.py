@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from intarsia.data.choices import DEFAULT_STREAM
 from intarsia.data.splits import Order
 from intarsia.errors import InputError
 
@@ -11,22 +12,20 @@ if TYPE_CHECKING:
     from intarsia.data.stream import TaskStream
     from intarsia.pool import Pool
 
-DEFAULT = "chalk"
-"""The stream that ``learn`` and ``compare`` take if none is named: modules pay on it."""
-
 
 @dataclass(frozen=True)
 class Source:
     """Where images come from, and which classes make a task; what is None is left as it comes."""
 
     data: str | None = None
-    """chalk or sketches (built in), or folder:<dir> with train/<class>/* and test/<class>/*, or <class>/*."""
+    """chalk or sketches (built in), or folder:<dir> with train/<class>/* and test/<class>/*, or <class>/*. If not
+    given: chalk; of a pool, what it was learned from."""
     tasks: int | None = None
     """Split the classes into so many tasks."""
     split: Path | None = None
     """A JSON file: task -> list of its classes."""
     max_per_class: int | None = None
-    """Use at most so many training and test images of a class."""
+    """Use at most so many training and test images per class."""
     only: tuple[str, ...] = ()
     """Names of the tasks to use; all if none is named."""
     order: Order | None = None
@@ -34,12 +33,12 @@ class Source:
     test_fraction: float | None = None
     """Share of each class kept for testing, where the folder has no train/ and test/."""
 
-    def load(self, default: str, seed: int) -> "TaskStream":
-        """The stream."""
+    def load(self, seed: int) -> "TaskStream":
+        """The stream; the default one if none is named."""
         from intarsia.data.stream import TaskStream
 
         stream = TaskStream.load(
-            self.data or default,
+            self.data or DEFAULT_STREAM,
             tasks=self.tasks,
             split=self.split,
             order=self.order or "fixed",
@@ -60,4 +59,4 @@ class Source:
                     "with --data: without it, what the pool was learned from is used"
                 )
             return recorded_stream(pool)
-        return self.load(self.data, int(pool.index.settings.get("seed", 0)))
+        return self.load(int(pool.index.settings.get("seed", 0)))
