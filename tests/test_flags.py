@@ -1,5 +1,6 @@
 """Flags: what is typed and what is said in Python come to the same settings; help, lists, and what is refused."""
 
+import json
 import os
 import re
 import signal
@@ -115,6 +116,14 @@ def test_help_says_something_of_every_flag() -> None:
         for flag in flags(verb_of(verb)):
             assert flag.help(), (verb, flag.name)
             assert flag.name.rpartition(".")[2] in help_of(verb_of(verb), verb).lower()
+
+
+def test_a_run_that_another_version_stopped_is_refused_in_one_line(tmp_path: Path) -> None:
+    """Its settings lack one of today's."""
+    record = {"settings": {"epochs": 3}, "adapter": {"kind": "lora"}, "backbone": {}, "stream": {}}
+    (tmp_path / ".run").mkdir()
+    (tmp_path / ".run" / "run.json").write_text(json.dumps({**record, "keep_fishers": False, "before": []}))
+    assert "run.json" in refusal("learn", "--resume", "--out", str(tmp_path))
 
 
 def refusal(*arguments: str) -> str:

@@ -5,7 +5,7 @@ Theorem 1 and Eq. 5, 13, 14: for sum w = 1 the second-order proxy at theta0 obey
     l(theta_P) + Omega = sum_t w_t l(theta_t),    Omega = 1/2 (sum_t w_t |tau_t|_H^2 - |sum_t w_t tau_t|_H^2)
 
 The mean Fisher F stands in for the Hessian H. The loss is cross-entropy over all classes of the pool, on images of all
-of its tasks, with the aligned reference heads: only the trainable weights differ between the models compared.
+of its tasks, with the reference heads: only the trainable weights differ between the models compared.
 """
 
 import json
@@ -75,7 +75,7 @@ class Diagnosis:
 
 @dataclass(frozen=True)
 class Sample:
-    """Modules of a pool, and training images on which networks are measured under the aligned reference heads.
+    """Modules of a pool, and training images on which networks are measured under the reference heads.
 
     Args:
         pool: theirs.
