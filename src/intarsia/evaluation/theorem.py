@@ -34,7 +34,7 @@ from intarsia.task_vector import TaskVector, weighted_sum
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What ``diagnose`` measures; losses in nats an image.
+    """What ``diagnose`` measures; losses in nats per image.
 
     Args:
         tasks: the modules, in order.
@@ -126,7 +126,7 @@ class Sample:
 
     @torch.no_grad()
     def loss(self, network: nn.Module) -> float:
-        """Mean cross-entropy over a network's features, nats an image."""
+        """Mean cross-entropy over a network's features, nats per image."""
         network = network.to(self.pool.backbone.device)
         sums = [float(F.cross_entropy(self.head(network(x)), y, reduction="sum")) for x, y in self.batches()]
         return sum(sums) / len(self.labels)

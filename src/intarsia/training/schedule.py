@@ -80,7 +80,7 @@ def batches(settings: Settings, images: int, generator: torch.Generator, first: 
     A last batch of one image joins the one before: it has no gradient under feature centering.
 
     Args:
-        settings: say how many epochs, images a batch, and the learning rate.
+        settings: say how many epochs, images per batch, and the learning rate.
         images: N.
         generator: of the orders, on the CPU.
         first: the epoch to begin with; the generator is as it was after the one before.

@@ -20,7 +20,7 @@ class Training:
     epochs: int | None = None
     """Passes over a task's images."""
     batch_size: int | None = None
-    """Images a step."""
+    """Images per step."""
     lr: float | None = None
     """AdamW's learning rate, cosine per epoch."""
     warmup: float | None = None
@@ -32,8 +32,8 @@ class Training:
     dtype: Literal["float32", "bfloat16"] | None = None
     """Of the products in a training step; bfloat16 is faster where the processor has units for it."""
     compile: bool | None = None
-    """Compile the network that is trained, anew for every task: a minute each, for steps a little faster; needs a C++
-    compiler on a CPU."""
+    """Compile the network that is trained, once per task: a minute each, for slightly faster steps; on a CPU it needs a
+    C++ compiler."""
     step: Step | None = None
     """The regularizer's step: implicit (proximal), explicit and before AdamW's (decoupled), in the loss (coupled)."""
     normalize_fisher: bool | None = None
@@ -57,7 +57,7 @@ class Training:
     fisher: Estimator | None = None
     """Fisher estimator."""
     probes: int | None = None
-    """Draws a batch of the random Fisher estimators."""
+    """Draws per batch of the random Fisher estimators."""
     fisher_over: Literal["earlier", "others"] | None = None
     """Tasks whose Fisher and heads a module knows: those before it, or all others (every task is prepared first)."""
     seed: int | None = None
