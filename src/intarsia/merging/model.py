@@ -6,8 +6,9 @@ On disk it is self-contained: neither the pool nor theta0's weights are needed t
                                    architecture loads it strictly (``timm.create_model(name, num_classes=0)``)
                         head.weight (C, D), head.bias (C,): logits = features @ weight.T + bias, in the order of classes
     model.json          format, architecture (library, name, arguments), preprocessing (size, resize, channels, mean,
-                        std, interpolation), classes (task -> names), recipe (coefficients, heads, theta0's name and
-                        hash), streams (task -> where its images were), hash and size of the weights
+                        std, interpolation), classes (task -> names), id2label (row of the head -> name), recipe
+                        (coefficients, heads, theta0's name and hash), streams (task -> where its images were), hash
+                        and size of the weights
 
 An image is resized (shorter side to ``resize``), cropped in the middle to ``size``, divided by 255, and normalised.
 """
@@ -165,6 +166,7 @@ class ComposedModel(nn.Module):
             "architecture": self.architecture,
             "recipe": self.recipe if base is None else {**self.recipe, "backbone": place(base)},
             "classes": self.classes,
+            "id2label": {str(number): label for number, label in enumerate(self.labels)},
             "preprocessing": self.preprocessing.record(),
             "streams": {t: located(stream, place) for t, stream in self.streams.items()},
             "weights": {"sha256": seen.sha256, "size": seen.size},
