@@ -10,6 +10,8 @@ import pytest
 from hub_server import hub
 from networks import NETWORKS
 
+from intarsia.cli.main import main
+
 pytestmark = pytest.mark.slow
 
 
@@ -37,6 +39,17 @@ def test_a_backbone_of_the_hub_is_fetched_once_and_found_again_offline(network: 
     again = ls(spec, tmp_path / "home", address, offline=True)
     assert again.returncode == 0, again.stderr
     assert again.stdout == first.stdout
+
+
+def test_ls_lists_what_would_be_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = NETWORKS["DINOv3ViT gated"].save(tmp_path / "net")
+    found = main(["ls", "--backbone", spec, "--image-size", "48"])
+    assert found is None
+    said = " ".join(capsys.readouterr().out.split())
+    for part in ("attention blocks.*.attn.k (2)", "mlp blocks.*.mlp.gate_proj (2)", "size 48", "features 32"):
+        assert part in said
+    main(["ls", "--backbone", spec, "--network.targets", "*attn.q", "--json"])
+    assert json.loads(capsys.readouterr().out)["trained"] == {"attention": ["blocks.0.attn.q", "blocks.1.attn.q"]}
 
 
 @pytest.mark.parametrize("spec", ["hf/maker/net", "timm/vit_tiny_patch16_224", "timm/hf-hub:maker/net"])
