@@ -88,7 +88,7 @@ def test_the_built_in_streams_are_ten_themes_of_ten_classes(sketches: TaskStream
         assert torch.bincount(task.train.labels).tolist() == [80] * 10
         assert torch.bincount(task.test.labels).tolist() == [20] * 10
         assert task.train.labels.dtype == torch.int64
-        assert task.train.paths is None
+        assert task.train.files is None
     assert sketches.augmentation == chalk.augmentation == "sketch"
     assert not torch.equal(chalk[0].test.tensor(SKETCH), sketches[0].test.tensor(SKETCH))
 
@@ -143,8 +143,8 @@ def test_a_folder_with_train_and_test(sided: Path) -> None:
     assert shades(train) == [number * 10 + index for number in range(6) for index in range(4)]
     assert train.labels.tolist() == [number for number in range(6) for _ in range(4)]
     assert shades(test) == [number * 10 + index for number in range(6) for index in range(2)]
-    assert train.paths
-    assert train.paths[5] == sided / "train" / "cat" / "1.png"
+    assert train.files
+    assert train.files[5] == sided / "train" / "cat" / "1.png"
 
 
 def test_a_folder_of_classes_and_a_test_fraction(flat: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_folder_of_classes_and_a_test_fraction(flat: Path) -> None:
 def test_a_class_s_test_images_depend_on_the_seed_alone(flat: Path) -> None:
     def tested(seed: int, **options: Any) -> set[str]:
         stream = TaskStream.load(f"folder:{flat}", test_fraction=0.3, seed=seed, **options)
-        paths = [path for task in stream for path in task.test.paths or ()]
+        paths = [path for task in stream for path in task.test.files or ()]
         return {path.name for path in paths if path.parent.name == "dog"}
 
     assert tested(0) == tested(0, tasks=2, order="shuffled") == tested(0, split={"a": ["dog"]})
@@ -472,7 +472,7 @@ def test_a_record_tells_how_the_stream_was_made_and_makes_it_again(flat: Path, t
     assert record["tasks"] == [{"name": t.name, "classes": list(t.classes), "train": 6, "test": 6} for t in stream]
     again = TaskStream.load(**record["load"])
     assert again.record() == stream.record()
-    assert [task.train.paths for task in again] == [task.train.paths for task in stream]
+    assert [task.train.files for task in again] == [task.train.files for task in stream]
     changed = stream.subset([1]).validation(0.4, seed=2).record()
     assert changed["changes"] == [{"subset": [stream[1].name]}, {"validation": {"fraction": 0.4, "seed": 2}}]
     json.dumps(arrays().record())
@@ -485,10 +485,10 @@ def test_validation_of_files_decodes_each_once(flat: Path) -> None:
     for path in flat.rglob("*.png"):
         path.unlink()
     stream[0].train.tensor(SMALL)
-    assert held[0].train.paths
-    assert held[0].test.paths
-    assert stream[0].train.paths
-    assert sorted(held[0].train.paths + held[0].test.paths) == sorted(stream[0].train.paths)
+    assert held[0].train.files
+    assert held[0].test.files
+    assert stream[0].train.files
+    assert sorted(held[0].train.files + held[0].test.files) == sorted(stream[0].train.files)
 
 
 def test_validation_wants_three_training_images() -> None:

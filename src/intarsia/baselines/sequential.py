@@ -138,7 +138,7 @@ def new_head(backbone: Backbone, features: Tensor, task: Task, settings: Setting
 
 def _train(model: ModelInTraining, task: Task, strategy: Strategy, progress: Progress) -> None:
     settings, head = model.settings, model.head
-    images = task.train.tensor(model.backbone.preprocessing)
+    images = task.train.pixels(model.backbone.preprocessing)
     labels = task.train.labels + len(head.weight) - len(task.classes)
 
     def loss(batch: Batch) -> Loss:

@@ -92,7 +92,7 @@ def found_images(named: Sequence[Path]) -> list[Path]:
     Raises:
         InputError: a folder has none.
     """
-    from intarsia.data.decoding import is_image
+    from intarsia.data.files import is_image
 
     found: list[Path] = []
     for path in named:

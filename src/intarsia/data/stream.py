@@ -187,7 +187,7 @@ class TaskStream(Sequence[Task]):
             progress("decoding", done, total)
 
         for images in sets:
-            images.tensor(preprocessing, advance)
+            images.check(preprocessing, advance)
 
     def subset(self, which: Iterable[int | str]) -> "TaskStream":
         """The stream of some tasks, by name or position, in the given order.

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from intarsia.backbones.architecture import build
 from intarsia.backbones.backbone import Backbone
-from intarsia.backbones.forward import BATCH, outputs
+from intarsia.backbones.forward import BATCH, Pixels, outputs
 from intarsia.backbones.locations import absolute, kept
 from intarsia.backbones.preprocessing import Preprocessing
 from intarsia.data.decoding import decode, decode_all
@@ -88,7 +88,7 @@ class ComposedModel(nn.Module):
         """Logits (B, C) of normalised images (B, channels, size, size)."""
         return self.head(self.network(images))
 
-    def logits(self, images: Tensor) -> Tensor:
+    def logits(self, images: Pixels) -> Tensor:
         """Logits (N, C), on the CPU, of uint8 images (N, channels, R, R) as a stream holds them.
 
         Raises:

@@ -12,7 +12,8 @@ import torch
 from intarsia.backbones.backbone import Backbone
 from intarsia.backbones.builtin import BUILTIN
 from intarsia.backbones.names import TARGETS
-from intarsia.data.fingerprint import FileHashes, fingerprint
+from intarsia.data.files import FileHashes
+from intarsia.data.fingerprint import fingerprint
 from intarsia.data.stream import TaskStream
 from intarsia.machine import code, machine, on_device
 from intarsia.progress import Progress, silent

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from intarsia.data.fingerprint import FileHashes
+from intarsia.data.files import FileHashes
 from intarsia.errors import InputError
 from intarsia.machine import code
 from intarsia.progress import Progress, silent

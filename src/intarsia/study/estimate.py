@@ -81,7 +81,7 @@ def estimate(
     training = configuration.settings
     tasks, counts = list(stream), [len(task.classes) for task in stream]
     timed = few(tasks[0], BATCHES * training.batch_size)
-    pixels = timed.train.tensor(backbone.preprocessing)
+    pixels = timed.train.pixels(backbone.preprocessing)
     outputs(backbone.features, pixels[:BATCH], backbone.preprocessing, backbone.device)  # the first pass is slower
     quick = replace(training, epochs=1)
     with tempfile.TemporaryDirectory() as folder:
@@ -137,9 +137,9 @@ def few(task: Task, images: int, *, test: bool = False) -> Task:
     def first(side: ImageSet, each: int) -> ImageSet:
         labels = side.labels
         index = torch.cat([(labels == c).nonzero()[:each, 0] for c in range(len(task.classes))])
-        if side.paths is None:
+        if side.files is None:
             return side.select(index)
-        return ImageSet.of_files([side.paths[i] for i in index.tolist()], labels[index])
+        return ImageSet.of_files([side.files[i] for i in index.tolist()], labels[index])
 
     each = max(2, math.ceil(images / len(task.classes)))
     return replace(task, train=first(task.train, each), test=first(task.test, each if test else 1))

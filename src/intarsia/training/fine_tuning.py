@@ -182,7 +182,7 @@ def _train(
 ) -> list[float]:
     """Train adapter and head in place; the mean loss of each epoch."""
     settings, task = configuration.settings, prepared.task
-    images, labels = task.train.tensor(backbone.preprocessing), task.train.labels
+    images, labels = task.train.pixels(backbone.preprocessing), task.train.labels
     generator, network = seeds.generator("training"), network_to_train(backbone, settings)
     spread = _spread(prepared.features.to(backbone.device))
     drifts = settings.center_features or settings.drift_penalty > 0

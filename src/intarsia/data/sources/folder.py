@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from intarsia.data.decoding import is_image
+from intarsia.data.files import is_image
 from intarsia.data.image_set import ImageSet
 from intarsia.data.sources.arrays import labels_of
 from intarsia.data.sources.source import SIDES, Side, Source
