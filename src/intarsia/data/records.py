@@ -1,8 +1,9 @@
 """Streams loaded again, as a card or a checkpoint says."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from intarsia.data.pixels import Storage
 from intarsia.data.stream import Task, TaskStream
 from intarsia.errors import InputError
 
@@ -30,7 +31,10 @@ def reloaded(source: Mapping[str, Any]) -> TaskStream:
                 f"the record of stream {source.get('name', source['load'])!r} has a change {what!r}: expected some of "
                 f"{', '.join(CHANGES)}. Update intarsia, or name the stream with --data"
             )
-    stream = TaskStream.load(**source["load"])
+    load, split = dict(source["load"]), source.get("split")
+    if split is not None:  # the classes as they were then: others may be there today
+        load |= {"tasks": None, "order": "fixed", "split": split}
+    stream = TaskStream.load(**load)
     for what, how in changes:
         stream = CHANGES[what](stream, how)
     return stream
@@ -50,7 +54,20 @@ def gathered(sources: Mapping[str, Mapping[str, Any]]) -> TaskStream:
                 f"task {name!r} was learned from arrays in memory, which the pool cannot load again: name its stream"
             )
         key = repr(source)
-        loaded[key] = loaded.get(key) or reloaded(source)
+        wanted = [other for other, its in sources.items() if repr(its) == key]
+        loaded[key] = loaded.get(key) or reloaded(_only(source, wanted))
         tasks.append(loaded[key][name])
+    storage = Storage()
+    for task in tasks:
+        for images in (task.train, task.test):
+            images.use(storage)
     names = dict.fromkeys(stream.name for stream in loaded.values())
     return TaskStream(" + ".join(names), tuple(tasks))
+
+
+def _only(source: Mapping[str, Any], tasks: Collection[str]) -> Mapping[str, Any]:
+    """A source of some tasks alone, so that it does not matter whether the others' images are there."""
+    split = source.get("split")
+    if split is None or any("joined" in change for change in source.get("changes", [])):
+        return source
+    return {**source, "split": {task: kinds for task, kinds in split.items() if task in tasks}}
