@@ -162,7 +162,7 @@ def test_a_class_s_test_images_depend_on_the_seed_alone(flat: Path) -> None:
     def tested(seed: int, **options: Any) -> set[str]:
         stream = TaskStream.load(f"folder:{flat}", test_fraction=0.3, seed=seed, **options)
         paths = [path for task in stream for path in task.test.files or ()]
-        return {path.name for path in paths if path.parent.name == "dog"}
+        return {Path(str(path)).name for path in paths if "dog" in str(path)}
 
     assert tested(0) == tested(0, tasks=2, order="shuffled") == tested(0, split={"a": ["dog"]})
     assert any(tested(0) != tested(seed) for seed in (1, 2, 3))
@@ -489,7 +489,7 @@ def test_validation_of_files_decodes_each_once(flat: Path) -> None:
     assert held[0].train.files
     assert held[0].test.files
     assert stream[0].train.files
-    assert sorted(held[0].train.files + held[0].test.files) == sorted(stream[0].train.files)
+    assert sorted(map(str, held[0].train.files + held[0].test.files)) == sorted(map(str, stream[0].train.files))
 
 
 def test_validation_wants_three_training_images() -> None:

@@ -254,7 +254,7 @@ class Report:
         compared = (self.what / "comparison.json").exists()
         if not compared and not (self.what / INDEX).exists():
             raise InputError(f"{self.what} holds neither a pool (intarsia learn) nor a comparison (intarsia compare)")
-        if compared and (self.edits or self.source != Source()):
+        if compared and (self.edits or self.source.chooses):
             raise InputError(
                 f"{self.what} holds a comparison, all of it measured: --edits and the options that choose images are "
                 "for a pool"

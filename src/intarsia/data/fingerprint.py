@@ -1,15 +1,18 @@
-"""What the images of a stream are, as hashes: two streams of equal hashes give equal numbers."""
+"""What the images of a stream are, as hashes: two streams of equal hashes give equal numbers; and equal images."""
 
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from torch import Tensor
 
 from intarsia.backbones.preprocessing import Preprocessing
-from intarsia.data.files import FileHashes
+from intarsia.data.files import FileHashes, ImageFile
 from intarsia.data.image_set import ImageSet
 from intarsia.data.stream import TaskStream
+from intarsia.errors import InputError
 from intarsia.numerics import digest
 from intarsia.progress import Progress, silent
 
@@ -54,3 +57,44 @@ def _joined(hashes: Sequence[str]) -> str:
 
 def _labels(labels: Tensor) -> bytes:
     return json.dumps(labels.tolist()).encode()
+
+
+def notes_on(stream: TaskStream, preprocessing: Preprocessing) -> list[str]:
+    """What is to be known of a stream's images before they are learned, in words.
+
+    What was left out, pictures that are there twice, and where decoded images go if they do not stay in memory.
+    """
+    sets = [images for task in stream for images in (task.train, task.test) if images.files is not None]
+    where = sets[0].storage.told(sum(map(len, sets)), preprocessing) if sets else ""
+    return [*stream.notes, *repeated(stream), *([where] if where else [])]
+
+
+def repeated(stream: TaskStream) -> list[str]:
+    """How many pictures, equal byte by byte, are in two classes, and how many in training and in test, in words."""
+    places: dict[str, list[tuple[str, str, ImageFile]]] = {}
+    for task in stream:
+        for side, images in (("train", task.train), ("test", task.test)):
+            for label, file in zip(images.labels.tolist(), images.files or (), strict=False):
+                places.setdefault(_size(file), []).append((task.classes[label], side, file))
+    hashes, equal = FileHashes(), dict[str, list[tuple[str, str, ImageFile]]]()
+    for alike in places.values():
+        for place in alike if len(alike) > 1 else ():
+            with suppress(InputError):  # which decoding says
+                equal.setdefault(hashes.of(place[2]), []).append(place)
+    told = []
+    for what, which in (("in training and in test", 1), ("in two classes or more", 0)):
+        found = [group for group in equal.values() if len({place[which] for place in group}) > 1]
+        if found:
+            first = next(p for p in found[0] if p[which] != found[0][0][which])
+            told.append(
+                f"{len(found)} picture{'s are' if len(found) > 1 else ' is'} {what}, for example '{found[0][0][2]}' "
+                f"({found[0][0][0]}) and '{first[2]}' ({first[0]}): remove one of each, or accuracy says less"
+            )
+    return told
+
+
+def _size(file: ImageFile) -> str:
+    """What equal files have in common and is quick to know: the size; of a row of a table, nothing."""
+    with suppress(OSError):
+        return str(file.stat().st_size) if isinstance(file, Path) else ""
+    return str(file)

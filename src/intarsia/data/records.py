@@ -3,7 +3,6 @@
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from intarsia.data.pixels import Storage
 from intarsia.data.stream import Task, TaskStream
 from intarsia.errors import InputError
 
@@ -40,8 +39,12 @@ def reloaded(source: Mapping[str, Any]) -> TaskStream:
     return stream
 
 
-def gathered(sources: Mapping[str, Mapping[str, Any]]) -> TaskStream:
-    """Tasks loaded again, each from where it was: task -> the ``source`` of its stream.
+def gathered(sources: Mapping[str, Mapping[str, Any]], cache: str | None = None) -> TaskStream:
+    """Tasks loaded again, each from where it was.
+
+    Args:
+        sources: task -> the ``source`` of its stream.
+        cache: where decoded images are kept, as for ``TaskStream.load``.
 
     Raises:
         InputError: one was made in Python, or is not where it was.
@@ -57,12 +60,10 @@ def gathered(sources: Mapping[str, Mapping[str, Any]]) -> TaskStream:
         wanted = [other for other, its in sources.items() if repr(its) == key]
         loaded[key] = loaded.get(key) or reloaded(_only(source, wanted))
         tasks.append(loaded[key][name])
-    storage = Storage()
-    for task in tasks:
-        for images in (task.train, task.test):
-            images.use(storage)
     names = dict.fromkeys(stream.name for stream in loaded.values())
-    return TaskStream(" + ".join(names), tuple(tasks))
+    stream = TaskStream(" + ".join(names), tuple(tasks))
+    stream.keep_in(cache or "auto")
+    return stream
 
 
 def _only(source: Mapping[str, Any], tasks: Collection[str]) -> Mapping[str, Any]:

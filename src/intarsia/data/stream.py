@@ -209,6 +209,13 @@ class TaskStream(Sequence[Task]):
         for images in sets:
             images.check(preprocessing, advance)
 
+    def keep_in(self, cache: str | Path) -> None:
+        """Keep images that are decoded from now on there; as for `load`."""
+        storage = Storage(cache)
+        for task in self.tasks:
+            for images in (task.train, task.test):
+                images.use(storage)
+
     def subset(self, which: Iterable[int | str]) -> "TaskStream":
         """The stream of some tasks, by name or position, in the given order.
 

@@ -58,7 +58,8 @@ class Bench:
 
     def budget(self) -> dict[str, Any]:
         """The part of the record that says what is compared: stream, backbone and budget."""
-        return {name: value for name, value in self.record().items() if name in BUDGET}
+        found = {name: value for name, value in self.record().items() if name in BUDGET}
+        return {**found, "source": {**found["source"], "cache": None}}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Bench":
