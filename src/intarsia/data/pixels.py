@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import tempfile
+import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -127,7 +128,7 @@ class Storage:
                 self._used += size
                 return decode_all(files, preprocessing, advance, bits)
             with _writable(cache_folder(), size, len(files)) as folder:
-                file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115  closed with the last reader
+                file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  closed with its last reader
                 _fill(file, files, preprocessing, bits, advance)
             return _in_file(file, len(files), preprocessing)
         name = self._key(files, preprocessing, bits)
@@ -138,9 +139,12 @@ class Storage:
             else:
                 with _writable(folder, size, len(files)):
                     part = path.with_suffix(".part")
-                    with part.open("wb") as file:
-                        _fill(file, files, preprocessing, bits, advance)
-                    part.replace(path)
+                    try:
+                        with part.open("wb") as file:
+                            _fill(file, files, preprocessing, bits, advance)
+                        part.replace(path)
+                    finally:
+                        part.unlink(missing_ok=True)
         return _in_file(path.open("rb", buffering=0), len(files), preprocessing)
 
     def told(self, images: int, preprocessing: Preprocessing) -> str:
@@ -205,10 +209,15 @@ def _gib(size: int) -> str:
 def _fill(
     file: IO[bytes], files: Sequence[ImageFile], preprocessing: Preprocessing, bits: int | None, advance: Advance
 ) -> None:
-    for image in decoded(files, preprocessing, bits):
-        file.write(image.tobytes())
-        advance(1)
-    file.flush()
+    """Write decoded images one after another; the file is closed if one cannot be read or written."""
+    try:
+        for image in decoded(files, preprocessing, bits):
+            file.write(image.tobytes())
+            advance(1)
+        file.flush()
+    except BaseException:
+        file.close()
+        raise
 
 
 def _in_file(file: IO[bytes], count: int, preprocessing: Preprocessing) -> Lazy:
@@ -224,4 +233,6 @@ def _in_file(file: IO[bytes], count: int, preprocessing: Preprocessing) -> Lazy:
                     raise InputError(f"decoded images in {file.name} are cut off: remove the file, they are made again")
         return images
 
-    return Lazy(count, read)
+    made = Lazy(count, read)
+    weakref.finalize(made, file.close)
+    return made
