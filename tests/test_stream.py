@@ -232,7 +232,7 @@ def test_too_few_images_to_divide(flat: Path) -> None:
 
 def test_a_class_on_one_side_only(sided: Path) -> None:
     (sided / "test" / "fox").rename(sided / "test" / "wolf")
-    refused("'photos'.*in train but not in test: fox; in test but not in train: wolf.*--split", sided)
+    refused("photos'.*in train but not in test: fox; in test but not in train: wolf.*--split", sided)
     refused("in train but not in test: fox; in test but not in train: wolf", sided, split={"a": ["fox"]})
     assert TaskStream.load(f"folder:{sided}", split={"a": ["bee", "cat"]}).classes == ("bee", "cat")
     for kind in (sided / "test").iterdir():

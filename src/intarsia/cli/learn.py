@@ -192,7 +192,7 @@ class Learn:
 
         if not self.resume or self.source.chooses:
             source = dict(plan.source)
-            if plan.add and not self.resume and source.get("tasks"):
+            if plan.add and not self.resume and source.get("tasks") and not source.get("only"):
                 source.setdefault("first_task", Pool.open(out).next_number())
             return plans.load(source, DEFAULT, plan.chosen.settings.seed)
         checkpoint = Checkpoint.of(out)

@@ -32,7 +32,9 @@ def open_csv(where: str, asked: Asked) -> Source:
         part = "train" if side == "train" else tested
         chosen = [row for (_, row), of in zip(rows, parts, strict=True) if of == part]
         of_labels([path.parent / row["path"] for row in chosen], [row["label"] for row in chosen], files[side])
-    return Listing(path.stem, files, f"a column 'split' with train and test in '{path}'", notes).source(asked)
+    return Listing(path.stem, str(path), files, f"a column 'split' with train and test in '{path}'", notes).source(
+        asked
+    )
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:

@@ -52,7 +52,7 @@ def open_folder(where: str, asked: Asked) -> Source:
     if parts:
         aside.others.extend(entry for entry in _visible(root) if entry not in (parts["train"], tested))
     remedy = f"<class>/<image> in '{root / 'train'}' and in '{root / 'test'}'"
-    return Listing(root.resolve().name, files, remedy, [*notes, *aside.notes(root)]).source(asked)
+    return Listing(root.resolve().name, str(root), files, remedy, [*notes, *aside.notes(root)]).source(asked)
 
 
 def _parts(root: Path) -> dict[str, Path]:

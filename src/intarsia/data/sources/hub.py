@@ -47,7 +47,7 @@ def open_hub(where: str, asked: Asked) -> Source:
         if split in found:
             lacking = _gather(f"{place}, {split}", found[split], image, label, files[side])
             notes += [f"left out: {lacking} images of split {split!r} without a label"] if lacking else []
-    return Listing(Path(place).name, files, "a split named test", notes).source(asked)
+    return Listing(Path(place).name, place, files, "a split named test", notes).source(asked)
 
 
 def _load(place: str, revision: str | None) -> dict[str, Any]:

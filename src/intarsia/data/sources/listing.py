@@ -28,12 +28,14 @@ class Listing:
 
     Args:
         name: of the source.
+        where: it is, for messages.
         files: of each side, class -> its images; the test side is empty where a part is to be held out.
         remedy: how test images would be given in such a source, in words.
         notes: what was left out.
     """
 
     name: str
+    where: str
     files: Mapping[Side, Mapping[str, Sequence[ImageFile]]]
     remedy: str
     notes: list[str] = field(default_factory=list)
@@ -47,12 +49,12 @@ class Listing:
         held, sides = asked.test_fraction, self.files
         if sides["test"] and held is not None:
             raise InputError(
-                f"'{self.name}' has test images and a test fraction of {held} is given: expected one of the two. Leave "
-                "the fraction out."
+                f"'{self.where}' has test images and a test fraction of {held} is given: expected one of the two. "
+                "Leave the fraction out."
             )
         if not sides["test"] and held is None:
             raise InputError(
-                f"'{self.name}' does not say which images are to test: expected a test fraction (for example "
+                f"'{self.where}' does not say which images are to test: expected a test fraction (for example "
                 f"--source.test-fraction 0.2), or {self.remedy}."
             )
         hashes = FileHashes()
@@ -98,10 +100,11 @@ class Listing:
             "in train but not in test": train.keys() - test.keys(),
             "in test but not in train": test.keys() - train.keys(),
         }
+        noted = "; ".join(self.notes)
         found = "; ".join(f"{where}: {listed(sorted(names, key=natural))}" for where, names in lone.items() if names)
         raise InputError(
-            f"'{self.name}' has classes {found}: expected the same in both. Add or rename them, or name the classes to "
-            "use with --split."
+            f"'{self.where}' has classes {found}: expected the same in both{f' ({noted})' if noted else ''}. Add or "
+            "rename them, or name the classes to use with --split."
         )
 
 
