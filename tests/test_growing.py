@@ -4,12 +4,15 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 from test_cli import refused, result
 from test_sources import flat, photos
 
 from cases import timm_weights
-from intarsia import Pool
+from intarsia import Pool, TaskStream
 
 QUICK = ("--epochs", "1", "--batch-size", "8", "--device", "cpu", "--rank", "2")
 
@@ -100,3 +103,18 @@ def test_what_was_left_out_is_said_before_learning_and_cached_images_are_found_a
     assert sorted(path.stat().st_mtime_ns for path in (home / "cache").glob("*.images")) == kept
     assert Pool.open(home / "new").card("photos").stream["augmentation"] == "crop"
     assert json.loads((home / "new" / "config.json").read_text())["learn"]["source"]["skip_broken"] is True
+
+
+def test_a_model_reads_dark_images_as_those_it_was_learned_from(weights: str, tmp_path: Path) -> None:
+    for side in ("train", "test"):
+        for kind, largest in (("dim", 900), ("bright", 4000)):
+            for index in range(4):
+                path = tmp_path / "photos" / side / kind / f"{index}.tif"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(np.full((40, 40), largest + index, np.uint16)).save(path)
+    learn(tmp_path, "--backbone", weights)
+    images = sorted((tmp_path / "photos" / "test").rglob("*.tif"))
+    found = Pool.open(tmp_path / "pool").mean().probabilities(images)
+    task = TaskStream.load(f"folder:{tmp_path / 'photos'}")[0]
+    model = Pool.open(tmp_path / "pool").mean()
+    torch.testing.assert_close(found, model.logits(task.test.pixels(model.preprocessing)).softmax(1))

@@ -14,6 +14,7 @@ from torch import Tensor
 from intarsia.backbones.backbone import Backbone
 from intarsia.backbones.forward import BATCH, outputs
 from intarsia.data.image_set import ImageSet
+from intarsia.data.pixels import ROOM
 from intarsia.data.stream import Task, TaskStream
 from intarsia.heads.alignment import alignment_steps
 from intarsia.machine import peak_memory
@@ -119,6 +120,8 @@ def estimate(
     fine = (s["training"] * training.epochs + s["drift"] * passes) * per_image + s["regularizer"] * len(tasks)
     sums = 2 * _bytes(*backbone.trainable.values())
     decoded = sum(len(t.train) + len(t.test) for t in tasks) * _bytes(pixels[0])
+    if timed.train.files is not None:
+        decoded = min(decoded, ROOM)
     return Estimate(
         tasks=len(tasks),
         classes=classes,
