@@ -259,6 +259,8 @@ def test_streams_are_loaded_again_by_the_classes_that_were_learned(tmp_path: Pat
     photos(root, "fox")
     assert {t.name: t.classes for t in reloaded(source)} == {"task01": ("ant", "cow"), "task02": ("dog", "fox")}
     assert reloaded(stream.record())[1].classes == ("dog", "fox")
+    assert list(stream.subset(["task02"]).validation(0.34, 0).source()["split"]) == ["task02"]
+    assert reloaded(stream.joined().source())[0].classes == ("ant", "cow", "dog", "fox")
     drawn = load(root, tasks=3, order="shuffled", seed=4)
     photos(root, "zebu")
     assert [t.classes for t in gathered({t.name: drawn.source() for t in drawn})] == [t.classes for t in drawn]

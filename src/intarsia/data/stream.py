@@ -89,7 +89,10 @@ class TaskStream(Sequence[Task]):
     def source(self) -> dict[str, Any]:
         """Where its images came from, as JSON: `record` without the tasks and without which of them were chosen."""
         changes = [change for change in self.origin.get("changes", []) if "subset" not in change]
-        return {"name": self.name, **self.origin, "changes": changes, "augmentation": self.augmentation}
+        found = {"name": self.name, **self.origin, "changes": changes, "augmentation": self.augmentation}
+        if "split" in found and not any("joined" in change for change in changes):
+            found["split"] = {task.name: found["split"][task.name] for task in self.tasks}
+        return found
 
     @classmethod
     def load(
