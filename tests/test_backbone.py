@@ -145,6 +145,15 @@ def test_hash_is_of_every_weight_and_name() -> None:
 # Types
 
 
+def test_a_network_in_float64_stays_so_and_takes_images_in_float32() -> None:
+    model, x = tiny_vit(dtype=torch.float64), inputs(3, dtype=torch.float32)
+    expected = model(x.double())
+    theta0 = Backbone(model, name="double", preprocessing=GREY)
+    assert theta0.cast_from is None
+    for found in (theta0.features(x), theta0.model(x), copy.deepcopy(theta0.model)(x)):
+        assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_cast_and_said(dtype: torch.dtype, tmp_path: Path) -> None:
     model = tiny_vit().to(dtype)

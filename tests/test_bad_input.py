@@ -8,6 +8,7 @@ import pytest
 
 from bad_input import BAD, ON_DEVICE, Bad, furnish, said
 from hostile import FORGED, HARM, LIES
+from intarsia.cli.main import VERBS
 
 pytestmark = pytest.mark.slow
 
@@ -106,6 +107,18 @@ SAYS: dict[str, tuple[str, ...]] = {
     "a folder to write to that is not empty": ("photos", "not an empty folder", "nothing was written"),
     "`--keep` of a composed model": ("--keep", "composed", "name the pool"),
     "a composed model that is damaged": ("composed/model.safetensors", "damaged", RESTORE),
+    "a class to rename that is not there": ("'pink'", "blue, cyan"),
+    "a new name that another class has": ("'blue'", "'task01'", "new name"),
+    "a new name that is no name": ("'../rose'", "'/'", RENAME),
+    "a class to rename without a new name": ("new is missing", "--help"),
+    "a class of a composed model to rename": ("composed", "merged model", "name the pool"),
+    "a task to remove that is not there": ("'cars'", "task01, task02, task03"),
+    "a task to remove from no pool": ("photos", "not a pool", "pool.json"),
+    "a task of a composed model to remove": ("composed", "merged model", "name the pool"),
+    "a task to remove while a run is stopped": ("pool", "--resume", "pool/.run", "'task01'"),
+    "a composed model to diagnose": ("composed", "merged model", "name the pool"),
+    "a composed model to report on": ("composed", "merged model", "name the pool"),
+    "a composed model to compose": ("composed", "merged model", "name the pool"),
     "an unknown method": ("'magic'", "frozen", "iel-ia3"),
     # Pools that are damaged
     **{f"a module's tensors {how}": ("pool/modules/task01/vector.safetensors", "damaged", RESTORE) for how in HARM},
@@ -161,3 +174,4 @@ def test_bad_input_is_one_line_and_nothing_is_lost(bad: Bad, furnished: Path, tm
 def test_every_bad_input_is_tried_once_and_has_its_parts() -> None:
     assert sorted(bad.what for bad in ALL) == sorted(SAYS)
     assert all(SAYS.values())
+    assert {bad.command.partition(" ")[0] for bad in ALL} == set(VERBS)

@@ -60,6 +60,14 @@ def learned(
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_a_network_in_float64_is_learned_on_like_one_in_float32(name: str) -> None:
+    images = stream(3)[0].test.tensor(GREY)
+    double, single = (learned(name, theta0=backbone(dtype=dtype))[-1].model for dtype in (torch.float64, torch.float32))
+    expected = single.logits(images)
+    torch.testing.assert_close(double.logits(images).to(expected), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_a_method_answers_with_all_classes_seen_and_leaves_theta0_as_it_was(name: str) -> None:
     theta0, tasks = backbone(), stream(3)
     stages, scores = learned(name, theta0=theta0), Scores(tasks)

@@ -4,10 +4,12 @@ Real processes take seconds to start: here where that is the point, in `test_rea
 """
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from contextlib import redirect_stdout
+from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -109,6 +111,14 @@ def test_evaluate_reports_every_measure_in_percent(pool: Path) -> None:
     last = found["accuracy_matrix"][-1]
     assert found["final_accuracy"] == pytest.approx(sum(last) / len(last))  # the tasks have as many images each
     assert found["images"] == 12
+
+
+def test_evaluate_leaves_earlier_models_out_where_no_matrix_is_asked_for(pool: Path) -> None:
+    whole, last = result("evaluate", pool, "--matrix", "yes"), result("evaluate", pool, "--matrix", "no")
+    assert whole == result("evaluate", pool)
+    assert last["accuracy_matrix"] == whole["accuracy_matrix"][-1:]
+    assert last["final_forgetting"] is last["average_incremental_accuracy"] is None
+    assert last["final_accuracy"] == whole["final_accuracy"]
 
 
 def test_evaluate_can_keep_drop_and_weight(pool: Path) -> None:
@@ -227,6 +237,13 @@ def test_bad_input_is_one_line_and_exit_code_2_in_a_real_process(world: Path) ->
 
 
 @pytest.mark.slow
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert not stopped.value.code
+    assert capsys.readouterr().out == f"intarsia {version('intarsia')}\n"
+
+
 def test_help_of_every_verb_names_its_flags() -> None:
     overview = run("--help")
     assert overview.returncode == 0
@@ -242,6 +259,7 @@ def test_a_dry_run_says_the_cost_and_writes_nothing(tmp_path: Path) -> None:
     done = run(*given)
     assert done.returncode == 0
     assert "training_minutes" in done.stdout
+    assert re.search(r"^\w.*: \d+\.\d s$", done.stderr, re.MULTILINE)  # it says what it times
     assert not (tmp_path / "pool").exists()
 
 
@@ -331,6 +349,26 @@ def test_what_is_uneven_or_lost_is_said_with_what_to_try(world: Path, tmp_path: 
     (uneven, *_) = result("learn", *given)["notes"]
     for part in ("'blue'", "26", "'red'", "2", "--max-per-class"):
         assert part in uneven
+
+
+def test_a_run_that_ends_below_the_frozen_backbone_says_so_with_what_to_try(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Plain colours, which any features tell apart, and steps that spoil the network; steps of length 0 do not."""
+    spoilt, still = (
+        result(*learning(world, out, *more))
+        for out, more in (("spoilt", ("--lr", 0.3, "--strength", 0)), ("still", ("--lr", 0)))
+    )
+    (note,) = spoilt["notes"]
+    lost = spoilt["frozen_head_accuracy"] - spoilt["final_accuracy"]
+    assert lost > 10
+    remedies = ("lower --lr", "fewer --epochs", "larger --strength")
+    for part in ("below the frozen backbone", f"{lost:.1f} points", *remedies):
+        assert part in note
+    assert still["final_accuracy"] == still["frozen_head_accuracy"]
+    assert still["notes"] == []
+    main(["learn", "--resume", "--out", str(world / "spoilt")])  # whole: measured again, for a person
+    assert note in capsys.readouterr().out
 
 
 def test_what_the_network_refuses_leaves_nothing_and_is_not_to_be_resumed(world: Path, tmp_path: Path) -> None:

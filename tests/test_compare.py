@@ -185,13 +185,13 @@ def test_the_default_folder_is_the_streams_own(tmp_path: Path, monkeypatch: pyte
 def test_a_dry_run_says_what_is_to_be_made_and_writes_nothing(compared: tuple[Path, Any], tmp_path: Path) -> None:
     out, _ = compared
     before = contents(out)
-    rows = result("compare", "--methods", "ita", "tmc", "--seeds", 2, "--out", out, *SMALL, "--dry-run")["rows"]
+    rows = result("compare", "--methods", "ita", "tmc", "--seeds", 2, "--out", out, *SMALL, "--run.dry-run")["rows"]
     assert [(row["method"], row["runs"], row["there"]) for row in rows] == [("ita", 1, 1), ("tmc", 2, 0)]
     minutes = json.loads((out / "ita-0.json").read_text())["minutes"]
     assert rows[0]["minutes"] == pytest.approx(minutes)
     assert 0 < rows[1]["minutes"] < 5
     assert contents(out) == before
-    result("compare", "--methods", "frozen", "joint", "--out", tmp_path / "new", *SMALL, "--dry-run")
+    result("compare", "--methods", "frozen", "joint", "--out", tmp_path / "new", *SMALL, "--run.dry-run")
     assert not (tmp_path / "new").exists()
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from test_report import CHROMIUM, browse
 
+from intarsia.cli.main import VERBS
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "intarsia"
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CHANGELOG.md"])
@@ -71,6 +73,23 @@ def test_every_file_that_a_page_names_exists(page: Path) -> None:
     for link in re.findall(r"\]\(([^)\s#]+)[^)]*\)", text):
         if ":" not in link:
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+@pytest.mark.parametrize("page", ["docs/quick_start.md", "CHANGELOG.md"])
+def test_every_verb_is_in_the_documents(page: str) -> None:
+    text = (ROOT / page).read_text()
+    named = set(re.findall(r"(?<=`)[a-z]+(?=[ `])|(?<=intarsia )[a-z]+", text))
+    assert set(VERBS) <= named
+
+
+def test_every_test_that_holds_a_trial_exists() -> None:
+    rows = [line for line in (ROOT / "docs" / "trials.md").read_text().splitlines() if "`test_" in line]
+    assert len(rows) > 35
+    for row in rows:
+        file = ROOT
+        for span in re.findall(r"`(test_\w+(?:\.py)?)`", row):
+            file = ROOT / "tests" / span if span.endswith(".py") else file
+            assert span.endswith(".py") or span in names(file), f"{span} is not in {file.name}"
 
 
 def test_every_folder_is_in_the_picture_and_the_picture_is_of_today() -> None:

@@ -15,12 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from intarsia.adapters.records import build_adapter
+from intarsia.cli import plan as plans
 from intarsia.cli.flags import FLAT, WIDTH, Flag, flags, help_of, parse
 from intarsia.cli.learn import Learn
-from intarsia.cli.main import VERBS, parsed, verb_of
+from intarsia.cli.main import VERBS, overview, parsed, verb_of
 from intarsia.cli.options import Selection, parse_weights
+from intarsia.data.stream import TaskStream
 from intarsia.errors import InputError
 from intarsia.regularizers.records import build_regularizer
+from intarsia.study.bench import Bench
 from intarsia.study.choice import Source
 from intarsia.training.learner import hyperparameters
 from intarsia.training.recommended import paper, recommended, resolve
@@ -85,6 +88,13 @@ def test_python_without_anything_is_the_command_without_anything() -> None:
     assert hyperparameters(None, None, None) == parsed(["learn"]).plan().chosen
 
 
+def test_python_and_the_commands_take_the_same_stream_by_default() -> None:
+    stream = TaskStream.load(max_per_class=2)
+    assert plans.load({"max_per_class": 2}, 0).record() == stream.record()  # of ``learn``
+    assert plans.stream_name(parsed(["learn"]).plan().source) == stream.name
+    assert Bench().stream(0).name == stream.name  # of ``compare``
+
+
 def test_the_everyday_flags_are_flat_and_all_others_grouped() -> None:
     flat = {flag.name for flag in flags(Learn) if not flag.group}
     assert flat == {*(f"--{name}" for name in EVERYDAY.split()), "--config"}
@@ -92,10 +102,15 @@ def test_the_everyday_flags_are_flat_and_all_others_grouped() -> None:
     assert {f.name for cls in (Training, Source) for f in fields(cls)} >= FLAT
 
 
-def test_help_fits_two_screens_and_says_something_of_every_flag() -> None:
-    text = help_of(Learn, "intarsia learn")
-    assert len(text.splitlines()) <= 100
-    assert max(map(len, text.splitlines())) <= WIDTH
+@pytest.mark.parametrize(("columns", "lines"), [(WIDTH, 100), (80, 120), (300, 100)])
+def test_help_fits_two_screens_and_the_terminal(columns: int, lines: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert len(help_of(Learn, "intarsia learn").splitlines()) <= lines
+    for text in (overview(), *(help_of(verb_of(verb), f"intarsia {verb}") for verb in VERBS)):
+        assert max(map(len, text.splitlines())) <= min(columns, WIDTH)
+
+
+def test_help_says_something_of_every_flag() -> None:
     for verb in VERBS:
         for flag in flags(verb_of(verb)):
             assert flag.help(), (verb, flag.name)
@@ -134,6 +149,18 @@ def test_a_flag_that_has_moved_is_refused_with_its_new_name(given: str, now: str
     assert text.endswith(f" {now}")
 
 
+def test_a_flag_of_two_verbs_is_written_in_one_way() -> None:
+    """The same last name in the same group, in every verb that has it; the old place is refused with the new one."""
+    groups: dict[str, set[str]] = {}
+    for verb in VERBS:
+        for flag in flags(verb_of(verb)):
+            if not flag.positional:
+                groups.setdefault(flag.path[-1], set()).add(flag.group)
+    assert {name: found for name, found in groups.items() if len(found) > 1} == {}
+    for verb in ("learn", "compare"):
+        assert refusal(verb, "--dry-run").endswith("there is no flag --dry-run: it is --run.dry-run")
+
+
 @pytest.mark.parametrize(
     ("given", "parts"),
     [
@@ -149,6 +176,8 @@ def test_a_flag_that_has_moved_is_refused_with_its_new_name(given: str, now: str
         ("learn --method iell", ("--method", "'iell'", "ita or iel", "did you mean iel?")),
         ("learn --epochs", ("--epochs", "expected one argument", "--help")),
         ("learn --only", ("--only", "expected at least one argument")),
+        ("evaluate pool --matrix maybe", ("--matrix", "'maybe'", "yes or no")),
+        ("evaluate pool --no-matrix", ("--no-matrix", "did you mean --matrix?")),
         ("learn --json=3", ("--json", "'3'")),
         ("learn runs/x", ("'runs/x'", "too much")),
         ("evaluate", ("pool", "missing", "--help")),

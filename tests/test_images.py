@@ -361,8 +361,8 @@ def test_one_file_is_decoded_without_a_thread(tmp_path: Path, monkeypatch: pytes
 # ---- large ones, other formats, rows of tables
 
 
-def jpeg_of(path: Path, size: tuple[int, int], **options: bool) -> Path:
-    Image.new("L", size, 100).save(path, quality=20, **options)
+def jpeg_of(path: Path, size: tuple[int, int], progressive: bool = False) -> Path:
+    Image.new("L", size, 100).save(path, quality=20, progressive=progressive)
     return path
 
 

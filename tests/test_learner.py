@@ -20,18 +20,21 @@ from intarsia import (
     IEL,
     ITA,
     Backbone,
+    ComposedModel,
     Full,
     InputError,
     LoRA,
     Pool,
     TaskStream,
     TaskVector,
+    diagnose,
     learn,
 )
 from intarsia.adapters import Adapter
 from intarsia.class_stats.mixtures import sample
 from intarsia.curvature.fisher import diagonal_fisher
 from intarsia.errors import DivergenceError
+from intarsia.evaluation.landscape import loss_paths
 from intarsia.heads.alignment import align, align_many
 from intarsia.heads.head import Head
 from intarsia.regularizers.choices import Step
@@ -49,6 +52,33 @@ PLAIN = replace(QUICK, lambda_h=0.0, lambda_0=0.0, center_features=False, drift_
 
 
 CENTERED = replace(PLAIN, center_features=True, drift_penalty=0.7)
+
+
+@each_adapter
+@METHODS
+def test_a_network_in_float64_is_learned_on_added_to_and_measured(
+    adapter: Adapter, regularizer: ITA | IEL, tmp_path: Path
+) -> None:
+    """It stays in float64; what is kept is float32, and comes to what a network in float32 comes to."""
+    tasks, found = stream(3), []
+    for dtype in (torch.float64, torch.float32):
+        out = tmp_path / str(dtype)
+        given = {"adapter": adapter, "regularizer": regularizer, "training": QUICK, "out": out}
+        learn(backbone(dtype=dtype), tasks.subset([0, 1]), **given)
+        learn(backbone(dtype=dtype), tasks.subset([2]), add=True, **given)
+        pool = Pool.open(out, backbone(dtype=dtype))
+        model = pool.mean()
+        assert {value.dtype for value in model.network.state_dict().values()} == {dtype}
+        assert {value.dtype for value in pool.module("task03").vector.values()} == {torch.float32}
+        losses = [loss for path in loss_paths(pool, tasks, at=(0.5,), per_task=3) for loss in (*path.loss, *path.whole)]
+        images = tasks[0].test.tensor(GREY)
+        model.save(tmp_path / f"{dtype} merged")
+        loaded = ComposedModel.load(tmp_path / f"{dtype} merged", backbone(dtype=dtype))
+        torch.testing.assert_close(loaded.logits(images), model.logits(images))
+        gap = diagnose(pool, tasks, per_task=3).true_gap
+        found.append((model.logits(images), torch.tensor(losses), torch.tensor(gap)))
+    for double, single in zip(*found, strict=True):
+        torch.testing.assert_close(double, single, rtol=1e-3, atol=1e-4)
 
 
 def tuned_on(task: int, adapter: Adapter, regularizer: ITA | IEL, training: Settings) -> tuple[dict[str, Tensor], Head]:

@@ -91,6 +91,34 @@ def test_what_lies_elsewhere_today_is_named_by_option(home: Path, capsys: pytest
 # Merged models
 
 
+def test_a_study_of_what_lies_elsewhere_today_takes_the_same_options(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool, page = home / "pool", tmp_path / "page.html"
+    few = ("--per-task", 4)
+    before = result("diagnose", pool, *few)
+    shutil.move(home / "weights.safetensors", "w.safetensors")
+    shutil.move(home / "photos", "b")
+    verbs = (("diagnose", pool, *few), ("report", pool, "--out", page), ("presets", "verify", pool))
+    backbone = ("--backbone", "timm/test_vit@w.safetensors")
+    tasks = [f"task{i:02d}=folder:b" for i in (1, 2, 3)]
+    for verb in verbs:
+        assert "weights.safetensors cannot be read" in refused(capsys, *verb)
+        if verb[0] == "presets":  # which looks at the settings before the images
+            continue
+        assert "photos" in refused(capsys, *verb, *backbone)
+        assert "expected one of them" in refused(
+            capsys, *verb, *backbone, "--data", "folder:b", "--tasks", 3, "--task-data", *tasks
+        )
+    after = result(*verbs[0], *backbone, "--task-data", *tasks)
+    assert after["true_gap"] == pytest.approx(before["true_gap"])
+    assert result(*verbs[1], *backbone, "--task-data", *tasks) == {"out": str(page)}
+    assert "not learned with a preset" in refused(capsys, *verbs[2], *backbone, "--task-data", *tasks)
+    for verb in ("diagnose", "report"):
+        said = refused(capsys, verb, home / "composed")
+        assert "composed" in said and "pool" in said
+
+
 def test_a_merged_model_needs_neither_pool_nor_theta0_nor_network(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

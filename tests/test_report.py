@@ -160,6 +160,7 @@ def test_a_comparisons_page_holds_its_table(reported: Path) -> None:
     parts = read((reported / "runs-report.html").read_text())
     rows = json.loads((reported / "runs" / "comparison.json").read_text())["rows"]
     assert sum(address.startswith("data:image/png") for address in parts.addresses) == 3
+    assert "data chalk" in parts.text  # taken by default, and said
     for row in rows:
         assert row["method"] in parts.text
         assert f"{row['final_accuracy']:.1f}" in parts.text

@@ -1,5 +1,6 @@
 """The tables of docs/results.md are made by the benchmarks' workbench: it learns what ``learn`` learns."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +9,20 @@ import torch
 
 from intarsia import IEL, ITA, Backbone, LoRA, TaskStream, evaluate, learn
 from intarsia.training.recommended import recommended
+from watch import Told
 from workbench import Setting, Workbench
 
 pytestmark = pytest.mark.slow
+
+
+def test_a_benchmark_tells_every_row_as_it_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that is stopped leaves what it found."""
+    rows = tmp_path / "new" / "rows.jsonl"
+    told = Told(rows)
+    for number, seconds in enumerate((1.25, 2.5), start=1):
+        told.row({"phase": f"step {number}", "seconds": seconds})
+        assert [json.loads(line)["phase"] for line in rows.read_text().splitlines()] == ["step 1", "step 2"][:number]
+        assert f"step {number}, seconds {seconds}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("method", ["ita", "iel"])

@@ -19,7 +19,6 @@ import torch
 import tyro
 from scene import tasks
 from torch import Tensor
-from watch import Told, normalised
 
 from intarsia import Backbone, TaskStream
 from intarsia.class_stats.gaussians import Gaussians
@@ -31,6 +30,7 @@ from intarsia.heads.head import Head
 from intarsia.training.schedule import Seeds
 from intarsia.training.settings import Settings
 from intarsia.training.steps import aligned, fresh_head
+from watch import Told, normalised
 
 NEWEST = 5
 Labelled = tuple[Tensor, Tensor]

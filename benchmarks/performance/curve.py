@@ -18,12 +18,12 @@ from typing import Any, Literal
 import tyro
 from picture import picture
 from scene import tasks
-from watch import Told
 
 from intarsia import Backbone, LoRA, learn
 from intarsia.regularizers.records import build_regularizer
 from intarsia.store.store import LOG
 from intarsia.training.recommended import recommended
+from watch import Told
 
 ENDS = 3
 """Tasks whose median stands for the first (from the second on) and for the last."""

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 import tyro
 from torch import Tensor
-from watch import Told
 
 from intarsia.curvature import triton_squares as kernels
 from intarsia.curvature.squares import add_squares_by_products
 from intarsia.machine import machine
+from watch import Told
 
 SHAPES = ((64, 65, 192, 576), (64, 65, 192, 768), (64, 197, 768, 2304), (64, 197, 768, 3072), (64, 197, 3072, 768))
 """Images, tokens, in, out: layers of the built-in backbone and of ViT-B/16."""

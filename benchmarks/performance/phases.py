@@ -31,7 +31,6 @@ from scale import main as scale_up
 from scene import Network, Scene, network, tasks
 from torch import Tensor, nn
 from torch.nn import functional as F
-from watch import Batches, Stopwatch, Told, forward, normalised, wait
 
 from intarsia import IA3, IEL, ITA, Backbone, Full, LoRA, evaluate, learn
 from intarsia.adapters import Adapter
@@ -43,6 +42,7 @@ from intarsia.training.fine_tuning import Configuration, fine_tune
 from intarsia.training.settings import Settings
 from intarsia.training.state import LearnerState
 from intarsia.training.task import prepare
+from watch import Batches, Stopwatch, Told, forward, normalised, wait
 
 STEPS: dict[str, tuple[Adapter, ITA | IEL]] = {
     "ita_lora": (LoRA(16), ITA(0.1)),

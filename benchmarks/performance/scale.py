@@ -21,12 +21,12 @@ from picture import picture
 from rich.console import Console
 from rich.table import Table
 from scene import Scene, network
-from watch import Stopwatch, Told, forward, normalised
 
 from intarsia import IEL, ITA, Backbone, LoRA, evaluate
 from intarsia.training.fine_tuning import Configuration, fine_tune
 from intarsia.training.settings import Settings
 from intarsia.training.task import prepare
+from watch import Stopwatch, Told, forward, normalised
 
 PHASES = ("features", "statistics", "heads", "fisher", "ITA step", "IEL step", "drift", "composition", "evaluation")
 COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#999999", "#000000", "#F0E442")

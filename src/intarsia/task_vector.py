@@ -4,7 +4,7 @@ A task vector is what fine-tuning on one task adds to the pre-trained weights (I
 it is a read-only mapping ``canonical weight name -> dense tensor (out, in)``, over the trainable weights only.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Self
 
 import torch
@@ -91,3 +91,9 @@ class TaskVector(Mapping[str, Tensor]):
         for name, tau in self.items():
             if tau.shape != other[name].shape:
                 raise ValueError(f"{name}: shapes {tuple(tau.shape)} and {tuple(other[name].shape)} differ")
+
+
+def weighted_sum(vectors: Iterable[TaskVector], weights: Iterable[float]) -> TaskVector:
+    """sum_t w_t tau_t of one vector or more, and as many weights."""
+    first, *others = (weight * vector for vector, weight in zip(vectors, weights, strict=True))
+    return sum(others, start=first)

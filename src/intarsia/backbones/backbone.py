@@ -27,6 +27,7 @@ class Backbone:
     Args:
         model: any module from normalised images to features, with named ``nn.Linear`` layers. Its parameters are
             frozen and it is put in evaluation mode; half precision becomes float32; else its weights are never written.
+            One in float64 stays so, and takes images in float32 too; heads, statistics and stored modules are float32.
         name: what a pool calls it.
         preprocessing: how its images are prepared.
         targets: patterns over canonical layer names (``fnmatch``: ``*`` any text); the weights of the layers they
@@ -49,6 +50,8 @@ class Backbone:
     ) -> None:
         self.cast_from = _to_single(model, name)
         self.model = model.eval().requires_grad_(False)
+        if any(p.dtype == torch.float64 for p in model.parameters()):
+            model.register_forward_pre_hook(_as_weights)
         self.name = name
         self.preprocessing = preprocessing
         self.patterns = tuple(targets)
@@ -140,6 +143,12 @@ def _to_single(model: nn.Module, name: str) -> str | None:
         if tensor.dtype in HALF:
             tensor.data = tensor.data.float()
     return " and ".join(halves) or None
+
+
+def _as_weights(model: nn.Module, images: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Images, float32 everywhere else, in the type of the network's weights."""
+    kind = next(model.parameters()).dtype
+    return tuple(x.to(kind) if x.is_floating_point() else x for x in images)
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -73,14 +73,15 @@ class Consolidated(Strategy):
         batches = normalized(
             images, backbone.preprocessing, backbone.device, progress=progress, phase=f"{task.name}: Fisher"
         )
-        fisher: DiagonalFisher = diagonal_fisher(here, model.head, batches, generator=generator)
+        head = Head(model.head.weight, model.head.bias)
+        fisher: DiagonalFisher = diagonal_fisher(here, head, batches, generator=generator)
         features = features_of(here, task, progress).to(backbone.device)
         weight, bias = head_fisher(features, model.head.weight, model.head.bias)
         unit = fisher.scale() / fisher.count
         self.fisher = _added(self.fisher, fisher.mean(0.0, unit=True))
         self.head_fisher = _added(self.head_fisher, Head(weight / unit, bias / unit).tensors())
         self.vector = {name: w - backbone.trainable[name] for name, w in here.trainable.items()}
-        self.head = Head(model.head.weight, model.head.bias).tensors()
+        self.head = head.tensors()
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from intarsia.backbones.preprocessing import Preprocessing
 from intarsia.baselines.protocol import TaskResult, count
 from intarsia.baselines.sequential import new_head
 from intarsia.class_stats.shrinkage import basis_of
-from intarsia.data.augmentation import Augmentation
+from intarsia.data.choices import Augmentation
 from intarsia.data.stream import Task, TaskStream
 from intarsia.heads.head import Head
 from intarsia.heads.trained_head import TrainableHead
@@ -86,7 +86,7 @@ class Expert:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features (N, d) of normalised images."""
-        return self.narrow(self.network(images))
+        return self.narrow(self.network(images).to(self.narrow.weight.dtype))
 
     def features(self, images: Pixels, preprocessing: Preprocessing) -> Tensor:
         """(N, d), on the CPU, of uint8 images."""
@@ -204,7 +204,7 @@ class SEED:
 
             def loss(batch: Batch) -> Loss:
                 x = training_batch(images[batch.index], backbone, augmentation, settings, generator)
-                features = narrow(network(x))
+                features = narrow(network(x).to(narrow.weight.dtype))
                 found = F.cross_entropy(head(features), labels[batch.index].to(features.device))
                 if not distillation:
                     return Loss(found)

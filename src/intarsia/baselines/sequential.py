@@ -16,7 +16,7 @@ from intarsia.adapters.attachment import Attachment
 from intarsia.adapters.protocol import Adapter
 from intarsia.backbones.backbone import Backbone
 from intarsia.baselines.protocol import TaskResult, classifier, count
-from intarsia.data.augmentation import Augmentation
+from intarsia.data.choices import Augmentation
 from intarsia.data.stream import Task, TaskStream
 from intarsia.heads.head import Head
 from intarsia.heads.trained_head import TrainableHead

@@ -28,12 +28,12 @@ from intarsia.backbones.forward import Pixels, outputs
 from intarsia.backbones.preprocessing import Preprocessing
 from intarsia.baselines.protocol import TaskResult, count
 from intarsia.curvature.linearized import Tangent
-from intarsia.data.augmentation import Augmentation
+from intarsia.data.choices import Augmentation
 from intarsia.data.stream import Task, TaskStream
 from intarsia.evaluation.editing import NEGATED, Editable
 from intarsia.heads.head import Head
 from intarsia.progress import Progress, Timings, silent
-from intarsia.task_vector import TaskVector
+from intarsia.task_vector import TaskVector, weighted_sum
 from intarsia.training.loop import Loss, adamw, train, training_batch
 from intarsia.training.schedule import Batch, Seeds
 from intarsia.training.settings import Settings
@@ -58,6 +58,7 @@ class TangentHead:
 
     def __call__(self, features: Tensor, derivative: Tensor, part: float) -> Tensor:
         """Logits (B, C), with that part of the changes."""
+        features, derivative = features.to(self.start.dtype), derivative.to(self.start.dtype)
         bias = self.bias + part * self.bias_change
         return F.linear(features + derivative, self.start, bias) + part * (features @ self.change.T)
 
@@ -91,8 +92,8 @@ class TangentClassifier:
     @cached_property
     def vector(self) -> TaskVector:
         """The weighted sum of the task vectors."""
-        first, *others = (self.vectors[task] * w for task, w in (self.weights or self._mean).items())
-        return sum(others, start=first)
+        weights = self.weights or self._mean
+        return weighted_sum((self.vectors[task] for task in weights), weights.values())
 
     def specialize(self, task: str) -> "TangentClassifier":
         """The task's model alone, the heads of all."""

@@ -18,6 +18,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from difflib import get_close_matches
+from shutil import get_terminal_size
 from types import UnionType
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -43,7 +44,7 @@ RENAMED = {"alpha": "strength", "beta": "strength"}
 
 
 WIDTH = 100
-"""Letters in a line of help."""
+"""Letters in a line of help, at most; a narrow terminal has fewer."""
 
 
 EXPECTED = {int: "a whole number", float: "a number"}
@@ -180,15 +181,20 @@ def help_of(verb: type, prog: str) -> str:
     places = [flag for flag in known if flag.positional]
     usage = " ".join(flag.usage() if flag.required else f"[{flag.usage()}]" for flag in places)
     lines = [f"usage: {prog} {usage}{' ' if usage else ''}[flags]", ""]
-    lines += textwrap.wrap(" ".join((inspect.getdoc(verb) or "").split()), WIDTH)
+    lines += textwrap.wrap(" ".join((inspect.getdoc(verb) or "").split()), width())
     flat = [flag for flag in known if not flag.group]
     lines += ["", *_entries([(flag.usage(), flag.help()) for flag in flat], None)]
     for group in dict.fromkeys(flag.group for flag in known if flag.group):
         of = [flag for flag in known if flag.group == group]
         lines += ["", f"--{group}.*"]
         lines += _entries([(flag.usage().removeprefix(f"--{group}"), flag.help()) for flag in of], 2)
-    lines += ["", "A flag without a value is switched off by --no-<flag>, in a group by --<group>.no-<flag>."]
+    lines += ["", "A flag without a value is switched off by --no-<flag> or --<group>.no-<flag>."]
     return "\n".join(lines)
+
+
+def width() -> int:
+    """Letters in a line of what is printed here."""
+    return max(60, min(WIDTH, get_terminal_size((WIDTH, 24)).columns))
 
 
 def docstrings(of: type) -> Mapping[str, str]:
@@ -280,13 +286,13 @@ def _entries(rows: Sequence[tuple[str, str]], most: int | None) -> Iterator[str]
     """Rows of two columns, the second of at most so many lines."""
     wide = min(max((len(left) for left, _ in rows), default=0), 32)
     for left, right in rows:
-        room = WIDTH - wide - 4
+        room = width() - wide - 4
         text = textwrap.wrap(right, room, max_lines=most, placeholder=" ...") or [""]
         if len(left) > wide and most is None:
             yield f"  {left}"
             yield from (f"  {'':<{wide}}  {line}" for line in text)
             continue
         if len(left) > wide:
-            text = textwrap.wrap(right, WIDTH - len(left) - 4, max_lines=most, placeholder=" ...") or [""]
+            text = textwrap.wrap(right, width() - len(left) - 4, max_lines=most, placeholder=" ...") or [""]
         yield f"  {left:<{wide}}  {text[0]}"
         yield from (f"  {'':<{wide}}  {line}" for line in text[1:])

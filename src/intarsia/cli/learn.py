@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 from intarsia.adapters.choices import AdapterKind
 from intarsia.cli import plan as plans
 from intarsia.cli.flags import Json
-from intarsia.cli.options import Network
+from intarsia.cli.options import Network, Rehearsal
 from intarsia.cli.plan import Plan
 from intarsia.errors import InputError
 from intarsia.regularizers.choices import Method
-from intarsia.study.choice import DEFAULT, Source
+from intarsia.study.choice import Source
 from intarsia.training.recommended import resolve
 from intarsia.training.settings import Training
 
@@ -22,17 +22,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Run:
-    """What is done beside learning."""
+class Run(Rehearsal):
+    """What is done besides learning."""
 
-    dry_run: bool = False
-    """Say what the run will cost, from a few timed batches; nothing is written."""
     evaluate: bool = True
     """Measure the pool on the test images at the end."""
     keep_fishers: bool | None = None
-    """Keep every task's own Fisher in its module."""
+    """Store every task's own Fisher, for --rule fisher."""
     checkpoint: bool = True
-    """Keep what is trained at every epoch border; else a run that is stopped goes on from its last whole task."""
+    """Save the training state at every epoch boundary; without it, a stopped run goes on from its last whole task."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +47,14 @@ class Learn:
     rank: int | None = None
     """LoRA's rank (three times that on a fused qkv); 16 if not given."""
     strength: float | None = None
-    """Of the regularizer, alpha of ITA or beta of IEL; as recommended for method and adapter if not given."""
+    """Strength of the regularizer (alpha of ITA, beta of IEL); recommended for method and adapter if not given."""
     training: Training = field(default_factory=Training)
     out: Path | None = None
     """Folder of the pool, new or empty; runs/<stream>-<method> if not given."""
     add: bool = False
     """Add the stream's tasks to the pool in --out, with the pool's own settings unless told otherwise."""
     resume: bool = False
-    """Go on with the run in --out that was stopped, from its last epoch border, as it was."""
+    """Go on with the run in --out that was stopped, from its last epoch boundary, with its own settings."""
     device: str | None = None
     """cpu, cuda, mps, or auto (the default): the best there is."""
     preset: str | None = None
@@ -122,7 +120,7 @@ class Learn:
 
     def _folder(self, source: dict[str, Any], method: str) -> Path:
         named = plans.with_flags(self.source, source)
-        return self.out or Path("runs") / f"{plans.stream_name(named, DEFAULT)}-{method}"
+        return self.out or Path("runs") / f"{plans.stream_name(named)}-{method}"
 
     def run(self) -> dict[str, Any]:
         """Learn and evaluate."""
@@ -194,7 +192,7 @@ class Learn:
             source = dict(plan.source)
             if plan.add and not self.resume and source.get("tasks") and not source.get("only"):
                 source.setdefault("first_task", Pool.open(out).next_number())
-            return plans.load(source, DEFAULT, plan.chosen.settings.seed)
+            return plans.load(source, plan.chosen.settings.seed)
         checkpoint = Checkpoint.of(out)
         if not checkpoint.exists:
             return recorded_stream(Pool.open(out), self.source.cache)

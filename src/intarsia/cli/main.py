@@ -136,20 +136,17 @@ def verb_of(name: str) -> type:
 def overview() -> str:
     """The verbs, a line each."""
     from inspect import getdoc
+    from textwrap import wrap
 
-    lines = ["usage: intarsia VERB [flags]", ""]
-    lines += [
-        "Modules for pre-trained vision transformers: learn classes task by task, compose, specialize, unlearn.",
-        "",
-    ]
+    from intarsia.cli.flags import width
+
+    about = "Modules for pre-trained vision transformers: learn classes task by task, compose, specialize, unlearn."
+    lines = ["usage: intarsia VERB [flags]", "", *wrap(about, width()), ""]
     for name in VERBS:
-        about = (getdoc(verb_of(name)) or "").partition("\n\n")[0]
-        lines.append(f"  {name:<9} {' '.join(about.split())}")
-    lines += [
-        "",
-        "`intarsia VERB --help` names its flags; every verb has --json. `intarsia --version` says which this is.",
-    ]
-    return "\n".join(lines)
+        first = (getdoc(verb_of(name)) or "").partition("\n\n")[0]
+        lines += wrap(f"  {name:<9} {first}", width(), subsequent_indent=" " * 12)
+    more = "`intarsia VERB --help` names its flags; every verb has --json. `intarsia --version` says the version."
+    return "\n".join([*lines, "", *wrap(more, width())])
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ class Verify:
     repair: bool = False
     """Drop the modules that are damaged; the others stay usable."""
     backbone: str | None = None
-    """Check also that this is the backbone the pool was learned on; as for learn."""
+    """Check also that this is the backbone the pool was learned on: timm/<name>@<weights.safetensors>."""
     json: Json = False
 
     def run(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class Selection:
     weights: tuple[str, ...] = ()
     """Coefficients that sum to 1: birds=.7 cars=.3."""
     rule: Literal["mean"] | Rule = "mean"
-    """What all modules are merged by: their mean, or a rule of others (fisher: a pool learned with keep-fishers)."""
+    """How all modules are merged: their mean, or another rule (fisher needs a pool learned with --run.keep-fishers)."""
 
     def compose(self, pool: "Pool") -> "ComposedModel":
         """The model asked for."""
@@ -94,15 +94,12 @@ class Network:
     """Patterns of the linear layers whose weights are trained, for example '*.qkv'; attention and MLP if not given."""
 
 
-def open_pool(path: Path, device: str) -> "Pool":
-    """A pool whose backbone is on a device."""
-    from intarsia.machine import on_device
-    from intarsia.pool import Pool
+@dataclass(frozen=True)
+class Rehearsal:
+    """Whether anything is run."""
 
-    where = on_device(device)  # the shorter look first
-    pool = Pool.open(path)
-    pool.backbone.to(where)
-    return pool
+    dry_run: bool = False
+    """Estimate time, memory and disk space from a few timed batches; nothing is written."""
 
 
 def one_by_one(flag: str, values: Sequence[str], known: Collection[str]) -> None:

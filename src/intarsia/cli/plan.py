@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intarsia.backbones.names import BUILTIN, TARGETS
+from intarsia.data.choices import DEFAULT_STREAM
 from intarsia.errors import InputError
 from intarsia.study.choice import Source
 from intarsia.training.recommended import Hyperparameters
@@ -164,19 +165,19 @@ def with_flags(source: Source, base: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, **given}
 
 
-def load(source: Mapping[str, Any], default: str, seed: int) -> "TaskStream":
+def load(source: Mapping[str, Any], seed: int) -> "TaskStream":
     """The stream of the fields of ``Source`` that are set."""
     from intarsia.data.stream import TaskStream
 
     values = dict(source)
-    only, data = values.pop("only", ()), values.pop("data", default)
+    only, data = values.pop("only", ()), values.pop("data", DEFAULT_STREAM)
     stream = TaskStream.load(data, seed=seed, **values)
     return stream.subset(only) if only else stream
 
 
-def stream_name(source: Mapping[str, Any], default: str) -> str:
+def stream_name(source: Mapping[str, Any]) -> str:
     """What a stream is called in the name of a folder: ``chalk``, or a folder's own name."""
-    kind, _, place = str(source.get("data", default)).partition(":")
+    kind, _, place = str(source.get("data", DEFAULT_STREAM)).partition(":")
     return Path(place).resolve().name if place else kind
 
 

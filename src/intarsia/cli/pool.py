@@ -30,7 +30,7 @@ class Evaluate:
     """Folder of the pool, or of a merged model."""
     selection: Inline[Selection] = field(default_factory=Selection)
     matrix: Literal["yes", "no"] = "yes"
-    """Measure also the models after each task, for forgetting and the incremental average; no takes less time."""
+    """Measure also the models after each task, for forgetting and the incremental average; no is faster."""
     per_class: bool = False
     """Show the accuracy on each class as well."""
     source: Source = field(default_factory=Source)
@@ -56,7 +56,7 @@ class Evaluate:
 
         model = merged_model(self.pool, self.selection, self.where, self.device)
         if self.source.data is not None:
-            stream = self.source.load(self.source.data, 0)
+            stream = self.source.load(0)
         elif self.source.chooses:
             raise InputError("options that choose classes and images go with --data")
         else:
@@ -73,14 +73,15 @@ class Predict:
     """Name the class of image files."""
 
     model: Positional[Path]
-    """Folder of a pool (its mean answers, or what --keep, --drop, --weights, --rule say), or of a merged model."""
+    """Folder of a pool, of which the mean answers unless --keep, --drop, --weights or --rule says otherwise, or of a
+    merged model."""
     images: Positional[tuple[Path, ...]] = ()
-    """Image files, and folders of them (with all below)."""
+    """Image files, or folders, searched with all their subfolders."""
     selection: Inline[Selection] = field(default_factory=Selection)
     top_k: int = 1
     """How many classes to name for each image, the most probable first."""
     backbone: str | None = None
-    """theta0, if its weights are not where the pool says; as for learn."""
+    """The backbone, if its weights are not where the pool says: timm/<name>@<weights.safetensors>."""
     device: str = "auto"
     """cpu, cuda, mps, or the best there is."""
     json: Json = False
@@ -140,7 +141,7 @@ class Compose:
     """New folder for model.safetensors and model.json."""
     selection: Inline[Selection] = field(default_factory=Selection)
     backbone: str | None = None
-    """theta0, if its weights are not where the pool says; as for learn."""
+    """The backbone, if its weights are not where the pool says: timm/<name>@<weights.safetensors>."""
     json: Json = False
 
     def run(self) -> dict[str, Any]:
@@ -167,7 +168,7 @@ class Unlearn:
     mode: Literal["drop", "negate"] = "drop"
     """drop: the mean of the others, its classes gone. negate: subtract its vector, all heads kept."""
     scale: float | None = None
-    """Of negate: how much of the vector to subtract; its share in the mean (1/T) if not given."""
+    """With negate: how much of the vector to subtract; 1/T, its share in the mean of T, if not given."""
     out: Path | None = None
     """New folder to write the resulting model to."""
     source: Source = field(default_factory=Source)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from intarsia.backbones.names import BUILTIN, TARGETS
-from intarsia.cli.flags import Json, Positional
-from intarsia.cli.options import Network, one_by_one, open_pool, parse_weights
+from intarsia.cli.flags import Inline, Json, Positional
+from intarsia.cli.options import Network, Rehearsal, one_by_one, parse_weights
+from intarsia.cli.where import Where, is_model
 from intarsia.errors import InputError
 from intarsia.study.choice import Source
 
@@ -33,14 +34,15 @@ class Diagnose:
     weights: tuple[str, ...] = ()
     """Coefficients that sum to 1: birds=.7 cars=.3."""
     per_task: int = 200
-    """Training images drawn from each task; losses.png and gap.png look at 50 at most."""
+    """Training images drawn from each task; losses.png and gap.png use 50 at most."""
     beside: tuple[Path, ...] = ()
     """Other pools of the same tasks, to measure and draw beside it."""
     figures: Path | None = None
-    """Folder for what is measured, kept as it is known, and for three figures: gap.png (measured and at second order,
-    against the scale of the task vectors), cosines.png (of the task vectors) and losses.png (along lines of weights,
-    beside the second-order picture)."""
+    """Folder for the measurements, saved one by one, and three figures: gap.png (Jensen's gap, measured and to second
+    order, against the scale of the task vectors), cosines.png (between the task vectors) and losses.png (the loss along
+    lines of weights, measured and to second order)."""
     source: Source = field(default_factory=Source)
+    where: Inline[Where] = field(default_factory=Where)
     device: str = "auto"
     """cpu, cuda, mps, or the best there is."""
     json: Json = False
@@ -55,11 +57,11 @@ class Diagnose:
         paths = (self.pool, *self.beside)
         if len(set(paths)) < len(paths):
             raise InputError(f"--beside names {', '.join(map(str, self.beside))}: expected each pool once")
-        pools = [open_pool(path, self.device) for path in paths]
+        pools = [self.where.pool(path, self.device) for path in paths]
         for pool in pools[1:]:
             if pool.tasks != pools[0].tasks:
                 raise InputError(f"{pool.path} has tasks {', '.join(pool.tasks)}: expected those of {self.pool}")
-        streams = [self.source.of(pool) for pool in pools]
+        streams = [self.where.stream(self.source, pool, pool.tasks) for pool in pools]
         keeps = [self._keep(path, pool, stream) for path, pool, stream in zip(paths, pools, streams, strict=True)]
         found = list[Diagnosis]()
         for pool, stream, keep in zip(pools, streams, keeps, strict=True):
@@ -131,14 +133,12 @@ class Compare:
     seeds: int = 1
     """Runs of each method, with seeds 0, 1, ..."""
     out: Path | None = None
-    """Folder of the comparison, of this one alone; runs/compare-<stream> if not given. Runs that are in it already are
-    not made again if settings, code, images, weights and machine are the same."""
+    """Folder of the comparison, of this one alone; runs/compare-<stream> if not given. Finished
+    runs in it are used again if settings, code, images, weights and machine are the same."""
     again: bool = False
-    """Set aside what is in the folder, and make every run anew."""
-    dry_run: bool = False
-    """Say which runs are to be made and how long they will take, from a few timed batches; nothing is written."""
+    """Set aside what is in the folder, and run everything again."""
     jobs: int = 1
-    """Runs at once, without progress bars; on two cores, --jobs 2 --threads 1 is done soonest."""
+    """Runs at once, without progress bars; on two cores, --jobs 2 --threads 1 is fastest."""
     source: Source = field(default_factory=Source)
     backbone: str = BUILTIN
     """vit_sketch (built in), timm/<name> or timm/<name>@<weights.safetensors>."""
@@ -150,10 +150,11 @@ class Compare:
     device: str = "auto"
     """cpu, cuda, mps, or the best there is."""
     threads: int | None = None
-    """Threads of torch in each run; its own choice if not given."""
+    """Threads of torch in each run; torch's own choice if not given."""
     validation: float = 0.0
     """Measure on this part of the training images, held out, and never on test images; 0 for the test images."""
     json: Json = False
+    run_: Rehearsal = field(default_factory=Rehearsal)
 
     def run(self) -> dict[str, Any]:
         """Compare."""
@@ -166,7 +167,7 @@ class Compare:
         one_by_one("--methods", self.methods, METHODS)
         own = {f.name: getattr(self, f.name) for f in fields(Bench) if f.name != "targets"}
         bench = Bench(targets=self.network.targets or TARGETS, **own)
-        do = planned if self.dry_run else compare
+        do = planned if self.run_.dry_run else compare
         rows = do(
             bench,
             self.methods or STANDARD,
@@ -178,7 +179,7 @@ class Compare:
             watched=shown,
         )
         if not self.json:
-            tables.plan(rows, self.jobs) if self.dry_run else tables.comparison(rows)
+            tables.plan(rows, self.jobs) if self.run_.dry_run else tables.comparison(rows)
         return {"rows": rows}
 
 
@@ -187,10 +188,11 @@ class Presets:
     """List the cells of the paper's table, or compare a run with the one it was learned with."""
 
     action: Positional[Literal["list", "verify"]] = "list"
-    """What to do."""
+    """list the presets, or verify a pool: set its accuracy beside the paper's."""
     pool: Positional[Path | None] = None
     """Folder of the pool to verify."""
     source: Source = field(default_factory=Source)
+    where: Inline[Where] = field(default_factory=Where)
     device: str = "auto"
     """cpu, cuda, mps, or the best there is."""
     json: Json = False
@@ -210,9 +212,9 @@ class Presets:
             return {"presets": records}
         if self.pool is None:
             raise InputError("presets verify: expected a pool's folder")
-        pool = open_pool(self.pool, self.device)
+        pool = self.where.pool(self.pool, self.device)
         cell = preset_of(pool)
-        stream = self.source.of(pool)
+        stream = self.where.stream(self.source, pool, pool.tasks)
         answers = Answers()  # both heads are on the same features
         own = own_heads_accuracy(pool, stream, answers=answers)
         found = verify(cell, evaluate(pool.mean(), stream, history=False, answers=answers), own)
@@ -225,8 +227,8 @@ class Presets:
 class Report:
     """Write one page about a pool or a comparison: what was run, tables, figures, a card for every task.
 
-    What is measured of a pool is kept beside the page as it is known, in <folder>-measured.json: a report that is
-    stopped goes on where it was.
+    Measurements of a pool are saved beside the page one by one, in <folder>-measured.json: a report that was stopped
+    continues from there.
     """
 
     what: Positional[Path]
@@ -234,8 +236,9 @@ class Report:
     out: Path | None = None
     """New file for the page; <folder>-report.html beside the folder if not given."""
     edits: bool = False
-    """Also specialize a pool to each of its tasks, unlearn each, and measure: three more evaluations a task."""
+    """Also specialize a pool to each of its tasks, unlearn each, and measure: three more evaluations per task."""
     source: Source = field(default_factory=Source)
+    where: Inline[Where] = field(default_factory=Where)
     device: str = "auto"
     """cpu, cuda, mps, or the best there is."""
     json: Json = False
@@ -252,12 +255,12 @@ class Report:
         if out.exists():
             raise InputError(f"{out} exists: name another file with --out, nothing was written")
         compared = (self.what / "comparison.json").exists()
-        if not compared and not (self.what / INDEX).exists():
+        if not compared and not (self.what / INDEX).exists() and not is_model(self.what):
             raise InputError(f"{self.what} holds neither a pool (intarsia learn) nor a comparison (intarsia compare)")
-        if compared and (self.edits or self.source.chooses):
+        if compared and (self.edits or self.source.chooses or self.where != Where()):
             raise InputError(
-                f"{self.what} holds a comparison, all of it measured: --edits and the options that choose images are "
-                "for a pool"
+                f"{self.what} holds a comparison, all of it measured: --edits, --backbone and the flags that choose "
+                "images are for a pool"
             )
         with writing(out):  # found before anything is measured
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -268,9 +271,9 @@ class Report:
         if compared:
             html = report.report_comparison(self.what)
         else:
-            pool = open_pool(self.what, self.device)
+            pool = self.where.pool(self.what, self.device)
             with shown() as progress:
-                stream = self.source.of(pool)
+                stream = self.where.stream(self.source, pool, pool.tasks)
                 kept = Kept(out.with_name(f"{what.name}-measured.json"), pool, stream)
                 html = report.report_pool(pool, stream, edited=self.edits, progress=progress, keep=kept)
         write(html.encode(), out)

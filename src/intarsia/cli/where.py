@@ -24,21 +24,19 @@ class Where:
     """Where theta0 and the images are, if not where the pool says."""
 
     backbone: str | None = None
-    """theta0, if its weights are not where the pool says; as for learn."""
+    """The backbone, if its weights are not where the pool says: timm/<name>@<weights.safetensors>."""
     task_data: tuple[str, ...] = ()
-    """Where the images of single tasks are today, as task=folder:<dir>; which of them are used is as on its card."""
+    """Where the images of single tasks are today: task=folder:<dir>. The same images are used as before."""
 
     def pool(self, path: Path, device: str) -> Pool:
         """A pool whose backbone is on a device.
 
         Raises:
-            InputError: it is a merged model, or see ``Pool.open``.
+            InputError: see ``Pool.open``.
         """
         from intarsia.machine import on_device
         from intarsia.pool import Pool
 
-        if is_model(path):
-            raise InputError(f"{path} is a merged model, whose modules cannot be told apart: name the pool it is of")
         there = on_device(device)  # the shorter look first
         pool = Pool.open(path, self.backbone)
         pool.backbone.to(there)
@@ -107,9 +105,8 @@ def found_images(named: Sequence[Path]) -> list[Path]:
 
 def is_model(folder: Path) -> bool:
     """Whether a merged model lies there, and no pool."""
-    from intarsia.merging.model import CARD
-    from intarsia.store.index import INDEX
+    from intarsia.store.index import INDEX, MERGED
 
     with suppress(PermissionError):  # of which opening the pool says more
-        return not (folder / INDEX).exists() and (folder / CARD).exists()
+        return not (folder / INDEX).exists() and (folder / MERGED).exists()
     return False

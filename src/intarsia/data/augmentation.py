@@ -4,17 +4,15 @@ Convention: as in `decoding`; all randomness comes from a generator on the CPU.
 """
 
 import math
-from typing import Literal, cast, get_args
+from typing import cast, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from intarsia.backbones.preprocessing import Preprocessing, unit
+from intarsia.data.choices import Augmentation
 from intarsia.errors import InputError
-
-Augmentation = Literal["none", "sketch", "photo", "crop"]
-
 
 TURNED = 1 / 3
 """Share of the sketches in a batch that are turned and scaled."""

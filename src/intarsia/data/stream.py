@@ -16,14 +16,15 @@ from torch import Tensor
 
 from intarsia.backbones.locations import absolute
 from intarsia.backbones.preprocessing import Preprocessing
-from intarsia.data.augmentation import Augmentation, check_augmentation
+from intarsia.data.augmentation import check_augmentation
+from intarsia.data.choices import DEFAULT_STREAM, Augmentation
 from intarsia.data.image_set import ImageSet, Labelled, checked
 from intarsia.data.pixels import Storage
 from intarsia.data.sources.arrays import of_arrays
 from intarsia.data.sources.source import Asked, Side
 from intarsia.data.sources.table import open_source
+from intarsia.data.sources.tasks import Task, tasks_of
 from intarsia.data.splits import Order, Split, check_tasks, grouped, hold_out, read_split
-from intarsia.data.task import Task, tasks_of
 from intarsia.errors import InputError
 from intarsia.labels import listed, normal
 from intarsia.progress import Progress, silent
@@ -97,7 +98,7 @@ class TaskStream(Sequence[Task]):
     @classmethod
     def load(
         cls,
-        spec: str = "sketches",
+        spec: str = DEFAULT_STREAM,
         *,
         tasks: int | None = None,
         split: str | Path | Split | None = None,
@@ -114,8 +115,8 @@ class TaskStream(Sequence[Task]):
         """Load a stream.
 
         Args:
-            spec: `sketches` or `chalk`, built in; `folder:<dir>`, `csv:<file>`, or `hf:<name or dir>` with
-                `[@revision][:<image column>,<label column>]`; see docs/data.md.
+            spec: `chalk` (the default) or `sketches`, built in; `folder:<dir>`, `csv:<file>`, or `hf:<name or dir>`
+                with `[@revision][:<image column>,<label column>]`; see docs/data.md.
             tasks: Cut the classes into so many tasks of equal size, the first ones larger by one where that does not
                 divide. Without it and without `split`: the ten themes of the built-in data sets, one task of all
                 classes for a folder.

@@ -88,5 +88,5 @@ class Answers:
 @torch.no_grad()
 def _through_head(model: ComposedModel, features: Tensor) -> Tensor:
     """Batch by batch, as the whole model does it: products of other shapes round otherwise."""
-    device = model.head.weight.device
-    return torch.cat([model.head(batch.to(device)).cpu() for batch in features.split(BATCH)])
+    weight = model.head.weight
+    return torch.cat([model.head(batch.to(weight)).cpu() for batch in features.split(BATCH)])

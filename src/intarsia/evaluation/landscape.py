@@ -18,7 +18,7 @@ from intarsia.evaluation.theorem import Sample, named
 from intarsia.merging.merge import combination, moved
 from intarsia.pool import Pool
 from intarsia.progress import Progress, silent
-from intarsia.task_vector import TaskVector
+from intarsia.task_vector import TaskVector, weighted_sum
 
 Line = Callable[[float], Mapping[str, float]]
 """Position -> coefficients of the task vectors."""
@@ -97,6 +97,8 @@ def loss_paths(
 
     def measured(mixed: Mapping[str, float]) -> list[float]:
         """The loss, its slope from theta0, and d'Fd."""
+        if not any(mixed.values()):
+            return [start, 0.0, 0.0]
         if not gradient:
             gradient.append(sample.gradient())
         combined = combination(pool.adapter, sample.modules, mixed)
@@ -181,18 +183,23 @@ def gap_path(
 def _whole_fisher_squares(sample: Sample, vectors: Sequence[TaskVector], mixtures: Tensor) -> list[float]:
     """D'Fd of differences d = sum_t m_t tau_t from theta0, F = E J' (diag p - p p') J, J the Jacobian of the logits.
 
+    Logits are derived along a basis of the differences: points of two lines need three derivatives, not one per task.
+
     Args:
         sample: theta0, heads and images.
-        vectors: tau_t; one forward derivative of the logits along each.
-        mixtures: m, a row a difference.
+        vectors: tau_t.
+        mixtures: m (differences, T).
     """
     backbone, head = sample.pool.backbone, sample.head
+    mixtures = mixtures.double()
+    basis = torch.linalg.svd(mixtures, full_matrices=False).Vh[: max(1, int(torch.linalg.matrix_rank(mixtures)))]
+    directions, mixtures = [weighted_sum(vectors, row) for row in basis.tolist()], mixtures @ basis.T
     tangent, total = Tangent(backbone), torch.zeros(len(mixtures), dtype=torch.float64)
     for batch, _ in sample.batches():
         features, along = batch, list[Tensor]()
-        for tau in vectors:
+        for tau in directions:
             features, derivative = tangent(batch, tau)
-            along.append(derivative @ head.weight.T)
+            along.append(derivative.to(head.weight.dtype) @ head.weight.T)
         p, slopes = torch.softmax(head(features), 1), torch.stack(along)  # (B, C); (T, B, C)
         for row, mixed in enumerate(mixtures.to(slopes)):
             d = torch.einsum("t,tbc->bc", mixed, slopes)

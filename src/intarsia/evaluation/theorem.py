@@ -29,7 +29,7 @@ from intarsia.merging.merge import merge
 from intarsia.pool import Pool
 from intarsia.progress import Progress, silent
 from intarsia.store.module import Module
-from intarsia.task_vector import TaskVector
+from intarsia.task_vector import TaskVector, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def diagnose(
         losses.append(keep(named(coefficients), lambda c=coefficients: sample.composed_loss(c)))
         progress("networks", i + 1, len(networks))
     vectors = sample.vectors()
-    composed = sum((w[t] * v for t, v in zip(names[1:], vectors[1:], strict=True)), w[names[0]] * vectors[0])
+    composed = weighted_sum(vectors, (w[t] for t in names))
     mean_loss = sum(w[t] * x for t, x in zip(names, losses[2:], strict=True))
     predicted = gap(vectors, [w[t] for t in names], sample.fisher)
     width, generator = sample.head.weight.shape[1], torch.Generator().manual_seed(seed)

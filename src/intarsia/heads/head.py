@@ -17,8 +17,8 @@ class Head:
     bias: Tensor
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Logits (N, C) of features (N, D)."""
-        return F.linear(features, self.weight, self.bias)
+        """Logits (N, C) of features (N, D), in the head's own type: a network in float64 has heads in float32."""
+        return F.linear(features.to(self.weight.dtype), self.weight, self.bias)
 
     def __len__(self) -> int:
         return len(self.weight)

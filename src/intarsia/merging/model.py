@@ -33,8 +33,9 @@ from intarsia.numerics import finite
 from intarsia.progress import Progress, silent
 from intarsia.store.card import located
 from intarsia.store.files import Seen, load, read_json, reading, save, write_json, writing
+from intarsia.store.index import MERGED
 
-CARD, WEIGHTS = "model.json", "model.safetensors"
+CARD, WEIGHTS = MERGED, "model.safetensors"
 
 
 FORMAT = 2
@@ -86,7 +87,7 @@ class ComposedModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, C) of normalised images (B, channels, size, size)."""
-        return self.head(self.network(images))
+        return self.head(self.network(images).to(self.head.weight.dtype))
 
     def logits(self, images: Pixels) -> Tensor:
         """Logits (N, C), on the CPU, of uint8 images (N, channels, R, R) as a stream holds them.

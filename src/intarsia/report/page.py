@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from intarsia.backbones.preprocessing import Preprocessing, unit
+from intarsia.data.choices import DEFAULT_STREAM
 from intarsia.data.stream import Task, TaskStream
 from intarsia.evaluation.answers import Answers, Logits, logits
 from intarsia.evaluation.editing import Editable, edit_each
@@ -31,7 +32,6 @@ from intarsia.progress import Progress, silent
 from intarsia.report import figures
 from intarsia.report.tables import theorem
 from intarsia.store.files import read_json, reading
-from intarsia.study.choice import DEFAULT
 from intarsia.study.summary import COLUMNS, LEGEND, cells
 
 SAMPLES = 6
@@ -155,7 +155,7 @@ def _compared(record: Mapping[str, Any], versions: Mapping[str, str]) -> dict[st
     """What was compared, and what with."""
     bench = record["bench"]
     source = {key: value for key, value in bench["source"].items() if value and value != "fixed"}
-    told = {"stream": {"data": DEFAULT, **source}, "backbone": bench["backbone"], "epochs": bench["epochs"]}
+    told = {"stream": {"data": DEFAULT_STREAM, **source}, "backbone": bench["backbone"], "epochs": bench["epochs"]}
     told |= {"batch": bench["batch_size"], "seeds": record["rows"][0]["seeds"], "versions": versions}
     told |= {"code": record["code"]} if "code" in record else {}
     told["machine"] = "; ".join(record.get("machines", ["not noted"]))

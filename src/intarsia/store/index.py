@@ -19,6 +19,8 @@ FORMAT = 6
 
 
 INDEX = "pool.json"
+MERGED = "model.json"
+"""What lies in the folder of a merged model, which is no pool."""
 
 
 MODULE_FILES = (
@@ -83,6 +85,8 @@ class Index:
         path = folder / INDEX
         with reading(path):
             there = path.is_file()
+        if not there and (folder / MERGED).is_file():
+            raise InputError(f"{folder} is a merged model, whose modules cannot be told apart: name the pool it is of")
         if not there:
             raise InputError(
                 f"{folder} is not a pool: expected a {INDEX} in it; `intarsia learn --out {folder}` makes one"

@@ -12,12 +12,13 @@ import torch
 from intarsia.backbones.backbone import Backbone
 from intarsia.backbones.builtin import BUILTIN
 from intarsia.backbones.names import TARGETS
+from intarsia.data.choices import DEFAULT_STREAM
 from intarsia.data.files import FileHashes
 from intarsia.data.fingerprint import fingerprint
 from intarsia.data.stream import TaskStream
 from intarsia.machine import code, machine, on_device
 from intarsia.progress import Progress, silent
-from intarsia.study.choice import DEFAULT, Source
+from intarsia.study.choice import Source
 
 BUDGET = ("source", "backbone", "targets", "epochs", "batch_size", "validation")
 """Fields of a bench that say what is compared; the others say what it runs on."""
@@ -50,7 +51,7 @@ class Bench:
     def __post_init__(self) -> None:
         """Name the data that is taken by default: the record and the page say it."""
         if self.source.data is None:
-            object.__setattr__(self, "source", replace(self.source, data=DEFAULT))
+            object.__setattr__(self, "source", replace(self.source, data=DEFAULT_STREAM))
 
     def record(self) -> dict[str, Any]:
         """As JSON."""
@@ -75,7 +76,7 @@ class Bench:
 
     def stream(self, seed: int) -> TaskStream:
         """The stream of a seed."""
-        stream = self.source.load(DEFAULT, seed)
+        stream = self.source.load(seed)
         return stream.validation(self.validation, 0) if self.validation else stream
 
     def machine(self) -> str:

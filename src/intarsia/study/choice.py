@@ -4,16 +4,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from intarsia.data.augmentation import Augmentation
+from intarsia.data.choices import DEFAULT_STREAM, Augmentation
 from intarsia.data.splits import Order
 from intarsia.errors import InputError
 
 if TYPE_CHECKING:
     from intarsia.data.stream import TaskStream
     from intarsia.pool import Pool
-
-DEFAULT = "chalk"
-"""The stream that ``learn`` and ``compare`` take if none is named: modules pay on it."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +19,14 @@ class Source:
 
     data: str | None = None
     """chalk or sketches (built in), folder:<dir> with train/<class>/* and test/<class>/* or with <class>/*, csv:<file>
-    with path,label, or hf:<name or dir> with [@revision][:<image column>,<label column>]; see docs/data.md."""
+    with path,label, or hf:<name or dir> with [@revision][:<image column>,<label column>]; see docs/data.md. If not
+    given: chalk; of a pool, what it was learned from."""
     tasks: int | None = None
     """Split the classes into so many tasks."""
     split: Path | None = None
     """A JSON file: task -> list of its classes."""
     max_per_class: int | None = None
-    """Use at most so many training and test images of a class."""
+    """Use at most so many training and test images per class."""
     only: tuple[str, ...] = ()
     """Names of the tasks to use; all if none is named."""
     order: Order | None = None
@@ -49,12 +47,12 @@ class Source:
         """Whether anything is said but where decoded images are kept."""
         return replace(self, cache=None) != Source()
 
-    def load(self, default: str, seed: int) -> "TaskStream":
-        """The stream."""
+    def load(self, seed: int) -> "TaskStream":
+        """The stream; the default one if none is named."""
         from intarsia.data.stream import TaskStream
 
         stream = TaskStream.load(
-            self.data or default,
+            self.data or DEFAULT_STREAM,
             tasks=self.tasks,
             split=self.split,
             order=self.order or "fixed",
@@ -79,4 +77,4 @@ class Source:
                     "with --data: without it, what the pool was learned from is used"
                 )
             return recorded_stream(pool, self.cache)
-        return self.load(self.data, int(pool.index.settings.get("seed", 0)))
+        return self.load(int(pool.index.settings.get("seed", 0)))

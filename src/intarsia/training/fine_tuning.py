@@ -14,7 +14,7 @@ from intarsia.backbones.backbone import Backbone
 from intarsia.class_stats.drift import FeatureDrift, fit_drift
 from intarsia.class_stats.prototypes import ClassPrototypes
 from intarsia.curvature.fisher import DiagonalFisher
-from intarsia.data.augmentation import Augmentation
+from intarsia.data.choices import Augmentation
 from intarsia.errors import DivergenceError
 from intarsia.heads.head import Head
 from intarsia.heads.trained_head import RegularizedHead

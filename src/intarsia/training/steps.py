@@ -32,7 +32,7 @@ LARGEST_FEATURE = 1e15
 
 
 def features_of(backbone: Backbone, task: Task, progress: Progress = silent) -> Tensor:
-    """(N, D), on the CPU: features of a task's training images by the backbone's network as it stands; step 1.
+    """(N, D), float32, on the CPU: features of a task's training images by the backbone's network as it stands; step 1.
 
     Raises:
         DivergenceError: some are not finite, or so large that their squares are not.
@@ -44,7 +44,7 @@ def features_of(backbone: Backbone, task: Task, progress: Progress = silent) -> 
         backbone.device,
         progress=progress,
         phase=f"{task.name}: features",
-    )
+    ).float()
     if not float(features.abs().max()) <= LARGEST_FEATURE:
         bad = int((~(features.abs() <= LARGEST_FEATURE)).any(1).sum())
         raise DivergenceError(

@@ -1,4 +1,4 @@
-"""A task: a name, the classes it teaches, and their images; and tasks made of a source."""
+"""Tasks: a name, the classes it teaches, and their images; made of a source."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
