@@ -22,8 +22,8 @@ from intarsia.backbones.preprocessing import Preprocessing
 from intarsia.backbones.torchvision_guard import import_torchvision
 from intarsia.class_stats.drift import FeatureDrift
 from intarsia.class_stats.gaussians import Gaussians
-from intarsia.class_stats.mixtures import ClassStatistics
 from intarsia.class_stats.prototypes import ClassPrototypes
+from intarsia.class_stats.statistics import ClassStatistics
 from intarsia.curvature.fisher import DiagonalMetric
 from intarsia.heads.head import Head
 from intarsia.store.card import Card
@@ -206,7 +206,7 @@ def module(task: str, classes: Sequence[str], adapter: Adapter, theta0: Backbone
         state = attachment.state()
     dtype = next(iter(theta0.trainable.values())).dtype
     count = len(classes)
-    statistics = plain_statistics(torch.ones(count, 1), torch.zeros(count, 1, WIDTH), torch.ones(count, 1, WIDTH))
+    statistics = plain_statistics(torch.zeros(count, WIDTH), torch.ones(WIDTH))
     drift = FeatureDrift(randn(WIDTH, WIDTH, seed=seed + 3, dtype=dtype) / 9, randn(WIDTH, seed=seed + 4, dtype=dtype))
     card = Card(task, tuple(classes), images=5, settings={}, stream={}, versions={})
     tuned, reference = head(count, seed=seed, dtype=dtype), head(count, seed=seed + 7, dtype=dtype)
@@ -217,11 +217,10 @@ def module(task: str, classes: Sequence[str], adapter: Adapter, theta0: Backbone
     return Module(card, state, tuned, reference, statistics, drift, shift, prototypes)
 
 
-def plain_statistics(weights: Tensor, means: Tensor, variances: Tensor) -> ClassStatistics:
-    """Mixtures whose basis is (nearly) that of the features: as good as infinitely many images."""
+def plain_statistics(centres: Tensor, variances: Tensor) -> ClassStatistics:
+    """Of classes with centres (C, D) and independent features of variances (D,): as good as infinitely many images."""
     many = 10**12
-    scatter = torch.eye(means.shape[-1], dtype=means.dtype) * many
-    return ClassStatistics(weights, means, variances, scatter, many)
+    return ClassStatistics(centres, torch.diag(variances) * many, many)
 
 
 def contents(folder: Path, without: Iterable[str] = ()) -> dict[str, str]:
@@ -255,6 +254,25 @@ def permissions_hold() -> Iterator[None]:
         yield
     finally:
         assert libc.capset(head, held) == 0, os.strerror(ctypes.get_errno())
+
+
+class PlainSGD:
+    """A head in a plain loop of SGD, written out with autograd."""
+
+    def __init__(self, start: Head) -> None:
+        self.weight, self.bias = (t.clone().requires_grad_() for t in (start.weight, start.bias))
+
+    def head(self) -> Head:
+        return Head(self.weight.detach(), self.bias.detach())
+
+    def step(self, x: Tensor, y: Tensor, lr: float, *, normalised: bool) -> None:
+        logits = F.linear(x, self.weight, self.bias)
+        if normalised:
+            logits = logits / (0.1 * logits.norm(dim=1, keepdim=True))
+        slopes = torch.autograd.grad(F.cross_entropy(logits, y), [self.weight, self.bias])
+        with torch.no_grad():
+            for parameter, slope in zip((self.weight, self.bias), slopes, strict=True):
+                parameter.sub_(slope, alpha=lr)
 
 
 def newton(objective: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from cases import (
 )
 from intarsia import IA3, Full, InputError, LoRA, TaskVector, learn
 from intarsia.adapters import AdaptedLinear, Adapter, Attachment
+from intarsia.adapters.records import adapter_record
 from intarsia.merging.model import ComposedModel
 
 each_adapter = pytest.mark.parametrize("adapter", ADAPTERS, ids=KINDS)
@@ -236,6 +237,19 @@ def test_lora_starts_kaiming_uniform() -> None:
     assert float(a.std()) == pytest.approx(bound / math.sqrt(3), rel=0.01)
     assert torch.equal(a, LoRA(200).initial("w.weight", theta0, seeded(3))["A"])
     assert not torch.equal(a, LoRA(200).initial("w.weight", theta0, seeded(4))["A"])
+
+
+@pytest.mark.parametrize(("name", "rank"), [("w.weight", 16), ("blocks.0.attn.qkv.weight", 48)])
+def test_a_narrow_start_is_shorter_by_the_root_of_the_rank_used(name: str, rank: int) -> None:
+    """A in +-1/sqrt(r I), r = 48 on a fused qkv; it is neither compared nor recorded."""
+    theta0 = torch.zeros(300, 100)
+    wide, narrow = (LoRA(16, narrow=n).initial(name, theta0, seeded(3))["A"] for n in (False, True))
+    assert narrow.shape == (rank, 100)
+    torch.testing.assert_close(narrow, wide / math.sqrt(rank))
+    assert 0.99 / math.sqrt(rank * 100) < float(narrow.abs().max()) <= 1 / math.sqrt(rank * 100)
+    assert LoRA(16, narrow=True) == LoRA(16)
+    assert str(LoRA(16, narrow=True)) == str(LoRA(16))
+    assert adapter_record(LoRA(16, narrow=True)) == {"kind": "lora", "rank": 16}
 
 
 def test_lora_is_pefts() -> None:

@@ -16,14 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
-import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from cases import contents, photographs
-from intarsia import Backbone, InputError, TaskStream, learn
-from intarsia.backbones.preprocessing import Preprocessing
+from intarsia import Backbone, TaskStream, learn
 from intarsia.cli.main import VERBS, main
 
 RULES = ["ties", "dare"]
@@ -369,20 +365,6 @@ def test_a_run_that_ends_below_the_frozen_backbone_says_so_with_what_to_try(
     assert still["notes"] == []
     main(["learn", "--resume", "--out", str(world / "spoilt")])  # whole: measured again, for a person
     assert note in capsys.readouterr().out
-
-
-def test_what_the_network_refuses_leaves_nothing_and_is_not_to_be_resumed(world: Path, tmp_path: Path) -> None:
-    """A windowed network (Swin): it would be refused again."""
-    with torch.random.fork_rng():
-        model = timm.create_model("swin_tiny_patch4_window7_224", num_classes=0, depths=(1, 1), embed_dim=24)
-        save_file(model.state_dict(), tmp_path / "swin.safetensors")
-    theta0 = Backbone(model, name="swin", preprocessing=Preprocessing(224, 224, 3, (0.5,) * 3, (0.5,) * 3))
-    stream = TaskStream.load(f"folder:{world / 'photos'}", tasks=3, max_per_class=2)
-    with pytest.raises(InputError) as caught:
-        learn(theta0, stream, out=tmp_path / "new")
-    assert "--resume" not in str(caught.value)
-    assert "windowed" in str(caught.value)
-    assert not (tmp_path / "new").exists()
 
 
 def test_python_adds_with_the_settings_of_the_pool_as_the_command_does(world: Path) -> None:

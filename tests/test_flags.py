@@ -1,5 +1,6 @@
 """Flags: what is typed and what is said in Python come to the same settings; help, lists, and what is refused."""
 
+import json
 import os
 import re
 import signal
@@ -97,7 +98,7 @@ def test_python_and_the_commands_take_the_same_stream_by_default() -> None:
 
 def test_the_everyday_flags_are_flat_and_all_others_grouped() -> None:
     flat = {flag.name for flag in flags(Learn) if not flag.group}
-    assert flat == {*(f"--{name}" for name in EVERYDAY.split()), "--config"}
+    assert flat == {*(f"--{name}" for name in EVERYDAY.split()), "--config", "--image-size", "--features"}
     assert {flag.group for flag in flags(Learn) if flag.group} == {"training", "source", "network", "run"}
     assert {f.name for cls in (Training, Source) for f in fields(cls)} >= FLAT
 
@@ -115,6 +116,14 @@ def test_help_says_something_of_every_flag() -> None:
         for flag in flags(verb_of(verb)):
             assert flag.help(), (verb, flag.name)
             assert flag.name.rpartition(".")[2] in help_of(verb_of(verb), verb).lower()
+
+
+def test_a_run_that_another_version_stopped_is_refused_in_one_line(tmp_path: Path) -> None:
+    """Its settings lack one of today's."""
+    record = {"settings": {"epochs": 3}, "adapter": {"kind": "lora"}, "backbone": {}, "stream": {}}
+    (tmp_path / ".run").mkdir()
+    (tmp_path / ".run" / "run.json").write_text(json.dumps({**record, "keep_fishers": False, "before": []}))
+    assert "run.json" in refusal("learn", "--resume", "--out", str(tmp_path))
 
 
 def refusal(*arguments: str) -> str:

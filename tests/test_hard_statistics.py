@@ -15,12 +15,12 @@ from intarsia import TaskStream, learn
 from intarsia.baselines.seed import ClassGaussian
 from intarsia.class_stats.drift import fit_drift
 from intarsia.class_stats.gaussians import Gaussians
-from intarsia.class_stats.mixtures import fit_statistics, sample
+from intarsia.class_stats.mixtures import fit_mixtures
 from intarsia.class_stats.prototypes import ClassPrototypes
 from intarsia.class_stats.shrinkage import Covariance, basis_of
+from intarsia.class_stats.statistics import ClassStatistics, sample
 from intarsia.errors import DivergenceError
-from intarsia.heads.alignment import align, align_many
-from intarsia.heads.discriminant import discriminant
+from intarsia.heads.discriminant import discriminant, initial_heads
 from intarsia.heads.head import Head
 from intarsia.heads.pretraining import pretune
 from intarsia.heads.whitening import Whitening
@@ -80,6 +80,7 @@ def test_heads_of_any_features_are_finite_and_do_not_lean_on_rounding(given_: Ha
     tuned = pretune(start, x, y, epochs=3, lr=0.1, batch_size=4, generator=seeded(0))
     bounded(tuned, given_, 1.0)
     bounded(discriminant(Gaussians.of(x, y, classes)), given_, 1e12)
+    bounded(initial_heads(Gaussians.of(x, y, classes)), given_, 1e6)
 
 
 @settings(max_examples=100)
@@ -103,19 +104,19 @@ def test_whitening_is_inverted_and_has_the_identity_at_most_as_covariance(given_
 @given(given_=hard(1e-15, 1e12))  # squares of features are kept in float32
 def test_statistics_of_any_features_draw_their_classes_where_they_are(given_: Hard) -> None:
     x, y, classes = given_.features, given_.labels, given_.classes
-    statistics = fit_statistics(x, y, classes, seed=0)
-    drawn, labels = sample([statistics], 20, seeded(0))
-    for name, value in statistics.tensors().items():
-        assert bool(value.isfinite().all()), name
-    assert bool(drawn.isfinite().all())
     size = float(x.abs().max()) + 1e-30
-    centres = torch.stack([x[y == c].double().mean(0) for c in range(classes)])
-    torch.testing.assert_close(statistics.centres().double() / size, centres / size, rtol=0, atol=1e-3)
-    start = Head(torch.zeros(classes, x.shape[1]), torch.zeros(classes))
-    for head in (align(start, [statistics], epochs=1, lr=0.01, generator=seeded(1)), align_many(start, [statistics])):
-        assert bool(head.weight.isfinite().all())
-        assert bool(head(x).isfinite().all())
-    assert len(labels) == 20 * classes
+    expected = torch.stack([x[y == c].double().mean(0) for c in range(classes)])
+    for mixtures in (None, fit_mixtures(x, y, classes, seed=0)):
+        statistics = ClassStatistics.of(x, y, classes, mixtures)
+        for name, value in statistics.tensors().items():
+            assert bool(value.isfinite().all()), name
+        drawn, labels = sample([statistics], 20, seeded(0))
+        assert bool(drawn.isfinite().all())
+        assert len(labels) == 20 * classes
+        centres = statistics.centres
+        if mixtures is not None:
+            centres = (mixtures.weights[..., None] * mixtures.means).sum(1)
+        torch.testing.assert_close(centres.double() / size, expected / size, rtol=0, atol=1e-3)
 
 
 @settings(max_examples=100)
@@ -182,13 +183,14 @@ def unfit(x: Tensor) -> list[Callable[[], object]]:
         lambda: discriminant(Gaussians.of(x, y, 2)),
         lambda: fit_drift(x, x),
         lambda: fit_drift(torch.zeros_like(x), x),
-        lambda: fit_statistics(x, y, 2, seed=0),
+        lambda: ClassStatistics.of(x, y, 2),
+        lambda: fit_mixtures(x, y, 2, seed=0),
         lambda: ClassGaussian.of(x),
     ]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("which", range(7))
+@pytest.mark.parametrize("which", range(8))
 def test_features_that_are_not_finite_are_named(value: float, which: int) -> None:
     x = randn(8, 4, seed=0).float()
     x[3, 2] = value

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from cases import ADAPTERS, GREY, KINDS, QUICK, backbone, contents, same, seeded, settings, stream, tiny_vit
+from cases import ADAPTERS, GREY, KINDS, QUICK, PlainSGD, backbone, contents, same, seeded, settings, stream, tiny_vit
 from intarsia import (
     IA3,
     IEL,
@@ -31,19 +31,23 @@ from intarsia import (
     learn,
 )
 from intarsia.adapters import Adapter
-from intarsia.class_stats.mixtures import sample
+from intarsia.class_stats.gaussians import Gaussians
+from intarsia.class_stats.mixtures import fit_mixtures
+from intarsia.class_stats.statistics import ClassStatistics, sample
 from intarsia.curvature.fisher import diagonal_fisher
 from intarsia.errors import DivergenceError
 from intarsia.evaluation.landscape import loss_paths
-from intarsia.heads.alignment import align, align_many
+from intarsia.heads.discriminant import initial_heads
 from intarsia.heads.head import Head
+from intarsia.heads.trained_head import RegularizedHead
 from intarsia.regularizers.choices import Step
+from intarsia.regularizers.quadratic import Quadratic
 from intarsia.training.fine_tuning import Configuration, batch_drift, fine_tune, steps_due
 from intarsia.training.loop import CXX
 from intarsia.training.schedule import Seeds, batches
 from intarsia.training.settings import Settings
 from intarsia.training.state import LearnerState
-from intarsia.training.steps import fisher_of_head, fresh_head
+from intarsia.training.steps import starting_head
 from intarsia.training.task import prepare
 
 each_adapter = pytest.mark.parametrize("adapter", ADAPTERS, ids=KINDS)
@@ -392,37 +396,128 @@ def test_few_images_and_a_large_batch_are_still_trained_on(tmp_path: Path) -> No
         assert card.measures["head_moved"] > 0
 
 
-def test_the_reference_head_of_a_small_task_is_pre_tuned() -> None:
-    """Without alignment's help it shows: no epochs of pre-tuning give another reference head than three."""
-    tasks = stream(1, train=3)
-    references = []
-    for epochs in (0, 3):
-        _, state = prepare(backbone(), tasks[0], LearnerState(), replace(QUICK, pretune_epochs=epochs))
-        assert state.reference is not None
-        references.append(state.reference.weight)
-    assert not torch.allclose(references[0], references[1])
+PAPER = replace(PLAIN, protocol="paper", step="decoupled", warmup=0.0, epochs=3, iel_start="zero", fisher="exact")
 
 
-@pytest.mark.parametrize("alignment", ["auto", "sgd"])
-def test_heads_of_many_classes_are_aligned_in_closed_form_or_as_asked(
-    monkeypatch: pytest.MonkeyPatch, alignment: Literal["auto", "sgd"]
-) -> None:
-    monkeypatch.setattr("intarsia.heads.alignment.ALIGNMENT_CLASSES", 2)
-    tasks, training = stream(2, train=6), replace(QUICK, alignment=alignment)
-    first, before = prepare(backbone(), tasks[0], LearnerState(), training)
-    assert before.reference is not None
-    assert len(before.reference) == 2
-    generator = Seeds(training.seed, 2).generator("heads")
-    second, after = prepare(backbone(), tasks[1], before, training)
+def test_reference_heads_are_the_closed_form_of_all_classes_seen() -> None:
+    tasks = stream(2, train=6)
+    first, before = prepare(backbone(), tasks[0], LearnerState(), QUICK)
+    second, after = prepare(backbone(), tasks[1], before, QUICK)
     assert after.reference is not None
-    fresh = fresh_head(second.features, tasks[1].train.labels, 2, training, generator)
-    joined, statistics = Head.join([before.reference, fresh]), (first.statistics, second.statistics)
-    expected = (
-        align_many(joined, statistics)
-        if alignment == "auto"
-        else align(joined, statistics, epochs=5, lr=QUICK.pretune_lr, generator=generator)
+    for prepared in (first, second):
+        assert prepared.statistics.mixtures is None
+    own = [Gaussians.of(p.features, p.task.train.labels, 2) for p in (first, second)]
+    torch.testing.assert_close(after.reference.tensors(), initial_heads(Gaussians.join(own)).tensors())
+
+
+def papers_heads(theta0: Backbone, tasks: TaskStream, training: Settings) -> list[tuple[list[ClassStatistics], Head]]:
+    """Of each task: the class statistics and reference heads known after it, by a loop written out."""
+    made: list[tuple[list[ClassStatistics], Head]] = []
+    for number, task in enumerate(tasks, start=1):
+        seeds, labels = Seeds(training.seed, number), task.train.labels
+        features = theta0.features(GREY.normalize(task.train.tensor(GREY)))
+        mixtures = fit_mixtures(features, labels, 2, seed=seeds.of("statistics") % 2**31)
+        generator = seeds.generator("heads")
+        loop = PlainSGD(Head.truncated_normal(2, features.shape[1], generator))
+        for _ in range(training.pretune_epochs):
+            rows = torch.randperm(len(features), generator=generator)  # one batch
+            loop.step(features[rows], labels[rows], training.pretune_lr, normalised=False)
+        statistics = [*(made[-1][0] if made else ()), ClassStatistics.of(features, labels, 2, mixtures)]
+        loop = PlainSGD(Head.join([*(h for _, h in made[-1:]), loop.head()]))
+        epochs = 10 + 5 * (number - 1)
+        for epoch in range(epochs):
+            drawn, target = sample(statistics, 256, generator)
+            for rows in torch.randperm(len(drawn), generator=generator).split(128):
+                rate = training.pretune_lr * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+                loop.step(drawn[rows], target[rows], rate, normalised=True)
+        made.append((statistics, loop.head()))
+    return made
+
+
+def papers_fisher(theta0: Backbone, images: Tensor, head: Head) -> dict[str, Tensor]:
+    """Sum over images and classes of p_c (d log p_c / d theta)^2, image by image."""
+    weights = {name: theta0.model.get_parameter(name).requires_grad_() for name in theta0.trainable}
+    sums = {name: torch.zeros_like(w) for name, w in weights.items()}
+    for image in images:
+        logs = torch.log_softmax(head(theta0.model(image[None])), 1)[0]
+        for log in logs:
+            slopes = torch.autograd.grad(log, list(weights.values()), retain_graph=True)
+            for name, slope in zip(weights, slopes, strict=True):
+                sums[name] += log.exp().detach() * slope.square()
+    for w in weights.values():
+        w.requires_grad_(False)
+    return sums
+
+
+def test_the_papers_ita_is_a_loop_written_by_hand() -> None:
+    """The second task of two in the paper protocol, from features to the fine-tuned head: every step written out."""
+    training = replace(PAPER, lambda_h=0.5, lambda_0=0.1, pretune_epochs=2)
+    tasks, theta0, alpha, seeds = stream(2), backbone(), 40.0, Seeds(training.seed, 2)
+    first, state = prepare(theta0, tasks[0], LearnerState(), training)
+    second, state = prepare(theta0, tasks[1], state, training)
+    found, free = (
+        fine_tune(theta0, second, state, first.fisher, Configuration(LoRA(2), ITA(a), training)) for a in (alpha, 0.0)
     )
-    assert same(after.reference.tensors(), expected.tensors())
+
+    (_, before), (statistics, reference) = papers_heads(theta0, tasks, training)
+    assert state.reference is not None
+    torch.testing.assert_close(state.reference.tensors(), reference.tensors(), rtol=1e-4, atol=1e-6)
+    sums = papers_fisher(theta0, GREY.normalize(tasks[0].train.tensor(GREY)), before)
+    images, labels = tasks[1].train.tensor(GREY), tasks[1].train.labels
+    fisher = {name: (f + 1e-5) / len(images) for name, f in sums.items()}  # both tasks have as many images
+    drawn, _ = sample(statistics, 256, seeds.generator("head fisher"))
+    p = reference(drawn).softmax(1)[:, 2:]
+    of_weight = (p * (1 - p)).T @ drawn.square() / len(drawn) + 1e-5
+    of_bias = (p * (1 - p)).mean(0) + 1e-5
+    start = Head.truncated_normal(2, reference.weight.shape[1], seeds.generator("head start"))
+    weight, bias = (t.clone().requires_grad_() for t in (start.weight, start.bias))
+    order = seeds.generator("training")
+    with theta0.attach(LoRA(2), seeds.generator("adapter")) as attachment:
+        for layer in attachment.layers.values():
+            layer.adapter_parameters["A"].detach().div_(len(layer.adapter_parameters["A"]) ** 0.5)
+        optimizer = torch.optim.AdamW([*attachment.parameters(), weight, bias], lr=training.lr, weight_decay=0.0)
+        for epoch in range(3):
+            factor = math.cos(0.495 * math.pi * epoch / 2)
+            for rows in torch.randperm(len(images), generator=order).split(training.batch_size):
+                for group in optimizer.param_groups:
+                    group["lr"] = training.lr * factor
+                optimizer.zero_grad()
+                features = theta0.model(GREY.normalize(images[rows]))
+                F.cross_entropy(F.linear(features, weight, bias), labels[rows]).backward()
+                pulls: list[tuple[Tensor, Tensor]] = []
+                for name, layer in attachment.layers.items():
+                    a, b = (layer.adapter_parameters[k].detach() for k in "AB")
+                    dense = alpha * fisher[name] * (b @ a)
+                    pulls += [(a, b.T @ dense), (b, dense @ a.T)]
+                pulls.append((weight.detach(), 2 * (0.5 * of_weight + 0.1) * (weight.detach() - reference.weight[2:])))
+                pulls.append((bias.detach(), 2 * (0.5 * of_bias + 0.1) * (bias.detach() - reference.bias[2:])))
+                for tensor, pull in pulls:
+                    tensor.sub_(factor * pull * min(1.0, 100 / float(pull.norm() + 1e-6)))
+                optimizer.step()
+        expected = attachment.state()
+    torch.testing.assert_close(found.adapter_parameters, expected, rtol=1e-3, atol=1e-5)
+    head = Head(weight.detach(), bias.detach())
+    torch.testing.assert_close(found.head.tensors(), head.tensors(), rtol=1e-3, atol=1e-5)
+    apart = max(float((found.adapter_parameters[n] - v).abs().max()) for n, v in free.adapter_parameters.items())
+    assert apart > 1e-3  # the strength tells
+
+
+def test_a_decoupled_step_comes_before_the_optimizers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AdamW starts from where the regularizer has put weights and head, with the loss's gradient from before."""
+    seen: list[str] = []
+    quadratic, head, adam = Quadratic.step, RegularizedHead.regularize, torch.optim.AdamW.step
+
+    def told(name: str, function: Any) -> Any:
+        return lambda *args, **kwargs: (seen.append(name), function(*args, **kwargs))[1]
+
+    monkeypatch.setattr(Quadratic, "step", told("weights", quadratic))
+    monkeypatch.setattr(RegularizedHead, "regularize", told("head", head))
+    monkeypatch.setattr(torch.optim.AdamW, "step", told("AdamW", adam))
+    tuned_on(0, LoRA(1), ITA(1.0), replace(PLAIN, step="decoupled", epochs=1))
+    assert seen == ["weights", "head", "AdamW"] * 2
+    seen.clear()
+    tuned_on(0, LoRA(1), ITA(1.0), replace(PLAIN, step="proximal", epochs=1))
+    assert seen == ["AdamW", "head", "AdamW", "weights", "head"]  # one proximal step for both batches
 
 
 def test_cards_measure_the_training(pool: Pool) -> None:
@@ -442,14 +537,13 @@ def test_cards_measure_the_training(pool: Pool) -> None:
         assert card.settings["epochs"] == 2
 
 
-def test_a_head_may_start_at_random() -> None:
-    heads = [
-        tuned_on(0, LoRA(1), ITA(), replace(PLAIN, lr=0.0, head_start=start))[1] for start in ("reference", "random")
-    ]
+def test_the_papers_head_starts_at_a_truncated_normal_and_ours_at_its_reference_head() -> None:
+    heads = [tuned_on(0, LoRA(1), ITA(), replace(training, lr=0.0))[1] for training in (PLAIN, PAPER)]
     _, state = prepare(backbone(), stream(2)[0], LearnerState(), PLAIN)
     assert state.reference is not None
     assert same(heads[0].tensors(), state.reference.tensors())
-    assert not torch.allclose(heads[1].weight, heads[0].weight)
+    drawn = Head.truncated_normal(2, state.reference.weight.shape[1], Seeds(PAPER.seed, 1).generator("head start"))
+    assert same(heads[1].tensors(), drawn.tensors())
 
 
 def test_progress_is_told_to_the_end(tmp_path: Path) -> None:
@@ -563,19 +657,48 @@ def test_training_settings_that_are_none_are_refused(name: str, value: float) ->
         settings(**changes)
 
 
-@pytest.mark.parametrize("over", ["seen", "earlier"])
-def test_head_fisher_is_taken_on_the_classes_seen_or_on_the_earlier_ones(over: Literal["seen", "earlier"]) -> None:
+@pytest.mark.parametrize(
+    ("training", "regularizer", "classes"),
+    [(QUICK, ITA(), 4), (QUICK, IEL(), 4), (PAPER, ITA(), 4), (PAPER, IEL(), 2)],
+    ids=["ita", "iel", "the paper's ita", "the paper's iel"],
+)
+def test_head_fisher_is_taken_on_the_classes_seen_or_the_papers_iel_on_the_earlier_ones(
+    training: Settings, regularizer: ITA | IEL, classes: int
+) -> None:
     """Mean p (1 - p) f^2 on features drawn from their statistics, the softmax over all classes seen; then the floor."""
-    tasks, training, seeds = stream(2), replace(QUICK, head_fisher_over=over), Seeds(QUICK.seed, 2)
-    first, state = prepare(backbone(), tasks[0], LearnerState(), training)
+    tasks, seeds = stream(2), Seeds(training.seed, 2)
+    _, state = prepare(backbone(), tasks[0], LearnerState(), training)
     second, state = prepare(backbone(), tasks[1], state, training)
     assert state.reference is not None
-    statistics = state.statistics if over == "seen" else [first.statistics]
-    features, _ = sample(statistics, 256, seeds.generator("head fisher"))
+    features, _ = sample(state.statistics[: classes // 2], 256, seeds.generator("head fisher"))
     p = torch.softmax(state.reference(features), 1)[:, 2:]
-    got = fisher_of_head(second, state, training, seeds)
+    got = starting_head(
+        second, state, training, seeds, torch.device("cpu"), through_mean=regularizer.through_mean
+    ).fisher
     torch.testing.assert_close(got.weight, torch.einsum("nc,nd->cd", p * (1 - p), features**2) / len(features) + 1e-5)
     torch.testing.assert_close(got.bias, (p * (1 - p)).mean(0) + 1e-5)
+
+
+@pytest.mark.parametrize(("training", "floor"), [(QUICK, 1e-5), (PAPER, 1e-5 / 12)], ids=["ours", "the paper's"])
+def test_the_papers_floor_of_ita_is_divided_by_the_images(
+    training: Settings, floor: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind, expected in ((ITA, floor), (IEL, 1e-5)):
+        seen = Seen(kind, monkeypatch)
+        learn(
+            backbone(), stream(2), adapter=LoRA(1), regularizer=kind(1e-3), training=training, out=tmp_path / kind.kind
+        )
+        pool = Pool.open(tmp_path / kind.kind, backbone())
+        metric, running = seen.calls[-1][0], pool.fisher()
+        assert metric is not None
+        assert running is not None
+        if kind is ITA:
+            _, state = prepare(backbone(), stream(2)[0], LearnerState(), training)
+            running = state.fisher
+            assert running is not None
+            assert running.count == 12
+        for name, total in running.sums.items():
+            torch.testing.assert_close(metric[name], total / running.count + expected, rtol=1e-6, atol=1e-10)
 
 
 def test_only_the_named_weights_are_tuned(tmp_path: Path) -> None:
@@ -593,11 +716,9 @@ def test_rarer_proximal_steps_are_as_large_as_those_left_out(every: int, images:
     implicit = replace(PLAIN, epochs=2, batch_size=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("intarsia.training.fine_tuning.PROXIMAL_EVERY", every)
-        due = [steps_due(implicit, batch) for batch in batches(implicit, images, seeded(0))]
+        due = [steps_due(batch) for batch in batches(implicit, images, seeded(0))]
     assert sum(due[:images]) == sum(due[images:]) == images
     assert max(due) <= every
-    explicit = replace(implicit, step="decoupled")
-    assert [steps_due(explicit, batch) for batch in batches(explicit, images, seeded(0))] == [1] * len(due)
 
 
 def test_settings_that_are_not_given_are_those_of_the_method_and_adapter(

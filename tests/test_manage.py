@@ -1,5 +1,6 @@
 """Pools and merged models as they are kept: moved, damaged in part, renamed, cut down, asked from anywhere."""
 
+import csv
 import json
 import shutil
 import socket
@@ -233,14 +234,36 @@ def test_predictions_name_the_most_probable_classes_of_any_composition(
     furnished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pool, image = furnished / "pool", furnished / "photos" / "test" / "red" / "0.png"
-    (row,) = result("predict", pool, image, "--top-k", 6)["predictions"]
+    (row,) = result("predict", pool, image, "--top", 6)["predictions"]
     assert next(c["class"] for c in row["top"]) == row["class"]
     assert sum(c["probability"] for c in row["top"]) == pytest.approx(1, abs=1e-3)
     for choice in (("--drop", "task01"), ("--weights", "task02=.7", "task03=.3"), ("--keep", "task02", "task03")):
-        (row,) = result("predict", pool, image, *choice, "--top-k", 4)["predictions"]
+        (row,) = result("predict", pool, image, *choice, "--top", 4)["predictions"]
         assert {c["class"] for c in row["top"]} == {"gold", "green", "grey", "red"}
     assert result("predict", pool, image, "--rule", "ties")["predictions"]
-    assert "expected 1 to 6" in refused(capsys, "predict", pool, image, "--top-k", 7)
+    assert "expected 1 to 6" in refused(capsys, "predict", pool, image, "--top", 7)
+
+
+@pytest.mark.parametrize("top", [1, 2])
+def test_answers_come_as_lines_of_csv_or_json(top: int, furnished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pool, photos = furnished / "pool", furnished / "photos" / "test"
+    expected = result("predict", pool, photos, "--top", top)["predictions"]
+    capsys.readouterr()
+    main(["predict", str(pool), str(photos), "--top", str(top), "--format", "jsonl"])
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == expected
+    main(["predict", str(pool), str(photos), "--top", str(top), "--format", "csv"])
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert len(rows) == top * len(expected)
+    for i, answer in enumerate(a for row in expected for a in row.get("top", [row])):
+        assert (rows[i]["class"], float(rows[i]["probability"])) == (answer["class"], answer["probability"])
+        assert rows[i]["rank"] == str(i % top + 1)
+    assert rows[0]["image"] == expected[0]["image"]
+
+
+def test_a_merged_model_names_the_rows_of_its_head(pool: Pool, tmp_path: Path) -> None:
+    pool.mean().save(tmp_path / "model")
+    card = json.loads((tmp_path / "model" / "model.json").read_text())
+    assert card["id2label"] == {str(i): label for i, label in enumerate(pool.mean().labels)}
 
 
 def test_many_images_are_decoded_batch_by_batch(pool: Pool, furnished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

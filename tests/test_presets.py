@@ -9,15 +9,17 @@ import pytest
 from PIL import Image
 from test_cli import refused, result
 
-from cases import stream, timm_weights
-from intarsia import Backbone, InputError, Pool, TaskStream, evaluate
+from cases import QUICK, backbone, stream, timm_weights
+from intarsia import Backbone, InputError, Pool, TaskStream, evaluate, learn
 from intarsia.adapters.records import build_adapter
 from intarsia.cli.main import parsed
+from intarsia.cli.outcome import outcome
 from intarsia.regularizers.records import build_regularizer, regularizer_record
 from intarsia.store.index import Index
 from intarsia.study.estimate import estimate
 from intarsia.study.paper import BACKBONE, DATA, PRESETS, preset, preset_of, verify
 from intarsia.training.fine_tuning import Configuration
+from intarsia.training.settings import Protocol
 
 ITA_LORA = {"imagenet-r": 77.79, "cifar100": 89.96, "cub200": 85.55, "caltech256": 92.65, "mit67": 86.60}
 SIZES = {"imagenet-r": [20] * 10, "cifar100": [10] * 10, "cub200": [20] * 10, "resisc45": [5] * 9}
@@ -36,6 +38,7 @@ def test_there_is_a_cell_for_every_data_set_method_and_adapter() -> None:
 def test_published_hyper_parameters_are_the_papers() -> None:
     cifar, iel, crop = (preset(n) for n in ("cifar100-ita-lora", "cifar100-iel-full", "cropdisease-ita-ia3"))
     assert (cifar.strength, iel.strength, crop.strength) == (0.02, 20.0, 5.0)
+    assert {cell.training.protocol for cell in PRESETS.values()} == {"paper"}
     t = cifar.training
     assert (t.lr, t.weight_decay, t.batch_size, t.epochs, t.lambda_h, t.lambda_0) == (3e-4, 0, 128, 20, 0.025, 0.001)
     assert (iel.training.lambda_h, iel.training.lambda_0) == (0.1, 0.001)
@@ -125,3 +128,13 @@ def test_a_run_agrees_within_a_point(pool: Pool) -> None:
     assert near["difference"] == pytest.approx(0.94)
     assert near["final_accuracy"] == found.final_accuracy
     assert json.dumps(near)
+
+
+@pytest.mark.parametrize("protocol", ["recommended", "paper"])
+def test_after_the_paper_protocol_its_own_heads_are_measured_too(
+    protocol: Protocol, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = stream(2)
+    pool = learn(backbone(), tasks, out=tmp_path / "p", training=replace(QUICK, protocol=protocol))
+    found = outcome(pool, tasks, as_json=False)
+    assert ("own_heads_accuracy" in found) == ("paper's own heads" in capsys.readouterr().out) == (protocol == "paper")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cases import seeded, settings
-from intarsia.training.schedule import batches
+from intarsia.training.schedule import batches, cosine
 
 
 @given(images=st.integers(1, 50), size=st.integers(2, 9), epochs=st.integers(1, 3))
@@ -36,6 +36,16 @@ def test_rate_warms_up_by_the_batch_and_falls_by_the_epoch() -> None:
     optimizer = torch.optim.AdamW([parameter], lr=7.0)
     made[0].set_rate(optimizer)
     assert optimizer.param_groups[0]["lr"] == 1.0
+
+
+def test_the_papers_rate_and_scale_follow_a_quarter_cosine() -> None:
+    """cos(0.495 pi e / (K - 1)), by hand for K = 3: 1, cos(44.55 degrees), cos(89.1 degrees); 1 for a single epoch."""
+    training = settings(protocol="paper", epochs=3, batch_size=5, lr=2.0, warmup=0.0)
+    made = list(batches(training, 10, seeded(1)))
+    assert [b.cosine for b in made[::2]] == pytest.approx([1.0, 0.7126385, 0.0157073], abs=1e-6)
+    assert [b.lr for b in made] == pytest.approx([2 * b.cosine for b in made])
+    assert [b.cosine for b in batches(replace(training, epochs=1), 4, seeded(1))] == [1.0]
+    assert sum(cosine(replace(training, epochs=20), e) for e in range(20)) == pytest.approx(12.72, abs=0.01)
 
 
 def test_order_is_a_function_of_the_generator() -> None:

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from intarsia.backbones.libraries.timm import timm_preprocessing
 from intarsia.backbones.preprocessing import Preprocessing
-from intarsia.backbones.timm import timm_preprocessing
 from intarsia.data.decoding import decode, fit
 from intarsia.data.image_set import ImageSet
 from intarsia.errors import InputError

@@ -48,5 +48,5 @@ def test_the_workbench_learns_what_learn_learns(method: str, tmp_path: Path) -> 
 def test_a_setting_that_needs_another_set_up_is_refused() -> None:
     stream = TaskStream.load("sketches", max_per_class=4).subset(range(1))
     strength, training = recommended("ita", "lora")
-    with pytest.raises(ValueError, match="batch_size 64: steps 1 to 4 had 32"):
-        Workbench(stream, 0).learn(Setting("ita", "lora", strength, replace(training, batch_size=64)))
+    with pytest.raises(ValueError, match="protocol paper: steps 1 to 4 had recommended"):
+        Workbench(stream, 0).learn(Setting("ita", "lora", strength, replace(training, protocol="paper")))

@@ -253,7 +253,6 @@ def choices(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
     """The tool's settings with one choice made otherwise at a time; heads made otherwise are among what is measured."""
     otherwise: dict[str, dict[str, Any]] = {
         "as it is": {},
-        "head starts at random": {"head_start": "random"},
         "decoupled step": {"step": "decoupled"},
         "Fisher over all others": {"fisher_over": "others"},
     }

@@ -36,16 +36,7 @@ from intarsia.training.task import finish, prepare
 
 OTHER_HEADS: tuple[Heads, ...] = ("compensated", "own")
 """Than prototypes."""
-SET_UP = (
-    "batch_size",
-    "pretune_epochs",
-    "pretune_lr",
-    "alignment",
-    "alignment_epochs",
-    "components",
-    "fisher",
-    "probes",
-)
+SET_UP = ("protocol", "pretune_epochs", "pretune_lr", "fisher", "probes")
 """Settings that steps 1 to 4 depend on."""
 
 

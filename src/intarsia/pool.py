@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from intarsia.adapters.protocol import Adapter
 from intarsia.adapters.records import build_adapter
-from intarsia.backbones.architecture import architecture_of
 from intarsia.backbones.backbone import Backbone
+from intarsia.backbones.locations import parsed, with_options
 from intarsia.class_stats.gaussians import Gaussians
 from intarsia.curvature.fisher import DiagonalFisher
 from intarsia.data.stream import TaskStream
@@ -47,7 +47,8 @@ class Pool(Store):
 
     def __init__(self, path: Path, index: Index, backbone: Backbone | str | None = None) -> None:
         super().__init__(path, index)
-        self._spec = backbone if isinstance(backbone, str) else index.backbone["name"]
+        name = index.backbone["name"]
+        self._spec = with_options(backbone, parsed(name)[1]) if isinstance(backbone, str) else name
         self._backbone = backbone if isinstance(backbone, Backbone) else None
         if self._backbone is not None:
             index.check(path, self._backbone)
@@ -245,7 +246,7 @@ class Pool(Store):
             backbone.preprocessing,
             record,
             before,
-            architecture=architecture_of(backbone.name),
+            architecture=backbone.architecture,
             streams={t: card.stream for t, card in cards.items()},
         )
         return model.to(backbone.device)

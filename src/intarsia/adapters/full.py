@@ -42,7 +42,11 @@ class Full:
 
     def forward(self, x: Tensor, layer: AdaptedLinear) -> Tensor:
         """(W + scale tau) x + b."""
-        return F.linear(x, torch.add(layer.base, layer.adapter_parameters["tau"], alpha=layer.scale), layer.linear.bias)
+        return F.linear(x, self.weight(layer), layer.linear.bias)
+
+    def weight(self, layer: AdaptedLinear) -> Tensor:
+        """W + scale tau."""
+        return torch.add(layer.base, layer.adapter_parameters["tau"], alpha=layer.scale)
 
     def proximal(self, parameters: Parameters, theta0: Tensor, curvature: Tensor, pull: Tensor) -> dict[str, Tensor]:
         """(tau + d) / (1 + c), elementwise."""

@@ -55,9 +55,15 @@ class IA3:
 
     def forward(self, x: Tensor, layer: AdaptedLinear) -> Tensor:
         """(W0 x) * (base + scale (l - 1)) + b: one product, whatever was composed before."""
-        factor = layer.base + layer.scale * (layer.adapter_parameters["l"] - 1)
-        y = F.linear(x, layer.linear.weight) * factor
+        y = F.linear(x, layer.linear.weight) * self._factor(layer)
         return y if layer.linear.bias is None else y + layer.linear.bias
+
+    def weight(self, layer: AdaptedLinear) -> Tensor:
+        """W0 * (base + scale (l - 1)) by rows."""
+        return layer.linear.weight * self._factor(layer).unsqueeze(1)
+
+    def _factor(self, layer: AdaptedLinear) -> Tensor:
+        return layer.base + layer.scale * (layer.adapter_parameters["l"] - 1)
 
     def proximal(self, parameters: Parameters, theta0: Tensor, curvature: Tensor, pull: Tensor) -> dict[str, Tensor]:
         """M = l - 1 row by row: (1 + sum_j c W0^2) m = m_old + sum_j d W0."""

@@ -1,12 +1,12 @@
 """LoRA: tau = B A, a low-rank update (Hu et al., arXiv 2106.09685).
 
-A is (r, I), Kaiming-uniform; B is (O, r), zero at the start; the scale is 1 and there is no dropout. A fused ``qkv``
-holds three weights in one and gets three times the rank.
+A is (r, I), uniform within 1/sqrt(I); B is (O, r), zero at the start; the scale is 1 and there is no dropout. A fused
+``qkv`` holds three weights in one and gets three times the rank.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -32,12 +32,15 @@ class LoRA:
 
     Args:
         rank: r of every weight; 3 r on a fused qkv. At most min(O, I) is used.
+        narrow: A starts within 1/sqrt(r I), as the paper's (r as used), not 1/sqrt(I). Of the start alone: it is
+            neither compared nor recorded.
 
     Raises:
         InputError: the rank is below 1.
     """
 
     rank: int = 16
+    narrow: bool = field(default=False, compare=False, repr=False)
     kind: ClassVar[str] = "lora"
 
     def __post_init__(self) -> None:
@@ -45,11 +48,11 @@ class LoRA:
             raise InputError(f"LoRA rank {self.rank}: expected 1 or more; 16 is the paper's")
 
     def initial(self, name: str, theta0: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """A (r, I) Kaiming-uniform with a = sqrt(5), drawn on the CPU; B (O, r) zero."""
+        """A (r, I) uniform, drawn on the CPU; B (O, r) zero."""
         out_features, in_features = theta0.shape
         wanted = 3 * self.rank if name.removesuffix(".weight").endswith("qkv") else self.rank
         rank = min(wanted, out_features, in_features)
-        bound = 1 / math.sqrt(in_features)
+        bound = 1 / math.sqrt(in_features * (rank if self.narrow else 1))
         a = (torch.rand(rank, in_features, generator=generator) * 2 - 1) * bound
         return {"A": a.to(theta0), "B": theta0.new_zeros(out_features, rank)}
 
@@ -86,6 +89,10 @@ class LoRA:
         """W x + b + scale B (A x): never a dense update."""
         parameters = layer.adapter_parameters
         return _LowRank.apply(x, layer.base, layer.linear.bias, parameters["A"], parameters["B"] * layer.scale)  # pyright: ignore
+
+    def weight(self, layer: AdaptedLinear) -> Tensor:
+        """W + scale B A."""
+        return torch.add(layer.base, layer.delta(), alpha=layer.scale)
 
     def proximal(self, parameters: Parameters, theta0: Tensor, curvature: Tensor, pull: Tensor) -> dict[str, Tensor]:
         """With A fixed each row of B is a system of its own: (I + A diag(c_i) A^T) b_i = b_i,old + A d_i."""

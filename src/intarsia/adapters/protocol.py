@@ -20,7 +20,7 @@ Parameters = Mapping[str, Tensor]
 
 @runtime_checkable
 class Adapter(Protocol):
-    """A parametrisation of task vectors: immutable settings and seven pure functions of one weight."""
+    """A parametrisation of task vectors: immutable settings and eight pure functions of one weight."""
 
     kind: ClassVar[str]
 
@@ -46,6 +46,10 @@ class Adapter(Protocol):
 
     def forward(self, x: Tensor, layer: "AdaptedLinear") -> Tensor:
         """(..., I) -> (..., O) through the adapted layer."""
+        ...
+
+    def weight(self, layer: "AdaptedLinear") -> Tensor:
+        """W0 + (S + tau) * scale (O, I), dense: for networks that read a layer's weight themselves."""
         ...
 
     def proximal(self, parameters: Parameters, theta0: Tensor, curvature: Tensor, pull: Tensor) -> dict[str, Tensor]:
@@ -90,6 +94,26 @@ class AdaptedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O)."""
         return self.adapter.forward(x, self) if self.enabled else self.linear(x)
+
+    @property
+    def weight(self) -> Tensor:
+        """(O, I) the layer's weight as it stands, differentiable in the parameters."""
+        return self.adapter.weight(self) if self.enabled else self.linear.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """(O,) of the plain layer."""
+        return self.linear.bias
+
+    @property
+    def in_features(self) -> int:
+        """I."""
+        return self.linear.in_features
+
+    @property
+    def out_features(self) -> int:
+        """O."""
+        return self.linear.out_features
 
     def delta(self) -> Tensor:
         """Tau (O, I), differentiable in the parameters."""

@@ -4,17 +4,20 @@ Weights have canonical names, those of timm's vision transformers (``blocks.3.at
 a network comes from calls them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from intarsia.adapters.attachment import Attachment, sharing
+from intarsia.adapters.attachment import Attachment
 from intarsia.adapters.protocol import AdaptedLinear, Adapter
+from intarsia.backbones.attention import open_attention
 from intarsia.backbones.loaders import load_network
 from intarsia.backbones.locations import absolute
-from intarsia.backbones.names import BUILTIN, TARGETS, match_targets
+from intarsia.backbones.names import BUILTIN, TARGETS, kind_of, match_targets, named
 from intarsia.backbones.preprocessing import Preprocessing
+from intarsia.backbones.probe import acting
 from intarsia.errors import InputError
 from intarsia.numerics import digest
 
@@ -34,6 +37,8 @@ class Backbone:
             match are trained.
 
     Attributes:
+        architecture: how its network is built without weights, JSON; None where only its maker knows.
+        width: D of its features.
         cast_from: the type that was cast to float32, ``float16`` or ``bfloat16``; None where nothing was.
 
     Raises:
@@ -54,8 +59,11 @@ class Backbone:
             model.register_forward_pre_hook(_as_weights)
         self.name = name
         self.preprocessing = preprocessing
+        self.architecture: Mapping[str, Any] | None = None
         self.patterns = tuple(targets)
+        open_attention(model)
         self.targets = match_targets(model, name, self.patterns)
+        self.targets, self.width = self._acting()
         self.hash = digest(model.state_dict())
 
     def __repr__(self) -> str:
@@ -68,24 +76,59 @@ class Backbone:
         """Load theta0 by name.
 
         Args:
-            spec: ``vit_sketch`` (built in), ``timm/<name>`` (pre-trained weights from the hub) or
-                ``timm/<name>@<file.safetensors>`` (weights from a local file).
+            spec: ``vit_sketch`` (built in); ``timm/<name>`` (pre-trained weights from the hub),
+                ``timm/<name>@<file.safetensors>`` (weights from a local file), ``timm/hf-hub:<repository>``,
+                ``timm/local-dir:<folder>``; ``hf/<repository or folder>[@revision]`` of transformers. Options stand
+                behind: ``?image-size=70&features=mean``.
             targets: see the class.
 
         Raises:
             InputError: the name is unknown, the weights cannot be had or do not fit, a target matches nothing.
         """
-        model, preprocessing = load_network(spec)
-        return cls(model, name=absolute(spec), preprocessing=preprocessing, targets=targets)
+        network, preprocessing, architecture = load_network(spec)
+        found = cls(network, name=absolute(spec), preprocessing=preprocessing, targets=targets)
+        found.architecture = architecture
+        return found
+
+    def _acting(self) -> tuple[dict[str, str], int]:
+        """The targets that act on the features, and how wide these are; see ``probe``."""
+        names, width = acting(self.model, self.name, self.weights, self.preprocessing)
+        acts = {name: self.targets[name] for name in names}
+        for target in self.patterns:
+            of_it = [n for n, path in self.targets.items() if named(n.removesuffix(".weight"), path, target)]
+            if of_it and not set(of_it) & acts.keys():
+                raise InputError(
+                    f"backbone {self.name}: {of_it[0]} (target {target!r}) does not act on the features: no gradient "
+                    "reaches it, and it would never change. Name other targets, or other --features"
+                )
+        return acts, width
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Canonical name -> the very parameter (O, I) of every trainable weight."""
+        return {name: self._linear(path).weight for name, path in self.targets.items()}
 
     @property
     def trainable(self) -> dict[str, Tensor]:
         """Canonical name -> pre-trained weight (O, I) of every trainable weight."""
-        return {name: self._linear(path).weight.detach() for name, path in self.targets.items()}
+        return {name: weight.detach() for name, weight in self.weights.items()}
 
-    def layers(self, name: str) -> list[nn.Linear]:
-        """The layers that use a trainable weight: one, or several that share it."""
-        return list({id(layer): layer for layer in sharing(self.model, self.targets[name]).values()}.values())
+    def describe(self) -> dict[str, Any]:
+        """What it is and what of it is trained, as JSON: layers by kind (``attention``, ``mlp``, ``other``)."""
+        trained: dict[str, list[str]] = {}
+        for name in self.targets:
+            layer = name.removesuffix(".weight")
+            trained.setdefault(kind_of(layer) or "other", []).append(layer)
+        return {
+            "name": self.name,
+            "weights": sum(p.numel() for p in self.model.parameters()),
+            "trainable_weights": sum(w.numel() for w in self.weights.values()),
+            "features": self.width,
+            "cast_from": self.cast_from,
+            "preprocessing": self.preprocessing.record(),
+            "linear_layers": sum(isinstance(layer, nn.Linear) for layer in self.model.modules()),
+            "trained": trained,
+        }
 
     @property
     def device(self) -> torch.device:

@@ -1,6 +1,8 @@
-"""Specs of backbones and streams: the one built in, and where the files lie that a spec names.
+"""Specs of backbones and streams: options they carry, and where the files lie that a spec names.
 
-A spec may end in a path: ``timm/<name>@<file>``, ``folder:<dir>``, ``csv:<file>``, ``hf:<dir>``.
+A backbone's spec is ``<library>/<which>``, with ``@`` a file or revision and ``?`` options:
+``timm/<name>@<file>?image-size=70&features=mean``. A spec may end in a path: ``timm/<name>@<file>``, ``hf/<folder>``,
+``timm/local-dir:<folder>``, ``folder:<dir>``, ``csv:<file>``, ``hf:<dir>``.
 
 In memory such a path is absolute, so that the working directory does not matter. On disk it is relative to the folder
 of the pool (or merged model) that names it where it lies below or beside that folder, so that both can be moved
@@ -8,43 +10,130 @@ together; else it is absolute.
 """
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
+from urllib.parse import parse_qsl, urlencode
+
+from intarsia.errors import InputError
+
+Features = Literal["cls", "mean", "pooled"]
+"""The class token, the mean of the other tokens, or what the network's own pooling gives."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a network is loaded otherwise than its checkpoint says; None is the checkpoint's own way.
+
+    Args:
+        image_size: side of its images, pixels.
+        features: what of its output the features are.
+
+    Raises:
+        InputError: a size below 1, or features that there are not.
+    """
+
+    image_size: int | None = None
+    features: Features | None = None
+
+    def __post_init__(self) -> None:
+        if self.image_size is not None and self.image_size < 1:
+            raise InputError(f"--image-size {self.image_size}: expected 1 or more pixels")
+        if self.features is not None and self.features not in get_args(Features):
+            raise InputError(f"--features {self.features!r}: expected one of {', '.join(get_args(Features))}")
+
+    def or_else(self, other: "Options") -> "Options":
+        """What is open here as it is there."""
+        return Options(self.image_size or other.image_size, self.features or other.features)
+
+
+def parsed(spec: str) -> tuple[str, Options]:
+    """A backbone's spec without its options, and these.
+
+    Raises:
+        InputError: an option that there is not.
+    """
+    name, mark, text = spec.rpartition("?")
+    if not mark or "=" not in text:
+        return spec, Options()
+    given = dict(parse_qsl(text, keep_blank_values=True))
+    size = given.pop("image-size", None)
+    if (size is not None and not size.isdecimal()) or given.keys() - {"features"}:
+        raise InputError(f"backbone {spec!r}: expected options like ?image-size=70&features=mean")
+    return name, Options(int(size) if size else None, given.get("features"))  # pyright: ignore[reportArgumentType]
+
+
+def with_options(spec: str, options: Options) -> str:
+    """A backbone's spec with options; those that the spec has already stay where ``options`` leaves them open.
+
+    Raises:
+        InputError: see ``Options``.
+    """
+    name, own = parsed(spec)
+    chosen = options.or_else(own)
+    given = {"image-size": chosen.image_size, "features": chosen.features}
+    text = urlencode({key: value for key, value in given.items() if value is not None})
+    return f"{name}?{text}" if text else name
+
+
+DATA = ("folder:", "csv:", "hf:")
+"""How specs of images begin that may name a path."""
 
 
 def absolute(spec: str, base: Path | None = None) -> str:
     """A spec with its path, if it has one, made absolute: relative ones start at ``base`` (the working directory)."""
-    head, path = _parted(spec)
-    return head + str(((base or Path()) / Path(path).expanduser()).resolve()) if path else spec
+    head, path, options = _parted(spec, base or Path())
+    return head + str(((base or Path()) / Path(path).expanduser()).resolve()) + options if path else spec
 
 
 def kept(spec: str, folder: Path) -> str:
     """A spec as the pool or merged model in a folder keeps it; ``absolute(kept, folder)`` is the inverse."""
-    head, path = _parted(absolute(spec))
+    head, path, options = _parted(absolute(spec), Path())
     home = folder.resolve()
     if not path or not Path(path).is_relative_to(home.parent):
-        return head + path
+        return head + path + options
     relative = Path(os.path.relpath(path, home)).as_posix()
-    return head + (relative if relative.startswith(".") else f"./{relative}")
+    dotted = (
+        relative if head not in ("hf/", "hf:") or relative.startswith("..") else f"./{relative}"
+    )  # not one of the hub
+    return head + dotted + options
 
 
-def hub_parts(where: str) -> tuple[str, str | None, tuple[str, ...]]:
-    """``<name or dir>[@revision][:<column>,<column>]`` apart: name or folder, revision, columns."""
+def hub_parts(where: str, base: Path | None = None) -> tuple[str, str | None, tuple[str, ...]]:
+    """A data set's ``<name or dir>[@revision][:<column>,<column>]`` apart: name or folder, revision, columns."""
     place, colon, tail = where.rpartition(":")
     if not colon or "/" in tail or "\\" in tail:
         place, tail = where, ""
     columns = tuple(part.strip() for part in tail.split(",")) if tail else ()
-    if (there := Path(place).expanduser()).exists():
+    if ((base or Path()) / (there := Path(place).expanduser())).exists():
         return str(there), None, columns
     place, _, revision = place.partition("@")
     return place, revision or None, columns
 
 
-def _parted(spec: str) -> tuple[str, str]:
-    """A spec before and from where its path begins; no path: all of it is before."""
-    for start, before in (("folder:", "folder:"), ("csv:", "csv:"), ("hf:", "hf:"), ("timm/", "@")):
-        if spec.startswith(start) and before in spec:
-            head, mark, path = spec.partition(before)
-            if start == "hf:" and not path.startswith((".", "/", "~")) and not Path(hub_parts(path)[0]).exists():
-                break  # a name on the hub
-            return head + mark, path
-    return spec, ""
+def _parted(spec: str, base: Path) -> tuple[str, str, str]:
+    """A spec before and from where its path begins, and its options; no path: all of it is before."""
+    for start in DATA:
+        if spec.startswith(start):
+            path = spec.removeprefix(start)
+            local = start != "hf:" or is_folder(hub_parts(path, base)[0], base)
+            return (start, path, "") if local else (spec, "", "")
+    for start, before in (("timm/local-dir:", "local-dir:"), ("timm/", "@"), ("hf/", "hf/")):
+        if not spec.startswith(start) or before not in spec:
+            continue
+        name, mark, options = spec.rpartition("?")
+        name, options = (name, mark + options) if mark and "=" in options else (spec, "")
+        head, between, path = name.partition(before)
+        if start == "hf/" and not is_folder(path, base):
+            break  # of the hub
+        return head + between, path, options
+    return spec, "", ""
+
+
+def is_folder(which: str, base: Path | None = None) -> bool:
+    """Whether what stands behind ``hf/`` is a folder, and not a repository of the hub.
+
+    A path that begins with ``/``, ``.`` or ``~``, or has more than one slash, is none of the hub; one like
+    ``user/name`` is a folder if there is one.
+    """
+    return which.startswith(("/", ".", "~")) or which.count("/") > 1 or ((base or Path()) / which).is_dir()

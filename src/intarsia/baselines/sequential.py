@@ -1,6 +1,6 @@
 """One network that goes from task to task: what fine-tuning, EWC and DER++ share.
 
-The head grows with the classes, its new rows pre-tuned on the features of their task, as those of ITA are; the loss is
+The head grows with the classes, its new rows pre-tuned on the features of their task; the loss is
 the cross-entropy over all classes seen. What a method does against forgetting is its *strategy*: a term in the loss,
 and something it remembers.
 """

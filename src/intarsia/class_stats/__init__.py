@@ -1,1 +1,1 @@
-"""Statistics of classes: Gaussians, mixtures, and how features drift."""
+"""Statistics of classes: Gaussians, the paper's mixtures, prototypes, and how features drift."""

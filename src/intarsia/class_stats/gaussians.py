@@ -34,7 +34,7 @@ class Gaussians:
     @classmethod
     def join(cls, parts: Sequence["Gaussians"]) -> "Gaussians":
         """The classes of several tasks after one another, with the covariance of all."""
-        scatter = torch.stack([p.scatter for p in parts]).sum(0)
+        scatter = sum((p.scatter for p in parts[1:]), parts[0].scatter)
         return cls(torch.cat([p.centres for p in parts]), scatter, sum(p.freedom for p in parts))
 
     def covariance(self) -> Covariance:

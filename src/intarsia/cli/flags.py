@@ -39,7 +39,7 @@ FLAT = frozenset(("data", "tasks", "split", "max_per_class", "only", "epochs", "
 """Fields of groups that are for every day: their flags have no prefix."""
 
 
-RENAMED = {"alpha": "strength", "beta": "strength"}
+RENAMED = {"alpha": "strength", "beta": "strength", "top-k": "top"}
 """Flags that there were -> those that there are. One that has only moved into a group is found by its last name."""
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intarsia.adapters.choices import AdapterKind
+from intarsia.backbones.locations import Features, Options, with_options
 from intarsia.cli import plan as plans
 from intarsia.cli.flags import Json
 from intarsia.cli.options import Network, Rehearsal
@@ -39,7 +40,12 @@ class Learn:
 
     source: Source = field(default_factory=Source)
     backbone: str | None = None
-    """vit_sketch (built in, the default), timm/<name> or timm/<name>@<weights.safetensors>."""
+    """vit_sketch (built in, the default), timm/<name>, timm/<name>@<weights.safetensors>, timm/local-dir:<folder>, or
+    hf/<repository or folder of transformers>."""
+    image_size: int | None = None
+    """Side of the backbone's images, pixels; its own if not given. Half the side is a quarter of the cost."""
+    features: Features | None = None
+    """Class token (cls), mean of the patch tokens (mean), or the network's own pooling (pooled)."""
     method: Method | None = None
     """Train each module alone (ita, the default) or through the composed model (iel)."""
     adapter: AdapterKind | None = None
@@ -88,7 +94,7 @@ class Learn:
         return Plan(
             chosen,
             plans.with_flags(self.source, base.source),
-            self.backbone or base.backbone,
+            with_options(self.backbone or base.backbone, Options(self.image_size, self.features)),
             self.network.targets or base.targets,
             base.keep_fishers if kept is None else kept,
             self.add or base.add,

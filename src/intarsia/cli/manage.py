@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from json import dumps
 from pathlib import Path
 from typing import Any
 
+from intarsia.backbones.locations import Features, Options, with_options
 from intarsia.cli.flags import Json, Positional
+from intarsia.cli.options import Network
 from intarsia.cli.where import is_model
 from intarsia.errors import InputError
 
 
 @dataclass(frozen=True)
 class Ls:
-    """List the modules of a pool or the classes of a merged model, or what is built in."""
+    """List the modules of a pool, the classes of a merged model, what a backbone has to train, or what is built in."""
 
     pool: Positional[Path | None] = None
     """Folder of the pool, or of a merged model."""
     builtin: bool = False
     """List the built-in streams and backbone, with source and licence."""
+    backbone: str | None = None
+    """List what would be trained of a backbone: its layers, by kind, and how it wants its images; as for learn."""
+    image_size: int | None = None
+    """Side of the backbone's images, pixels; its own if not given."""
+    features: Features | None = None
+    """Of the backbone; its own if not given."""
+    network: Network = field(default_factory=Network)
     json: Json = False
 
     def run(self) -> dict[str, Any]:
@@ -27,10 +39,10 @@ class Ls:
         from intarsia.pool import Pool
         from intarsia.report import tables
 
-        if self.builtin or self.pool is None:
-            if not self.builtin:
-                raise InputError("ls: expected a pool's folder, or --builtin")
-            return self._builtin()
+        if [self.builtin, self.backbone is not None, self.pool is not None].count(True) != 1:
+            raise InputError("ls: expected one of a pool's folder, --backbone <name>, or --builtin")
+        if self.pool is None:
+            return self._builtin() if self.backbone is None else self._backbone(self.backbone)
         if is_model(self.pool):
             return self._model(self.pool)
         pool = Pool.open(self.pool)
@@ -54,8 +66,19 @@ class Ls:
             table(title, ("task", "classes", "weight", "class names"), rows)
         return found
 
+    def _backbone(self, spec: str) -> dict[str, Any]:
+        from intarsia.backbones.backbone import Backbone
+        from intarsia.backbones.names import TARGETS
+        from intarsia.console import facts
+
+        spec = with_options(spec, Options(self.image_size, self.features))
+        found = Backbone.load(spec, targets=self.network.targets or TARGETS).describe()
+        if not self.json:
+            facts({**found, "trained": {kind: _counted(layers) for kind, layers in found["trained"].items()}})
+        return found
+
     def _builtin(self) -> dict[str, Any]:
-        from intarsia.backbones import builtin as builtin_backbone
+        from intarsia.backbones.libraries import builtin as builtin_backbone
         from intarsia.console import OUT, facts
         from intarsia.data.sources import builtin
 
@@ -167,3 +190,9 @@ class Remove:
                 OUT.print(f"still influenced by {self.task}: {other} (its {', '.join(ways)})")
             OUT.print(f"still has the Fisher of {self.task} in it: what regularizes further tasks")
         return {"pool": str(self.pool), "removed": self.task, "modules": list(left), "influenced": influence}
+
+
+def _counted(layers: Sequence[str]) -> str:
+    """Layers that differ in their block alone, as one: ``blocks.*.attn.q (12)``."""
+    counts = Counter(re.sub(r"(?<=\.)\d+(?=\.|$)", "*", layer) for layer in layers)
+    return " ".join(f"{name} ({count})" for name, count in counts.items())

@@ -91,7 +91,7 @@ class Network:
     """How the backbone is used."""
 
     targets: tuple[str, ...] = ()
-    """Patterns of the linear layers whose weights are trained, for example '*.qkv'; attention and MLP if not given."""
+    """Layers whose weights are trained: attention, mlp (both if not given), or patterns like '*.qkv'."""
 
 
 @dataclass(frozen=True)

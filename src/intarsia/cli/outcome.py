@@ -53,7 +53,7 @@ def outcome(pool: Pool, stream: TaskStream, *, as_json: bool) -> dict[str, Any]:
         found = evaluate(mean, stream, history=False, progress=within(progress, "all modules"), answers=answers)
         frozen = evaluate(pool.frozen(pool.tasks), stream, history=False, progress=within(progress, "frozen backbone"))
         tried = _tried(pool, stream, found, progress) if len(pool.tasks) > 1 else None
-        as_the_paper = not pool.index.settings["center_features"]
+        as_the_paper = pool.index.settings["protocol"] == "paper"
         own = own_heads_accuracy(pool, stream, progress, answers) if as_the_paper else None
     notes = warnings(stream, found, frozen)
     if not as_json:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -89,16 +89,23 @@ def of_pool(out: Path) -> Plan:
 
 
 def of_run(out: Path) -> Plan:
-    """What the run that was stopped was asked for; where none was, what the pool was begun with."""
+    """What the run that was stopped was asked for; where none was, what the pool was begun with.
+
+    Raises:
+        InputError: it was stopped by another version, whose settings these are not.
+    """
+    from intarsia.store.files import reading
     from intarsia.store.index import INDEX
-    from intarsia.training.checkpoint import Checkpoint
+    from intarsia.training.checkpoint import ASKED, Checkpoint
 
     checkpoint = Checkpoint.of(out)
     if not checkpoint.exists and (out / INDEX).exists():
         return of_pool(out)
     asked = checkpoint.asked()
+    with reading(checkpoint.folder / ASKED):
+        chosen = Hyperparameters.from_records(asked["settings"], asked["adapter"])
     return Plan(
-        Hyperparameters.from_records(asked["settings"], asked["adapter"]),
+        chosen,
         backbone=asked["backbone"]["name"],
         targets=tuple(asked["backbone"]["targets"]),
         keep_fishers=asked["keep_fishers"],

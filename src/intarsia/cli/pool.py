@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from json import dumps
@@ -78,8 +80,10 @@ class Predict:
     images: Positional[tuple[Path, ...]] = ()
     """Image files, or folders, searched with all their subfolders."""
     selection: Inline[Selection] = field(default_factory=Selection)
-    top_k: int = 1
+    top: int = 1
     """How many classes to name for each image, the most probable first."""
+    format: Literal["table", "csv", "jsonl"] = "table"
+    """table, or a line per answer as soon as it is known: csv (image,rank,class,probability) or jsonl."""
     backbone: str | None = None
     """The backbone, if its weights are not where the pool says: timm/<name>@<weights.safetensors>."""
     device: str = "auto"
@@ -102,8 +106,8 @@ class Predict:
             images, model = (*images, *files), selection.compose(pool)
         if not images:
             raise InputError("predict: expected image files after the pool or model")
-        if not 1 <= self.top_k <= len(model.labels):
-            raise InputError(f"--top-k {self.top_k}: expected 1 to {len(model.labels)}, the classes of the model")
+        if not 1 <= self.top <= len(model.labels):
+            raise InputError(f"--top {self.top}: expected 1 to {len(model.labels)}, the classes of the model")
         paths, rows, bad = found_images(images), list[dict[str, Any]](), dict[str, str]()
         with shown() as progress:
             for path, row in model.read_and_answer(paths, progress if len(paths) > BATCH else silent):
@@ -111,7 +115,8 @@ class Predict:
                     bad[str(path)] = str(row)
                 else:
                     rows.append({"image": str(path), **self._answer(model.labels, row)})
-        if not self.json and rows:
+                    self._write(rows[-1], first=len(rows) == 1)
+        if not self.json and self.format == "table" and rows:
             cells = [(r["image"], c["class"], f"{c['probability']:.2f}") for r in rows for c in r.get("top", [r])]
             table("", ("image", "class", "probability"), cells)
         result = {"predictions": rows, "unreadable": bad}
@@ -122,13 +127,26 @@ class Predict:
             raise InputError(first if len(paths) == 1 else f"{len(bad)} of {len(paths)} images: {_said(bad)}")
         return result
 
+    def _write(self, row: dict[str, Any], *, first: bool) -> None:
+        """A line per image (jsonl), or per answer (csv), for whoever reads on."""
+        if self.json or self.format == "table":
+            return
+        if self.format == "jsonl":
+            print(dumps(row), flush=True)
+            return
+        lines = csv.writer(sys.stdout, lineterminator="\n")
+        if first:
+            lines.writerow(("image", "rank", "class", "probability"))
+        for rank, answer in enumerate(row.get("top", [row]), 1):
+            lines.writerow((row["image"], rank, answer["class"], answer["probability"]))
+
     def _answer(self, labels: Sequence[str], row: Tensor) -> dict[str, Any]:
-        best = row.topk(self.top_k)
+        best = row.topk(self.top)
         top = [
             {"class": labels[int(i)], "probability": round(float(p), 4)}
             for p, i in zip(best.values, best.indices, strict=True)
         ]
-        return {**top[0], **({"top": top} if self.top_k > 1 else {})}
+        return {**top[0], **({"top": top} if self.top > 1 else {})}
 
 
 @dataclass(frozen=True)

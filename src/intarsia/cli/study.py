@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from intarsia.backbones.locations import Features, Options, with_options
 from intarsia.backbones.names import BUILTIN, TARGETS
 from intarsia.cli.flags import Inline, Json, Positional
 from intarsia.cli.options import Network, Rehearsal, one_by_one, parse_weights
@@ -141,7 +142,12 @@ class Compare:
     """Runs at once, without progress bars; on two cores, --jobs 2 --threads 1 is fastest."""
     source: Source = field(default_factory=Source)
     backbone: str = BUILTIN
-    """vit_sketch (built in), timm/<name> or timm/<name>@<weights.safetensors>."""
+    """vit_sketch (built in, the default), timm/<name>, timm/<name>@<weights.safetensors>, timm/local-dir:<folder>, or
+    hf/<repository or folder of transformers>."""
+    image_size: int | None = None
+    """Side of the backbone's images, pixels; its own if not given."""
+    features: Features | None = None
+    """Class token (cls), mean of the patch tokens (mean), or the network's own pooling (pooled)."""
     network: Network = field(default_factory=Network)
     epochs: int = 4
     """Passes over each task's images."""
@@ -165,8 +171,9 @@ class Compare:
         from intarsia.study.methods import METHODS, STANDARD
 
         one_by_one("--methods", self.methods, METHODS)
-        own = {f.name: getattr(self, f.name) for f in fields(Bench) if f.name != "targets"}
-        bench = Bench(targets=self.network.targets or TARGETS, **own)
+        own = {f.name: getattr(self, f.name) for f in fields(Bench) if f.name not in ("targets", "backbone")}
+        backbone = with_options(self.backbone, Options(self.image_size, self.features))
+        bench = Bench(targets=self.network.targets or TARGETS, backbone=backbone, **own)
         do = planned if self.run_.dry_run else compare
         rows = do(
             bench,

@@ -7,56 +7,53 @@ gradient is the sum over all of them, so that their tokens stand in one row, (B,
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from intarsia.backbones.backbone import Backbone
+from intarsia.backbones.calls import LinearCalls
 from intarsia.curvature.estimators import Estimator, logit_vectors
-from intarsia.errors import InputError
 
 Receive = Callable[[str, Tensor, Tensor], None]
 """Weight name, activations a (B, N, I), output gradients g (B, N, O)."""
 
 
-class Taps:
+class Taps(LinearCalls):
     """Context manager that hands (a, g) of every trainable weight to a function, once per backward pass.
 
     The weights are frozen, so the first tapped output is made a leaf that requires a gradient: nothing before it is
     differentiated. A weight is handed on as soon as all of its calls have their gradient, so that few are held.
+
+    Args:
+        backbone: theta0; that its target layers keep images apart was seen as it was made.
+        images: B of the batches.
+        receive: called for every backward pass and every trainable weight.
     """
 
-    def __init__(self, backbone: Backbone, receive: Receive) -> None:
+    def __init__(self, backbone: Backbone, images: int, receive: Receive) -> None:
+        super().__init__(backbone.weights, self._tap)
+        self._images = images
         self._receive = receive
         self._calls: Counter[str] = Counter()
         self._waiting: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        self._handles = [
-            layer.register_forward_hook(self._tap(name)) for name in backbone.targets for layer in backbone.layers(name)
-        ]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
 
     def flush(self) -> None:
         """Hand on what is left after a backward pass: weights of which some calls do not reach the logits."""
         for name in tuple(self._waiting):
             self._hand_on(name)
 
-    def _tap(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            if not output.requires_grad:
-                output = output.detach().requires_grad_()
-            a = _tokens(args[0].detach())
-            self._calls[name] += 1
-            output.register_hook(lambda g: self._gradient(name, a, _tokens(g)))
-            return output
+    def _tap(self, name: str, x: Tensor, output: Tensor) -> Tensor:
+        if not output.requires_grad:
+            output = output.detach().requires_grad_()
+        a = self._tokens(x.detach())
+        self._calls[name] += 1
+        output.register_hook(lambda g: self._gradient(name, a, self._tokens(g)))
+        return output
 
-        return hook
+    def _tokens(self, x: Tensor) -> Tensor:
+        """(B, ..., K) -> (B, N, K): one vector per image has N = 1; windows of an image (B W, n, K), N = W n."""
+        return x.reshape(self._images, -1, x.shape[-1])
 
     def _gradient(self, name: str, a: Tensor, g: Tensor) -> None:
         self._waiting.setdefault(name, []).append((a, g))
@@ -89,27 +86,10 @@ def pull_back(
         estimator: which vectors (see ``estimators``).
         probes: draws of the random ones.
         generator: their randomness, on the CPU.
-
-    Raises:
-        InputError: a layer sees something else than whole images.
     """
-
-    def checked(name: str, a: Tensor, g: Tensor) -> None:
-        if len(a) != len(images):
-            raise InputError(
-                f"{name} of {backbone.name} sees {len(a)} pieces of {len(images)} images (a windowed network?): a "
-                "Fisher is squared per image; name targets that see whole images"
-            )
-        receive(name, a, g)
-
-    with Taps(backbone, checked) as taps, torch.enable_grad():
+    with Taps(backbone, len(images), receive) as taps, torch.enable_grad():
         logits = head(backbone.model(images))
         vectors = logit_vectors(logits.detach(), estimator, probes, generator)
         for k, v in enumerate(vectors):
             logits.backward(v, retain_graph=k + 1 < len(vectors))
             taps.flush()
-
-
-def _tokens(x: Tensor) -> Tensor:
-    """(B, ..., K) -> (B, N, K); a layer that sees one vector per image has N = 1."""
-    return x.reshape(len(x), -1, x.shape[-1])

@@ -36,7 +36,7 @@ SCALES = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
 
 @dataclass(frozen=True)
 class LossPath:
-    """The loss along a line of weights, and what second order at theta0 makes of it; nats an image.
+    """The loss along a line of weights, and what second order at theta0 makes of it; nats per image.
 
     Args:
         name: from where to where.
@@ -116,7 +116,7 @@ def loss_paths(
 
 @dataclass(frozen=True)
 class GapPath:
-    """Jensen's gap of task vectors scaled by s, and what second order at theta0 makes of it; nats an image.
+    """Jensen's gap of task vectors scaled by s, and what second order at theta0 makes of it; nats per image.
 
     Measured and predicted go with s^2, side by side, as long as second order says it all. The whole Fisher is taken
     on the images measured: E J' (diag p - p p') J, with the Jacobian J of the logits.

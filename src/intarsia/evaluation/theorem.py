@@ -5,7 +5,7 @@ Theorem 1 and Eq. 5, 13, 14: for sum w = 1 the second-order proxy at theta0 obey
     l(theta_P) + Omega = sum_t w_t l(theta_t),    Omega = 1/2 (sum_t w_t |tau_t|_H^2 - |sum_t w_t tau_t|_H^2)
 
 The mean Fisher F stands in for the Hessian H. The loss is cross-entropy over all classes of the pool, on images of all
-of its tasks, with the aligned reference heads: only the trainable weights differ between the models compared.
+of its tasks, with the reference heads: only the trainable weights differ between the models compared.
 """
 
 import json
@@ -34,7 +34,7 @@ from intarsia.task_vector import TaskVector, weighted_sum
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What ``diagnose`` measures; losses in nats an image.
+    """What ``diagnose`` measures; losses in nats per image.
 
     Args:
         tasks: the modules, in order.
@@ -75,7 +75,7 @@ class Diagnosis:
 
 @dataclass(frozen=True)
 class Sample:
-    """Modules of a pool, and training images on which networks are measured under the aligned reference heads.
+    """Modules of a pool, and training images on which networks are measured under the reference heads.
 
     Args:
         pool: theirs.
@@ -126,7 +126,7 @@ class Sample:
 
     @torch.no_grad()
     def loss(self, network: nn.Module) -> float:
-        """Mean cross-entropy over a network's features, nats an image."""
+        """Mean cross-entropy over a network's features, nats per image."""
         network = network.to(self.pool.backbone.device)
         sums = [float(F.cross_entropy(self.head(network(x)), y, reduction="sum")) for x, y in self.batches()]
         return sum(sums) / len(self.labels)

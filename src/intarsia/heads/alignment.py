@@ -1,96 +1,91 @@
-"""Classifier alignment (docs/method.md section 3, step 3): heads calibrated to each other on drawn features.
+"""The paper's reference heads: pre-tuning and classifier alignment by plain SGD on plain features.
 
-The aligned copies are the *reference heads*: with them theta0 has a meaningful loss on the task.
-Convention: features (N, D), logits (N, C).
+Only the paper protocol has them (docs/method.md section 3, step 3). SGD without momentum, batches of 128, the last,
+smaller one used too. Convention: features (N, D), logits (N, C).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from intarsia.class_stats.gaussians import Gaussians
-from intarsia.class_stats.mixtures import ClassStatistics, sample
-from intarsia.heads.choices import Alignment
-from intarsia.heads.discriminant import discriminant
+from intarsia.class_stats.statistics import PER_CLASS, ClassStatistics, sample
 from intarsia.heads.head import Head
-from intarsia.heads.pretraining import cross_entropy_slope, fit_head
+from intarsia.heads.pretraining import cross_entropy_slope
 
 TEMPERATURE = 0.1
+BATCH = 128
+Slope = Callable[[Tensor, Tensor], Tensor]
+"""Logits (B, C), labels (B,) -> the gradient of a mean loss by the logits."""
 
 
-ALIGNMENT_SAMPLES = 256
-
-
-ALIGNMENT_BATCH = 128
-
-
-ALIGNMENT_CLASSES = 100
-"""Beyond so many classes, fewer features of each are drawn, as many in all as here, and heads have a closed form."""
-
-
-CLOSED_FORM_RIDGE = 0.1
-"""Share of every feature's variance within classes added to it: a head leans less where features hardly vary."""
-
-
-def align(
-    head: Head,
-    statistics: Sequence[ClassStatistics],
-    *,
-    epochs: int,
-    lr: float,
-    generator: torch.Generator,
+def pretune_plainly(
+    features: Tensor, labels: Tensor, classes: int, *, epochs: int, lr: float, generator: torch.Generator
 ) -> Head:
-    """Calibrate the heads of all classes seen to each other, on features drawn from their statistics.
+    """A head for new classes, from a truncated normal: cross-entropy over these classes, constant learning rate.
 
-    Cross-entropy over all classes, logits divided by 0.1 |logits|, SGD with momentum and
-    cosine (docs/method.md section 3).
+    Args:
+        features: (N, D) at theta0, in memory: no image is seen again.
+        labels: (N,) in 0 .. classes - 1.
+        classes: C.
+        epochs: passes over the features.
+        lr: learning rate.
+        generator: of the start and the order of the features.
+    """
+    matrix = _matrix(Head.truncated_normal(classes, features.shape[1], generator)).to(features)
+    for _ in range(epochs):
+        _one_pass(matrix, features, labels, cross_entropy_slope, lr, generator)
+    return _head(matrix)
+
+
+def align(head: Head, statistics: Sequence[ClassStatistics], *, lr: float, generator: torch.Generator) -> Head:
+    """Calibrate the heads of all classes seen to each other, on features drawn from their statistics anew each epoch.
+
+    Cross-entropy over all classes, logits divided by 0.1 |logits|; 10 + 5 (t - 1) epochs at task t, cosine per epoch.
 
     Args:
         head: all classes seen (C, D), the new ones pre-tuned.
         statistics: of the same classes, task by task, in the same order.
-        epochs: passes; the paper makes 10 + 5 t at task t, and 5 come near that on whitened features.
         lr: learning rate.
         generator: of the draws and their order.
     """
-    features, labels = sample(statistics, samples(len(head)), generator)
-    return fit_head(head, features, labels, _normalised_slope, epochs, lr, ALIGNMENT_BATCH, generator)
+    matrix, epochs = _matrix(head), alignment_epochs(len(statistics))
+    for epoch in range(epochs):
+        features, labels = sample(statistics, PER_CLASS, generator)
+        rate = lr * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+        _one_pass(matrix, features, labels, normalized_slope, rate, generator)
+    return _head(matrix)
 
 
-def align_many(head: Head, statistics: Sequence[ClassStatistics]) -> Head:
-    """Heads of many classes calibrated to each other in closed form: the discriminant with a ridge, as large as before.
-
-    The more classes, the fewer passes of ``align`` reach each of them, and the less a pass does to new heads among old
-    ones (|logits| grows); this costs the same for any number, and classifies them better (docs/performance.md).
-
-    Args:
-        head: all classes seen (C, D), the new ones pre-tuned; the median norm of its rows is that of the result's.
-        statistics: of the same classes, task by task, in the same order.
-    """
-    closed = discriminant(Gaussians.join([s.gaussians() for s in statistics]), ridge=CLOSED_FORM_RIDGE)
-    size = head.weight.norm(dim=1).median() / closed.weight.norm(dim=1).median().clamp_min(1e-30)
-    return Head(closed.weight * size, closed.bias * size)
+def alignment_epochs(tasks: int) -> int:
+    """How many passes align the heads of so many tasks."""
+    return 10 + 5 * (tasks - 1)
 
 
-def in_closed_form(classes: int, how: Alignment) -> bool:
-    """Whether so many classes are aligned by ``align_many``."""
-    return how == "auto" and classes > ALIGNMENT_CLASSES
-
-
-def alignment_steps(classes: int, epochs: int, how: Alignment) -> int:
-    """How many steps it takes to align so many classes; the closed form counts as one."""
-    return 1 if in_closed_form(classes, how) else epochs * math.ceil(classes * samples(classes) / ALIGNMENT_BATCH)
-
-
-def samples(classes: int) -> int:
-    """How many features of each of so many classes stand in for their images."""
-    return max(1, min(ALIGNMENT_SAMPLES, ALIGNMENT_SAMPLES * ALIGNMENT_CLASSES // classes))
-
-
-def _normalised_slope(logits: Tensor, labels: Tensor) -> Tensor:
-    """The same through z -> z / (0.1 |z|): what points along z changes nothing."""
+def normalized_slope(logits: Tensor, labels: Tensor) -> Tensor:
+    """That of cross-entropy through z -> z / (0.1 |z|): what points along z changes nothing."""
     norm = logits.norm(dim=1, keepdim=True).clamp_min(1e-7)
     along = logits / norm
     slope = cross_entropy_slope(along / TEMPERATURE, labels)
     return slope.sub_((slope * along).sum(1, keepdim=True) * along).div_(TEMPERATURE * norm)
+
+
+def _one_pass(
+    matrix: Tensor, features: Tensor, labels: Tensor, slope: Slope, lr: float, generator: torch.Generator
+) -> None:
+    """SGD over all features in random order; ``matrix`` (C, D + 1) is weight and bias, in place."""
+    ones = features.new_ones(len(features), 1)
+    for index in torch.randperm(len(features), generator=generator).split(BATCH):
+        x = torch.cat([features[index], ones[: len(index)]], 1)
+        matrix.addmm_(slope(x @ matrix.T, labels[index]).T, x, alpha=-lr)
+
+
+def _matrix(head: Head) -> Tensor:
+    """Weight and bias as one (C, D + 1), for features with a column of ones."""
+    return torch.cat([head.weight, head.bias[:, None]], 1)
+
+
+def _head(matrix: Tensor) -> Head:
+    """The inverse."""
+    return Head(matrix[:, :-1].contiguous(), matrix[:, -1].contiguous())

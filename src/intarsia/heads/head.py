@@ -55,6 +55,12 @@ class Head:
         return cls(torch.cat([h.weight for h in heads]), torch.cat([h.bias for h in heads]))
 
     @classmethod
+    def truncated_normal(cls, classes: int, width: int, generator: torch.Generator) -> "Head":
+        """Of standard deviation 0.02, bias zero: where the paper's heads start."""
+        weight = torch.nn.init.trunc_normal_(torch.empty(classes, width), std=0.02, generator=generator)
+        return cls(weight, torch.zeros(classes))
+
+    @classmethod
     def random(cls, classes: int, width: int, generator: torch.Generator) -> "Head":
         """Uniform in +-1/sqrt(D), bias zero."""
         weight = (torch.rand(classes, width, generator=generator) * 2 - 1) / math.sqrt(width)

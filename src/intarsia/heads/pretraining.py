@@ -1,11 +1,10 @@
-"""Pre-tuning of a new head on whitened features, folded back into a head on plain ones.
+"""Pre-tuning of a new head on whitened features, folded back into a head on plain ones: of the baselines.
 
 Features of images far from what the backbone saw share a large mean and few directions, in which plain SGD does not
 get far. Convention: features (N, D), logits (N, C).
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -16,14 +15,13 @@ from intarsia.heads.whitening import Whitening
 MOMENTUM = 0.9
 
 
-Slope = Callable[[Tensor, Tensor], Tensor]
-"""Logits (B, C), labels (B,) -> the gradient of a mean loss by the logits."""
-
-
 def pretune(
     head: Head, features: Tensor, labels: Tensor, *, epochs: int, lr: float, batch_size: int, generator: torch.Generator
 ) -> Head:
-    """Train a head on the features of its own task: cross-entropy over the new classes only, SGD with momentum.
+    """Train a head on the features of its own task: cross-entropy over the new classes only.
+
+    SGD with momentum and cosine per epoch, gradients in closed form. Weight and bias are one matrix (C, D + 1) on
+    features with a column of ones: a step is two products.
 
     Args:
         head: the start, (C, D).
@@ -33,30 +31,6 @@ def pretune(
         lr: learning rate.
         batch_size: features a step.
         generator: of the order of the features.
-    """
-    return fit_head(head, features, labels, cross_entropy_slope, epochs, lr, batch_size, generator)
-
-
-def cross_entropy_slope(logits: Tensor, labels: Tensor) -> Tensor:
-    """Gradient of the mean cross-entropy by the logits (B, C): (p - y) / B."""
-    slope = torch.softmax(logits, 1)
-    slope[torch.arange(len(labels)), labels] -= 1
-    return slope.div_(len(labels))
-
-
-def fit_head(
-    head: Head,
-    features: Tensor,
-    labels: Tensor,
-    slope: Slope,
-    epochs: int,
-    lr: float,
-    batch_size: int,
-    generator: torch.Generator,
-) -> Head:
-    """SGD with momentum and cosine by epoch on whitened features, gradients in closed form.
-
-    Weight and bias are one matrix (C, D + 1) on features with a column of ones: a step is two products.
     """
     whitening = Whitening.of(features)
     inside = whitening.inward(head)
@@ -68,6 +42,13 @@ def fit_head(
         order = torch.randperm(len(features), generator=generator)
         for index in order.split(batch_size):
             x = white[index]
-            momentum.mul_(MOMENTUM).addmm_(slope(x @ matrix.T, labels[index]).T, x)
+            momentum.mul_(MOMENTUM).addmm_(cross_entropy_slope(x @ matrix.T, labels[index]).T, x)
             matrix.sub_(momentum, alpha=rate)
     return whitening.outward(Head(matrix[:, :-1].contiguous(), matrix[:, -1].contiguous()))
+
+
+def cross_entropy_slope(logits: Tensor, labels: Tensor) -> Tensor:
+    """Gradient of the mean cross-entropy by the logits (B, C): (p - y) / B."""
+    slope = torch.softmax(logits, 1)
+    slope[torch.arange(len(labels)), labels] -= 1
+    return slope.div_(len(labels))

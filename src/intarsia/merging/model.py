@@ -6,8 +6,9 @@ On disk it is self-contained: neither the pool nor theta0's weights are needed t
                                    architecture loads it strictly (``timm.create_model(name, num_classes=0)``)
                         head.weight (C, D), head.bias (C,): logits = features @ weight.T + bias, in the order of classes
     model.json          format, architecture (library, name, arguments), preprocessing (size, resize, channels, mean,
-                        std, interpolation), classes (task -> names), recipe (coefficients, heads, theta0's name and
-                        hash), streams (task -> where its images were), hash and size of the weights
+                        std, interpolation), classes (task -> names), id2label (row of the head -> name), recipe
+                        (coefficients, heads, theta0's name and hash), streams (task -> where its images were), hash
+                        and size of the weights
 
 An image is resized (shorter side to ``resize``), cropped in the middle to ``size``, divided by 255, and normalised.
 """
@@ -21,9 +22,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from intarsia.backbones.architecture import build
 from intarsia.backbones.backbone import Backbone
 from intarsia.backbones.forward import BATCH, Pixels, outputs
+from intarsia.backbones.libraries.architecture import build
 from intarsia.backbones.locations import absolute, kept
 from intarsia.backbones.preprocessing import Preprocessing
 from intarsia.data.decoding import decode, decode_all
@@ -51,7 +52,7 @@ class ComposedModel(nn.Module):
         preprocessing: how images are prepared.
         recipe: how it came about, as JSON.
         before: the same composition when only the first i tasks had been learned; for the accuracy matrix.
-        architecture: how its network is built (``backbones.architecture``); None where only its maker knows.
+        architecture: how its network is built (``backbones.libraries.architecture``); None where only its maker knows.
         streams: task -> where its images were, as its card says.
     """
 
@@ -170,6 +171,7 @@ class ComposedModel(nn.Module):
             "architecture": self.architecture,
             "recipe": self.recipe if base is None else {**self.recipe, "backbone": place(base)},
             "classes": self.classes,
+            "id2label": {str(number): label for number, label in enumerate(self.labels)},
             "preprocessing": self.preprocessing.record(),
             "streams": {t: located(stream, place) for t, stream in self.streams.items()},
             "weights": {"sha256": seen.sha256, "size": seen.size},

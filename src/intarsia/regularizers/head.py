@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.regularizers.choices import Step
-from intarsia.regularizers.protocol import CLIP
+from intarsia.regularizers.protocol import clipped
 
 
 def head_step(
@@ -36,8 +36,7 @@ def head_step(
         if how == "proximal":
             parameter.copy_(reference + away / (1 + scale * stiffness))
         elif how == "decoupled":
-            pull = stiffness * away
-            parameter.sub_(pull * min(1.0, CLIP / (float(pull.norm()) + 1e-6)), alpha=scale)
+            parameter.sub_(clipped(stiffness * away), alpha=scale)
         else:
             pull = stiffness * away
             parameter.grad = pull if parameter.grad is None else parameter.grad + pull

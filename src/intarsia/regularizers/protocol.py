@@ -5,7 +5,7 @@ earlier task vectors and the number T of tasks it is a *penalty* on the task vec
 
 Three ways to take a step on a penalty, s being the schedule's factor (1 -> 0), none scaled by the learning rate:
 
-    decoupled   theta <- theta - s clip(d penalty / d theta)     explicit, as the reference implementation
+    decoupled   theta <- theta - s clip(d penalty / d theta)     explicit, before the optimizer's step
     coupled     the gradient joins the loss's before the optimizer
     proximal    theta <- argmin |theta - old|^2 / 2 + s penalty  implicit, closed-form, stable at any strength
 """
@@ -13,6 +13,7 @@ Three ways to take a step on a penalty, s being the schedule's factor (1 -> 0), 
 from collections.abc import Mapping
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from intarsia.adapters.attachment import Attachment
@@ -21,7 +22,7 @@ from intarsia.errors import InputError
 from intarsia.regularizers.choices import Step
 
 CLIP = 100.0
-"""Norm to which the gradient of an explicit step is clipped."""
+"""Norm to which the gradient of an explicit step is clipped, each tensor's by itself."""
 FLOOR = 1e-5
 """What is added to a mean Fisher, and stands in for one where there is no other task."""
 
@@ -38,7 +39,7 @@ class Penalty(Protocol):
         ...
 
     def step(self, adapter: Attachment, scale: float = 1.0, how: Step = "proximal") -> None:
-        """One step on the penalty alone, in place; call it after each ``optimizer.step()``.
+        """One step on the penalty alone, in place: after each ``optimizer.step()``, a decoupled one before it.
 
         Args:
             adapter: the attachment whose parameters move.
@@ -80,6 +81,12 @@ class Regularizer(Protocol):
             tasks: T, this task included.
         """
         ...
+
+
+def clipped(gradient: Tensor) -> Tensor:
+    """A tensor cut to a norm of ``CLIP``; the norm is taken in float64, where that of a large float32 one is finite."""
+    norm = float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
+    return gradient * min(1.0, CLIP / (norm + 1e-6))
 
 
 def check_strength(name: str, value: float) -> None:

@@ -8,7 +8,6 @@ the current one included. F is the mean Fisher at theta0, floored; a diagonal on
 are (O, I), by canonical weight name.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -20,7 +19,7 @@ from intarsia.adapters.protocol import AdaptedLinear
 from intarsia.curvature.protocol import Metric
 from intarsia.numerics import wide
 from intarsia.regularizers.choices import Step
-from intarsia.regularizers.protocol import CLIP
+from intarsia.regularizers.protocol import clipped
 
 
 @dataclass(frozen=True)
@@ -84,11 +83,9 @@ class Quadratic:
 
     def _explicit_step(self, adapter: Attachment, scale: float) -> None:
         gradients = self._parameter_gradients(adapter)
-        norm = math.hypot(*(float(torch.linalg.vector_norm(g, dtype=torch.float64)) for g in gradients))
-        clip = min(1.0, CLIP / (norm + 1e-6))
         with torch.no_grad():
             for parameter, gradient in zip(adapter.parameters(), gradients, strict=True):
-                parameter.sub_(gradient, alpha=scale * clip)
+                parameter.sub_(clipped(gradient), alpha=scale)
 
     def _parameter_gradients(self, adapter: Attachment) -> list[Tensor]:
         return [g for name, layer in adapter.layers.items() for g in self._layer_gradients(name, layer)]

@@ -17,7 +17,7 @@ class Influence:
     fisher: tuple[str, ...] = ()
     """Tasks whose Fisher regularized it."""
     statistics: tuple[str, ...] = ()
-    """Tasks whose class statistics its reference head was aligned with."""
+    """Tasks whose class statistics its reference head was made with."""
     vectors: tuple[str, ...] = ()
     """Tasks whose task vectors it was trained through (IEL)."""
     prototypes: tuple[str, ...] = ()

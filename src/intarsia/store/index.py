@@ -15,7 +15,7 @@ from intarsia.errors import InputError
 from intarsia.labels import check_name
 from intarsia.store.files import Seen, read_json, reading, write_json
 
-FORMAT = 6
+FORMAT = 7
 
 
 INDEX = "pool.json"

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from intarsia.adapters.protocol import Adapter
 from intarsia.class_stats.drift import FeatureDrift
-from intarsia.class_stats.mixtures import ClassStatistics
 from intarsia.class_stats.prototypes import ClassPrototypes
+from intarsia.class_stats.statistics import ClassStatistics
 from intarsia.errors import InputError
 from intarsia.heads.head import Head
 from intarsia.store.card import Card
@@ -131,16 +131,14 @@ class Module:
             ValueError: naming a part that is not, and both shapes.
         """
         c, d = len(self.card.classes), self.shift.numel()
-        statistics, k = self.statistics, self.statistics.weights.shape[-1]
+        statistics, mixtures = self.statistics, self.statistics.mixtures
         expected: dict[str, tuple[Tensor, tuple[int, ...]]] = {
             "head.weight": (self.head.weight, (c, d)),
             "head.bias": (self.head.bias, (c,)),
             "reference.weight": (self.reference.weight, (c, d)),
             "reference.bias": (self.reference.bias, (c,)),
             "shift": (self.shift, (d,)),
-            "statistics.weights": (statistics.weights, (c, k)),
-            "statistics.means": (statistics.means, (c, k, d)),
-            "statistics.variances": (statistics.variances, (c, k, d)),
+            "statistics.centres": (statistics.centres, (c, d)),
             "statistics.scatter": (statistics.scatter, (d, d)),
             "drift.matrix": (self.drift.matrix, (d, d)),
             "drift.offset": (self.drift.offset, (d,)),
@@ -149,6 +147,10 @@ class Module:
             "prototypes.matrix": (self.prototypes.step.matrix, (d, d)),
             "prototypes.offset": (self.prototypes.step.offset, (d,)),
         }
+        if mixtures is not None:
+            k = mixtures.weights.shape[-1]
+            for name, shape in {"weights": (c, k), "means": (c, k, d), "variances": (c, k, d)}.items():
+                expected[f"statistics.{name}"] = mixtures.tensors()[name], shape
         for name, (value, shape) in expected.items():
             if tuple(value.shape) != shape:
                 raise ValueError(f"{name} is {tuple(value.shape)}, expected {shape} of {c} classes and {d} features")

@@ -2,7 +2,7 @@
 
     pool.json                  format, backbone, adapter, settings, order of the modules, hash and size of every file
     fisher-<T>.safetensors     running sum of the T tasks' Fishers, and the number of images
-    reference-<T>.safetensors  the reference heads of all classes as aligned after the T tasks, by task
+    reference-<T>.safetensors  the reference heads of all classes as they stood after the T tasks, by task
     modules/<task>/            vector, head, statistics, drift, prototypes (.safetensors) and card.json
     log.jsonl                  when and how long each task took: not part of what the pool is
     .run/                      while a run is not finished: its lock and its checkpoint
@@ -24,7 +24,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from intarsia.class_stats.mixtures import ClassStatistics
+from intarsia.class_stats.statistics import ClassStatistics
 from intarsia.curvature.fisher import DiagonalFisher
 from intarsia.errors import InputError
 from intarsia.heads.head import Head
@@ -122,7 +122,7 @@ class Store:
         return self._parsed(name, parse_fisher)
 
     def reference(self) -> Head | None:
-        """The reference heads of all classes as aligned after the last task, which a further one is learned on.
+        """The reference heads of all classes as they stood after the last task, which a further one is learned on.
 
         None for an empty pool. No composition needs them.
         """

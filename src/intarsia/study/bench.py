@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from intarsia.backbones.backbone import Backbone
-from intarsia.backbones.builtin import BUILTIN
+from intarsia.backbones.libraries.builtin import BUILTIN
 from intarsia.backbones.names import TARGETS
 from intarsia.data.choices import DEFAULT_STREAM
 from intarsia.data.files import FileHashes

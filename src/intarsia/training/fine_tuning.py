@@ -1,7 +1,7 @@
 """Step 5 of a task: fine-tuning, and what the task vector does to the features (docs/method.md sections 3 to 5)."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from intarsia.adapters.attachment import Attachment
+from intarsia.adapters.lora import LoRA
 from intarsia.adapters.protocol import Adapter
 from intarsia.backbones.backbone import Backbone
 from intarsia.class_stats.drift import FeatureDrift, fit_drift
@@ -107,8 +108,8 @@ def fine_tune(
     seeds = Seeds(settings.seed, number)
     through = configuration.regularizer.through_mean
     penalty = _bound(configuration, state, others, number)
-    head = starting_head(prepared, state, settings, seeds, backbone.device)
-    with backbone.attach(configuration.adapter, seeds.generator("adapter")) as adapter:
+    head = starting_head(prepared, state, settings, seeds, backbone.device, through_mean=through)
+    with backbone.attach(_adapter(configuration), seeds.generator("adapter")) as adapter:
         timings.lap("regularizer")
         before = prepared.features
         if number > 1:
@@ -147,13 +148,22 @@ def fine_tune(
 
 
 def _bound(configuration: Configuration, state: LearnerState, others: DiagonalFisher | None, number: int) -> Penalty:
-    """The regularizer of task ``number``."""
-    regularizer = configuration.regularizer
+    """The regularizer of task ``number``; the paper's floor for ITA is 1e-5 / N."""
+    regularizer, settings = configuration.regularizer, configuration.settings
     fisher = state.fisher if regularizer.fisher_over == "seen" else others
     metric = None
     if fisher is not None and fisher.count:
-        metric = fisher.mean(FLOOR, unit=configuration.settings.normalize_fisher)
+        floor = FLOOR / fisher.count if settings.as_the_paper and not regularizer.through_mean else FLOOR
+        metric = fisher.mean(floor, unit=settings.normalize_fisher)
     return regularizer.bind(metric, state.total if regularizer.through_mean else None, number)
+
+
+def _adapter(configuration: Configuration) -> Adapter:
+    """The adapter; the paper's LoRA starts narrower."""
+    adapter = configuration.adapter
+    if configuration.settings.as_the_paper and isinstance(adapter, LoRA):
+        return replace(adapter, narrow=True)
+    return adapter
 
 
 def _features_in_mean(
@@ -204,12 +214,18 @@ def _train(
     def before_step(batch: Batch) -> None:
         if settings.step == "coupled":
             penalty.add_gradient(adapter)
+        elif settings.step == "decoupled":
+            penalty.step(adapter, batch.cosine, "decoupled")
+        if settings.step != "proximal":
             head.regularize(settings.lambda_h, settings.lambda_0, batch.cosine, settings.step)
 
     def after_step(batch: Batch) -> None:
-        if settings.step != "coupled":
-            _regularize(penalty, adapter, configuration, backbone, task.name, batch)
-            head.regularize(settings.lambda_h, settings.lambda_0, batch.cosine, settings.step)
+        if settings.step == "proximal":
+            if due := steps_due(batch):
+                penalty.step(adapter, batch.cosine * due, "proximal")
+            head.regularize(settings.lambda_h, settings.lambda_0, batch.cosine, "proximal")
+        elif settings.step == "decoupled" and batch.ends_epoch:
+            _check_length(adapter, configuration, backbone, task.name, batch.epoch)
 
     def after_epoch(epochs: int) -> None:
         if checkpoint:
@@ -255,33 +271,23 @@ def batch_drift(
     return (features - at_theta0).mean(0)
 
 
-def steps_due(settings: Settings, batch: Batch) -> int:
-    """How many of the regularizer's steps are due after a batch."""
-    if settings.step != "proximal":
-        return 1
+def steps_due(batch: Batch) -> int:
+    """How many of the regularizer's proximal steps are due after a batch."""
     every = PROXIMAL_EVERY
     return (batch.number % every or every) if batch.number % every == 0 or batch.ends_epoch else 0
 
 
-def _regularize(
-    penalty: Penalty, adapter: Attachment, configuration: Configuration, backbone: Backbone, task: str, batch: Batch
-) -> None:
-    """The regularizer's steps that are due after a batch.
-
-    An explicit step that overshoots throws the task vector further off with every batch; clipping keeps that finite,
-    and silent. So the vector's length is looked at as an epoch ends.
+def _check_length(adapter: Attachment, configuration: Configuration, backbone: Backbone, task: str, epoch: int) -> None:
+    """Look at the vector's length: an explicit step that overshoots grows it with every batch, and clipping hides that.
 
     Raises:
         DivergenceError: it is long out of all proportion.
     """
-    settings = configuration.settings
-    if due := steps_due(settings, batch):
-        penalty.step(adapter, batch.cosine * due, settings.step)
-    if settings.step == "decoupled" and configuration.regularizer.strength > 0 and batch.ends_epoch:
+    if configuration.regularizer.strength > 0:
         size = float(adapter.vector().norm()) / float(TaskVector(backbone.trainable).norm())
         if not size <= LONGEST:
             what = f"the regularizer's steps overshoot: the task vector is {size:.2g} times as long as the weights"
-            raise DivergenceError(_diverged(configuration, task, f"{what} after epoch {batch.epoch + 1}"))
+            raise DivergenceError(_diverged(configuration, task, f"{what} after epoch {epoch + 1}"))
 
 
 def _diverged(configuration: Configuration, task: str, what: str) -> str:

@@ -42,7 +42,7 @@ class Batch:
         epoch: from 0.
         number: in its epoch, from 1.
         of: batches in an epoch.
-        cosine: factor of the epoch, 1 in the first.
+        cosine: factor of the epoch, 1 in the first (``cosine``).
         lr: learning rate: the cosine's, and while it warms up less.
     """
 
@@ -64,22 +64,32 @@ class Batch:
             group["lr"] = self.lr
 
 
+def cosine(settings: Settings, epoch: int) -> float:
+    """Factor of an epoch (from 0) for learning rate and regularizer: a half cosine, in the paper protocol a quarter.
+
+    Of K epochs: (1 + cos(pi e / K)) / 2, or cos(0.495 pi e / (K - 1)).
+    """
+    if settings.as_the_paper:
+        return math.cos(0.495 * math.pi * epoch / max(settings.epochs - 1, 1))
+    return 0.5 * (1 + math.cos(math.pi * epoch / settings.epochs))
+
+
 def batches(settings: Settings, images: int, generator: torch.Generator, first: int = 0) -> Iterator[Batch]:
     """Every epoch's batches, each epoch's order drawn as it begins; the last, smaller batch is used too.
 
     A last batch of one image joins the one before: it has no gradient under feature centering.
 
     Args:
-        settings: say how many epochs, images a batch, and the learning rate.
+        settings: say how many epochs, images per batch, and the learning rate.
         images: N.
         generator: of the orders, on the CPU.
         first: the epoch to begin with; the generator is as it was after the one before.
     """
     for epoch in range(first, settings.epochs):
-        cosine = 0.5 * (1 + math.cos(math.pi * epoch / settings.epochs))
+        factor = cosine(settings, epoch)
         parts = list(torch.randperm(images, generator=generator).split(settings.batch_size))
         if len(parts) > 1 and len(parts[-1]) == 1 < settings.batch_size:
             parts[-2:] = [torch.cat(parts[-2:])]
         for number, index in enumerate(parts, start=1):
             warm = min(1.0, (epoch + number / len(parts)) / settings.warmup) if settings.warmup else 1.0
-            yield Batch(index, epoch, number, len(parts), cosine, settings.lr * cosine * warm)
+            yield Batch(index, epoch, number, len(parts), factor, settings.lr * factor * warm)

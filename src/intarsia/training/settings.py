@@ -6,20 +6,23 @@ from typing import Any, Literal
 
 from intarsia.curvature.choices import Estimator
 from intarsia.errors import InputError
-from intarsia.heads.choices import Alignment
 from intarsia.regularizers.choices import Step
+
+Protocol = Literal["recommended", "paper"]
 
 
 @dataclass(frozen=True)
 class Training:
     """How one module is learned. A field that is None is as recommended for the method and adapter (``resolved``)."""
 
+    protocol: Protocol | None = None
+    """What the six steps do where the paper says nothing: as recommended, or as its authors' code does (--paper)."""
     epochs: int | None = None
     """Passes over a task's images."""
     batch_size: int | None = None
-    """Images a step."""
+    """Images per step."""
     lr: float | None = None
-    """AdamW's learning rate, cosine by epoch."""
+    """AdamW's learning rate, cosine per epoch."""
     warmup: float | None = None
     """Epochs over which the learning rate first rises from zero, step by step."""
     weight_decay: float | None = None
@@ -29,10 +32,10 @@ class Training:
     dtype: Literal["float32", "bfloat16"] | None = None
     """Of the products in a training step; bfloat16 is faster where the processor has units for it."""
     compile: bool | None = None
-    """Compile the network that is trained, anew for every task: a minute each, for steps a little faster; needs a C++
-    compiler on a CPU."""
+    """Compile the network that is trained, once per task: a minute each, for slightly faster steps; on a CPU it needs a
+    C++ compiler."""
     step: Step | None = None
-    """The regularizer's step: implicit (proximal), explicit beside the optimizer (decoupled), in the loss (coupled)."""
+    """The regularizer's step: implicit (proximal), explicit and before AdamW's (decoupled), in the loss (coupled)."""
     normalize_fisher: bool | None = None
     """Divide the Fisher by its mean over the trainable weights, so that one strength travels between backbones."""
     lambda_h: float | None = None
@@ -47,32 +50,21 @@ class Training:
     iel_start: Literal["mean", "zero"] | None = None
     """Where IEL's task vector begins: at the mean of those before it, where IEL's own regularizer is least and the
     composed model stays what it was, or at zero."""
-    head_fisher_over: Literal["seen", "earlier"] | None = None
-    """Classes whose statistics the head's Fisher is taken on: all seen, or those of earlier tasks only."""
-    head_start: Literal["reference", "random"] | None = None
-    """Where the head's fine-tuning begins."""
     pretune_epochs: int | None = None
-    """Passes over the features when a new head is pre-tuned."""
+    """Passes over the features when a new head is pre-tuned, in the paper protocol and by baselines."""
     pretune_lr: float | None = None
-    """SGD's learning rate for pre-tuning and alignment."""
-    alignment: Alignment | None = None
-    """How the heads of all classes seen are aligned: by SGD (sgd), or so only up to 100 classes, and beyond in closed
-    form (auto), which costs the same for any number."""
-    alignment_epochs: int | None = None
-    """Passes of that SGD over the drawn features."""
-    components: int | None = None
-    """Gaussians a class in the class statistics."""
+    """SGD's learning rate for that, and for the paper protocol's alignment."""
     fisher: Estimator | None = None
     """Fisher estimator."""
     probes: int | None = None
-    """Draws a batch of the random Fisher estimators."""
+    """Draws per batch of the random Fisher estimators."""
     fisher_over: Literal["earlier", "others"] | None = None
     """Tasks whose Fisher and heads a module knows: those before it, or all others (every task is prepared first)."""
     seed: int | None = None
     """Seed of everything random."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "probes", "components", "alignment_epochs"):
+        for name in ("epochs", "batch_size", "probes"):
             if (count := getattr(self, name)) is not None and count < 1:
                 raise InputError(f"{name.replace('_', '-')} {count}: expected 1 or more")
         for name in (
@@ -101,6 +93,7 @@ class Settings(Training):
     The values here are recommended whatever the method and adapter; ``recommended`` has those that depend on them.
     """
 
+    protocol: Protocol = "recommended"
     epochs: int = 4
     batch_size: int = 32
     lr: float = 3e-3
@@ -116,17 +109,17 @@ class Settings(Training):
     center_features: bool = True
     drift_penalty: float = 1.0
     iel_start: Literal["mean", "zero"] = "mean"
-    head_fisher_over: Literal["seen", "earlier"] = "seen"
-    head_start: Literal["reference", "random"] = "reference"
     pretune_epochs: int = 3
     pretune_lr: float = 0.01
-    alignment: Alignment = "auto"
-    alignment_epochs: int = 5
-    components: int = 5
     fisher: Estimator = "rademacher"
     probes: int = 1
     fisher_over: Literal["earlier", "others"] = "earlier"
     seed: int = 0
+
+    @property
+    def as_the_paper(self) -> bool:
+        """The paper protocol."""
+        return self.protocol == "paper"
 
     def record(self) -> dict[str, Any]:
         """As JSON."""

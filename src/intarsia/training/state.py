@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from intarsia.class_stats.mixtures import ClassStatistics
+from intarsia.class_stats.statistics import ClassStatistics
 from intarsia.curvature.fisher import DiagonalFisher
 from intarsia.data.stream import Task
 from intarsia.heads.head import Head

@@ -11,12 +11,15 @@ from torch import Tensor
 
 from intarsia.backbones.backbone import Backbone
 from intarsia.backbones.forward import normalized, outputs
-from intarsia.class_stats.mixtures import ClassStatistics, fit_statistics, sample
+from intarsia.class_stats.gaussians import Gaussians
+from intarsia.class_stats.mixtures import fit_mixtures
+from intarsia.class_stats.statistics import PER_CLASS, ClassStatistics, per_class, sample
 from intarsia.curvature.fisher import DiagonalFisher, diagonal_fisher
 from intarsia.curvature.head_fisher import head_fisher
 from intarsia.data.stream import Task
 from intarsia.errors import DivergenceError
-from intarsia.heads.alignment import align, align_many, in_closed_form, samples
+from intarsia.heads.alignment import align, pretune_plainly
+from intarsia.heads.discriminant import initial_heads
 from intarsia.heads.head import Head
 from intarsia.heads.pretraining import pretune
 from intarsia.heads.trained_head import RegularizedHead
@@ -57,8 +60,10 @@ def features_of(backbone: Backbone, task: Task, progress: Progress = silent) -> 
 
 def class_statistics(features: Tensor, task: Task, settings: Settings, seeds: Seeds) -> ClassStatistics:
     """Step 2: what stands in for the images of the task's classes once they are gone."""
-    seed = seeds.of("statistics") % 2**31
-    return fit_statistics(features, task.train.labels, len(task.classes), components=settings.components, seed=seed)
+    labels, classes, mixtures = task.train.labels, len(task.classes), None
+    if settings.as_the_paper:
+        mixtures = fit_mixtures(features, labels, classes, seed=seeds.of("statistics") % 2**31)
+    return ClassStatistics.of(features, labels, classes, mixtures)
 
 
 def reference_heads(
@@ -69,7 +74,10 @@ def reference_heads(
     settings: Settings,
     seeds: Seeds,
 ) -> Head:
-    """Step 3: a head pre-tuned for the new classes, then the heads of all classes seen aligned.
+    """Step 3: heads of all classes seen, calibrated to each other.
+
+    In closed form from the class statistics; in the paper protocol a head is pre-tuned for the new classes, and joined
+    to the known ones that are then aligned together.
 
     Args:
         features: (N, D) of the task's images at theta0.
@@ -79,13 +87,17 @@ def reference_heads(
         settings: how they are trained.
         seeds: of the task.
     """
-    generator = seeds.generator("heads")
-    fresh = fresh_head(features, task.train.labels, len(task.classes), settings, generator)
-    return aligned(fresh if known is None else Head.join([known, fresh]), statistics, settings, generator)
+    if not settings.as_the_paper:
+        return initial_heads(Gaussians.join([s.gaussians() for s in statistics]))
+    generator, labels, lr = seeds.generator("heads"), task.train.labels, settings.pretune_lr
+    fresh = pretune_plainly(
+        features, labels, len(task.classes), epochs=settings.pretune_epochs, lr=lr, generator=generator
+    )
+    return align(fresh if known is None else Head.join([known, fresh]), statistics, lr=lr, generator=generator)
 
 
 def fresh_head(features: Tensor, labels: Tensor, classes: int, settings: Settings, generator: torch.Generator) -> Head:
-    """A head for new classes, pre-tuned on their features (N, D) with labels (N,)."""
+    """A head for new classes, pre-tuned on their features (N, D) with labels (N,): of baselines."""
     return pretune(
         Head.random(classes, features.shape[1], generator),
         features,
@@ -95,15 +107,6 @@ def fresh_head(features: Tensor, labels: Tensor, classes: int, settings: Setting
         batch_size=settings.batch_size,
         generator=generator,
     )
-
-
-def aligned(
-    joined: Head, statistics: Sequence[ClassStatistics], settings: Settings, generator: torch.Generator
-) -> Head:
-    """Heads of all classes aligned, by SGD or in closed form, as the settings say; ``statistics`` of all of them."""
-    if in_closed_form(len(joined), settings.alignment):
-        return align_many(joined, statistics)
-    return align(joined, statistics, epochs=settings.alignment_epochs, lr=settings.pretune_lr, generator=generator)
 
 
 def fisher_at_theta0(
@@ -135,28 +138,46 @@ def fisher_at_theta0(
 
 
 def starting_head(
-    prepared: PreparedTask, state: LearnerState, settings: Settings, seeds: Seeds, device: torch.device
+    prepared: PreparedTask,
+    state: LearnerState,
+    settings: Settings,
+    seeds: Seeds,
+    device: torch.device,
+    *,
+    through_mean: bool = False,
 ) -> RegularizedHead:
-    """Of step 5: the task's head where its training begins."""
+    """Of step 5: the task's head where its training begins, at its reference head; the paper's begins at random.
+
+    Args:
+        prepared: the task after steps 1 to 4.
+        state: what is known of all tasks.
+        settings: of the training.
+        seeds: of the task.
+        device: to put it on.
+        through_mean: the module is trained through the composed model (IEL).
+    """
     assert state.reference is not None
-    reference = state.reference[prepared.rows]
-    start = reference
-    if settings.head_start == "random":
-        start = Head.random(len(reference), reference.weight.shape[1], seeds.generator("head start"))
-    fisher = fisher_of_head(prepared, state, settings, seeds)
+    reference = start = state.reference[prepared.rows]
+    if settings.as_the_paper:
+        start = Head.truncated_normal(len(reference), reference.weight.shape[1], seeds.generator("head start"))
+    fisher = fisher_of_head(prepared, state, settings, seeds, earlier_only=settings.as_the_paper and through_mean)
     give_back_memory()  # of the features drawn for it
     return RegularizedHead(start.to(device), reference.to(device), fisher.to(device))
 
 
-def fisher_of_head(prepared: PreparedTask, state: LearnerState, settings: Settings, seeds: Seeds) -> Head:
-    """Mean Fisher of the task's head rows, floored, over features drawn from the statistics of all classes seen."""
+def fisher_of_head(
+    prepared: PreparedTask, state: LearnerState, settings: Settings, seeds: Seeds, *, earlier_only: bool = False
+) -> Head:
+    """Mean Fisher of the task's head rows, floored, over features drawn from the statistics of all classes seen.
+
+    ``earlier_only``: of those of earlier tasks, where there are any.
+    """
     assert state.reference is not None
-    known = state.tasks.index(prepared.task.name) if settings.head_fisher_over == "earlier" else len(state.tasks)
-    statistics = state.statistics[:known]
+    statistics = state.statistics[: state.tasks.index(prepared.task.name)] if earlier_only else state.statistics
     reference, rows = state.reference, prepared.rows
     weight, bias = torch.zeros_like(reference.weight[rows]), torch.zeros_like(reference.bias[rows])
     if statistics:
-        per_class = samples(sum(map(len, statistics)))
-        features, _ = sample(statistics, per_class, seeds.generator("head fisher"))
+        count = PER_CLASS if settings.as_the_paper else per_class(sum(map(len, statistics)))
+        features, _ = sample(statistics, count, seeds.generator("head fisher"))
         weight, bias = head_fisher(features, reference.weight, reference.bias, rows)
     return Head(weight + FLOOR, bias + FLOOR)

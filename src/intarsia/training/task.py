@@ -38,10 +38,12 @@ def prepare(
     timings.lap("features")
     statistics = class_statistics(features, task, settings, seeds)
     timings.lap("statistics")
+    progress(f"{task.name}: class statistics", 1, 1)
     seen = (*state.statistics, statistics)
     reference = reference_heads(features, task, state.reference, seen, settings, seeds)
     give_back_memory()  # of the features drawn for all classes: it would stay, unused, beside what the passes need
     timings.lap("heads")
+    progress(f"{task.name}: reference heads", 1, 1)
     fisher = fisher_at_theta0(backbone, task, reference, settings, seeds, progress)
     timings.lap("fisher")
 

@@ -5,11 +5,15 @@ from importlib.resources import files
 from typing import Any
 
 from safetensors.torch import load
-from torch import nn
 
+from intarsia.backbones.libraries.loaded import Loaded
+from intarsia.backbones.locations import Options
 from intarsia.backbones.names import BUILTIN
 from intarsia.backbones.preprocessing import Preprocessing
 from intarsia.backbones.torchvision_guard import import_torchvision
+from intarsia.errors import InputError
+
+OWN = Options()
 
 
 def builtin_card() -> dict[str, Any]:
@@ -25,8 +29,14 @@ def describe() -> dict[str, Any]:
     return {"name": BUILTIN, "what": what, **{k: card[k] for k in ("classes_seen", "source", "licence", "scores")}}
 
 
-def load_builtin_network() -> tuple[nn.Module, Preprocessing]:
-    """The network with its weights, and how it wants its images."""
+def load_builtin_network(which: str = "", options: Options = OWN) -> Loaded:
+    """The network with its weights, and how it wants its images.
+
+    Raises:
+        InputError: another size, or features, are asked for.
+    """
+    if which or options != OWN:
+        raise InputError(f"backbone {BUILTIN!r} has one size and one kind of features: leave the options out")
     import_torchvision()
     from timm.models.vision_transformer import VisionTransformer  # noqa: PLC0415  slow to import
 
@@ -35,4 +45,5 @@ def load_builtin_network() -> tuple[nn.Module, Preprocessing]:
     model.load_state_dict(load((assets / f"{BUILTIN}.safetensors").read_bytes()))
     size, channels = card["image_size"], card["channels"]
     preprocessing = Preprocessing(size, size, channels, tuple(card["mean"]), tuple(card["std"]), "bilinear")
-    return model, preprocessing
+    architecture = {"library": "timm", "name": "VisionTransformer", "arguments": card["architecture"]}
+    return Loaded(model, preprocessing, architecture)

@@ -1,0 +1,101 @@
+"""Class statistics: what stands in for the images of a task's classes once those are gone.
+
+The classes are Gaussians at theta0 that share the covariance within the task's classes (docs/method.md section 3).
+Heads are made from them, and the head's Fisher is taken on features drawn from them. The paper protocol draws from
+mixtures in place of them. Convention: C classes, D feature width.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from intarsia.class_stats.gaussians import Gaussians
+from intarsia.class_stats.mixtures import Mixtures
+from intarsia.class_stats.shrinkage import basis_of
+from intarsia.numerics import check_finite
+
+PER_CLASS = 256
+"""Features drawn of every class."""
+MOST = 100 * PER_CLASS
+"""Features drawn of all classes together; the paper protocol draws ``PER_CLASS`` of any number of classes."""
+
+
+@dataclass(frozen=True)
+class ClassStatistics:
+    """The classes of one task at theta0.
+
+    Args:
+        centres: (C, D), the mean of every class.
+        scatter: (D, D), sum over the task's images of (f - class mean)(f - class mean)^T.
+        freedom: images less classes: scatter / freedom is the covariance within classes.
+        mixtures: of the same classes, in the paper protocol.
+    """
+
+    centres: Tensor
+    scatter: Tensor
+    freedom: int
+    mixtures: Mixtures | None = None
+
+    @classmethod
+    def of(cls, features: Tensor, labels: Tensor, classes: int, mixtures: Mixtures | None = None) -> "ClassStatistics":
+        """Of features (N, D) at theta0 with labels (N,) in 0 .. classes - 1, in the features' type.
+
+        Raises:
+            ValueError: a class has no image.
+            DivergenceError: a feature is not finite.
+        """
+        if len(missing := set(range(classes)) - set(labels.tolist())):
+            raise ValueError(f"class {min(missing)} has no image to take statistics from")
+        check_finite(features, "features")
+        found = Gaussians.of(features, labels, classes)
+        return cls(found.centres.to(features.dtype), found.scatter.to(features.dtype), found.freedom, mixtures)
+
+    def __len__(self) -> int:
+        return len(self.centres)
+
+    @cached_property
+    def basis(self) -> Tensor:
+        """(D, D), lower triangular: ``basis_of`` the scatter; features = centre + basis @ noise. It is not stored."""
+        return basis_of(self.scatter, self.freedom)
+
+    def gaussians(self) -> Gaussians:
+        """The classes with one covariance, in double precision."""
+        return Gaussians(self.centres.double(), self.scatter.double(), self.freedom)
+
+    def sample(self, per_class: int, generator: torch.Generator) -> Tensor:
+        """(C * per_class, D), class by class: of the mixtures where there are any, else of the Gaussians."""
+        if self.mixtures is not None:
+            return self.mixtures.sample(per_class, generator)
+        noise = torch.randn(len(self) * per_class, len(self.scatter), generator=generator, dtype=self.centres.dtype)
+        return (noise @ self.basis.T).add_(self.centres.repeat_interleave(per_class, 0))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a module keeps."""
+        own = {"centres": self.centres, "scatter": self.scatter, "freedom": torch.tensor(self.freedom)}
+        return {**own, **({} if self.mixtures is None else self.mixtures.tensors())}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "ClassStatistics":
+        """The inverse of ``tensors``."""
+        mixtures = Mixtures.from_tensors(tensors) if "weights" in tensors else None
+        return cls(tensors["centres"], tensors["scatter"], int(tensors["freedom"]), mixtures)
+
+
+def sample(tasks: Sequence[ClassStatistics], per_class: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw features (C * per_class, D) and their labels (C * per_class,), task by task and class by class.
+
+    Args:
+        tasks: one and more; C is the number of their classes together.
+        per_class: features of each class.
+        generator: of the draws.
+    """
+    drawn = torch.cat([task.sample(per_class, generator) for task in tasks])
+    return drawn, torch.arange(sum(map(len, tasks))).repeat_interleave(per_class)
+
+
+def per_class(classes: int) -> int:
+    """How many features of each of so many classes are drawn: ``PER_CLASS``, and fewer beyond 100 classes."""
+    return max(1, min(PER_CLASS, MOST // classes))
