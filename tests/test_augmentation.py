@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from cases import GREY, backbone, settings
 from intarsia.backbones.preprocessing import Preprocessing
-from intarsia.data.augmentation import Augmentation, augment
+from intarsia.data.augmentation import Augmentation, augment, sample_sheet
 from intarsia.errors import InputError
 from intarsia.training.loop import training_batch
 
@@ -32,7 +32,7 @@ def test_no_augmentation_is_normalisation() -> None:
     assert torch.equal(augment(ramps(3), "none", RAW, generator()), RAW.normalize(ramps(3)))
 
 
-@pytest.mark.parametrize("kind", ["sketch", "photo"])
+@pytest.mark.parametrize("kind", ["sketch", "photo", "crop"])
 def test_a_seed_decides_and_each_image_differs(kind: Augmentation) -> None:
     first, again, other = (augment(ramps(8), kind, RAW, generator(seed)) for seed in (0, 0, 1))
     assert first.shape == (8, 3, 64, 64)
@@ -124,3 +124,21 @@ def test_images_are_augmented_where_the_backbone_is(kind: Augmentation) -> None:
 def test_an_unknown_augmentation_is_refused() -> None:
     with pytest.raises(InputError, match=r"'blur'.*none, sketch, photo"):
         augment(ramps(1), "blur", RAW, generator())  # pyright: ignore[reportArgumentType]
+
+
+def test_a_crop_is_a_photo_s_without_the_mirror() -> None:
+    crop, photo = (augment(ramps(400), kind, RAW, generator(5)) for kind in ("crop", "photo"))
+    rises = crop[:, 0, 32, 40] > crop[:, 0, 32, 24]  # from left to right, as in the image
+    assert bool(rises.all())
+    mirrored = photo[:, 0, 32, 40] < photo[:, 0, 32, 24]
+    assert 120 < int(mirrored.sum()) < 280
+    assert torch.equal(crop[~mirrored], photo[~mirrored])
+    torch.testing.assert_close(crop[mirrored], photo[mirrored].flip(3), atol=1e-4, rtol=0)
+
+
+def test_a_sheet_shows_each_image_as_it_is_and_augmented() -> None:
+    sheet = sample_sheet(ramps(2), "crop", RAW, generator(), each=3)
+    assert sheet.dtype == torch.uint8
+    assert sheet.shape == (3, 2 * 64, 4 * 64)
+    assert torch.equal(sheet[:, :64, :64], ramps(1)[0])
+    assert not torch.equal(sheet[:, :64, 64:128], sheet[:, 64:, 64:128])

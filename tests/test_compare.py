@@ -18,7 +18,7 @@ from test_cli import refused, result
 
 from cases import backbone, contents, edit, permissions_hold, photographs, stream
 from intarsia.baselines.modules import results
-from intarsia.data.fingerprint import FileHashes
+from intarsia.data.files import FileHashes
 from intarsia.errors import InputError
 from intarsia.evaluation.metrics import target_and_control
 from intarsia.machine import code

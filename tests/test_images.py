@@ -4,6 +4,7 @@ import io
 import struct
 import threading
 import zlib
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from intarsia.backbones.preprocessing import Preprocessing
-from intarsia.data.decoding import decode, decode_all, fit, is_image
+from intarsia.data.decoding import decode, decode_all, depth, fit, what_is_wrong
+from intarsia.data.files import LIMIT, Row, is_image
 from intarsia.errors import InputError
 
 COLOUR = Preprocessing(size=16, resize=16, channels=3, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
@@ -226,13 +228,46 @@ def test_a_decompression_bomb_is_named(tmp_path: Path, side: int) -> None:
         decode(tmp_path / "bomb.png", COLOUR)
 
 
-def test_grey_beyond_sixteen_bits_is_refused_with_its_range(tmp_path: Path) -> None:
+def test_grey_values_that_no_range_holds_are_refused_with_their_range(tmp_path: Path) -> None:
     Image.new("F", (20, 20), 300.0).save(tmp_path / "float.tif")
-    Image.new("I", (20, 20), 1_000_000).save(tmp_path / "int.tif")
+    Image.new("I", (20, 20), -5).save(tmp_path / "negative.tif")
+    Image.new("I;16", (20, 20), 5000).save(tmp_path / "deep.tif")
     with pytest.raises(InputError, match=r"float\.tif.*300.*expected 0 to 1"):
         decode(tmp_path / "float.tif", COLOUR)
-    with pytest.raises(InputError, match=r"int\.tif.*1e\+06.*expected 0 to 65535"):
-        decode(tmp_path / "int.tif", COLOUR)
+    with pytest.raises(InputError, match=r"negative\.tif.*-5.*expected 0 to 255"):
+        decode(tmp_path / "negative.tif", COLOUR)
+    with pytest.raises(InputError, match=r"deep\.tif.*5000.*expected 0 to 4095.*--source\.bits"):
+        decode(tmp_path / "deep.tif", COLOUR, bits=12)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize(("largest", "bits"), [(200, 8), (1023, 10), (4095, 12), (16383, 14), (65535, 16)])
+def test_deep_grey_is_scaled_by_the_range_of_its_values(tmp_path: Path, suffix: str, largest: int, bits: int) -> None:
+    values = np.linspace(0, largest, 16).astype(np.uint16)
+    path = tmp_path / f"dark.{suffix}"
+    Image.fromarray(np.tile(values, (16, 1))).save(path)
+    expected = (values * (255 / (2**bits - 1))).tolist()
+    assert decode(path, GREY)[0, 0].tolist() == pytest.approx(expected, abs=1)
+    assert decode(path, GREY, bits=16)[0, 0].tolist() == pytest.approx((values / 257).tolist(), abs=1)
+    assert depth([path], [path]) == bits
+
+
+def test_integers_of_32_bits_are_scaled_too(tmp_path: Path) -> None:
+    for largest, white in ((255, 255), (4095, 255), (1_000_000, 243)):
+        Image.new("I", (20, 20), largest).save(tmp_path / "int.tif")
+        assert colour(tmp_path / "int.tif") == [white] * 3
+
+
+def test_one_depth_is_found_for_many_files_and_none_for_ordinary_ones(tmp_path: Path) -> None:
+    files = [tmp_path / f"{largest}.png" for largest in (7, 900, 4000)]
+    for path in files:
+        Image.new("I;16", (20, 20), int(path.stem)).save(path)
+    assert depth(files, files[:1]) == 12
+    dark = decode(files[1], GREY, bits=12)
+    assert int(dark.max()) == round(900 / 4095 * 255)
+    Image.new("RGB", (20, 20), (1, 2, 3)).save(tmp_path / "plain.png")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG")
+    assert depth([*files, tmp_path / "broken.png"], [tmp_path / "plain.png", tmp_path / "broken.png"]) is None
 
 
 def test_many_files_keep_their_order_and_tell_their_progress(tmp_path: Path) -> None:
@@ -321,3 +356,56 @@ def test_one_file_is_decoded_without_a_thread(tmp_path: Path, monkeypatch: pytes
     alone = len(started)
     decode(tmp_path / "image.png", COLOUR)
     assert len(started) == alone > 0
+
+
+# ---- large ones, other formats, rows of tables
+
+
+def jpeg_of(path: Path, size: tuple[int, int], progressive: bool = False) -> Path:
+    Image.new("L", size, 100).save(path, quality=20, progressive=progressive)
+    return path
+
+
+def test_a_jpeg_of_more_pixels_than_are_decoded_whole_is_read_at_a_part_of_its_sides(tmp_path: Path) -> None:
+    assert colour(jpeg_of(tmp_path / "large.jpg", (12_000, 8_000))) == pytest.approx([100] * 3, abs=3)
+    assert LIMIT < 12_000 * 8_000
+    assert colour(jpeg_of(tmp_path / "larger.jpg", (20_000, 10_000))) == pytest.approx(
+        [100] * 3, abs=3
+    )  # Pillow's own opening refuses it
+    progressive = jpeg_of(tmp_path / "progressive.jpg", (20_000, 10_000), progressive=True)
+    with pytest.raises(InputError, match=r"progressive\.jpg.*20000 x 10000.*too large.*89,478,485.*baseline JPEG"):
+        decode(progressive, COLOUR)
+
+
+@pytest.mark.parametrize("suffix", ["avif", "jfif", "jpe"])
+def test_other_suffixes(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"image.{suffix}"
+    Image.new("RGB", (20, 30), (200, 100, 50)).save(path, "AVIF" if suffix == "avif" else "JPEG")
+    assert is_image(path)
+    assert colour(path) == pytest.approx([200, 100, 50], abs=3)
+
+
+@pytest.mark.skipif(find_spec("pillow_heif") is not None, reason="pillow-heif is installed")
+def test_a_format_that_needs_something_says_what(tmp_path: Path) -> None:
+    (tmp_path / "image.heic").write_bytes(b"\x00\x00\x00\x18ftypheic" + bytes(99))
+    with pytest.raises(InputError, match=r"image\.heic' is HEIF, which needs pillow-heif: pip install"):
+        decode(tmp_path / "image.heic", COLOUR)
+
+
+def test_a_row_of_a_table_is_decoded_like_the_file_it_holds(tmp_path: Path) -> None:
+    Image.fromarray(noise(40, 31)).save(tmp_path / "image.png")
+    row = Row("table, row 3", (tmp_path / "image.png").read_bytes)
+    assert torch.equal(decode(row, COLOUR), decode(tmp_path / "image.png", COLOUR))
+    with pytest.raises(InputError, match="'table, row 4' is not an image"):
+        decode(Row("table, row 4", lambda: b"text"), COLOUR)
+
+
+def test_what_is_wrong_with_which_file(tmp_path: Path) -> None:
+    good, cut, empty = (tmp_path / name for name in ("good.jpg", "cut.jpg", "empty.png"))
+    Image.fromarray(noise(300, 300)).save(good)
+    cut.write_bytes(good.read_bytes()[:-900])
+    empty.touch()
+    found = what_is_wrong([good, cut, empty])
+    assert list(found) == [cut, empty]
+    assert "cut.jpg' cannot be decoded" in found[cut]
+    assert "empty (0 bytes)" in found[empty]

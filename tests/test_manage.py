@@ -272,9 +272,9 @@ def test_many_images_are_decoded_batch_by_batch(pool: Pool, furnished: Path, mon
     whole, calls = model.probabilities(paths), list[int]()
     plain = models.decode_all
 
-    def counted(batch: list[Path], preprocessing: Preprocessing) -> torch.Tensor:
+    def counted(batch: list[Path], preprocessing: Preprocessing, bits: int | None) -> torch.Tensor:
         calls.append(len(batch))
-        return plain(batch, preprocessing)
+        return plain(batch, preprocessing, bits=bits)
 
     monkeypatch.setattr(models, "decode_all", counted)
     monkeypatch.setattr(models, "BATCH", 7)

@@ -1,5 +1,6 @@
 """Names of tasks and classes: which are allowed, and how they stand in a message."""
 
+import re
 import unicodedata
 from collections.abc import Iterable
 
@@ -35,3 +36,14 @@ def listed(names: Iterable[str], most: int = 20) -> str:
     """Names in a message, the first ones of many."""
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def normal(name: str) -> str:
+    """A name in Unicode's composed form (NFC), in which those that look alike are the same."""
+    return unicodedata.normalize("NFC", name)
+
+
+def natural(name: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
+    """What names are sorted by so that 2 comes before 10."""
+    parts = re.split(r"(\d+)", name)
+    return tuple((0, int(part), "") if number % 2 else (1, 0, part) for number, part in enumerate(parts)), name

@@ -1,6 +1,7 @@
 """The one batched forward: uint8 images -> normalised batches on a device -> what a network says of them."""
 
 from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,8 +13,20 @@ BATCH = 64
 """Images per forward pass where nothing is trained."""
 
 
+class Pixels(Protocol):
+    """uint8 images (N, C, R, R) that are read batch by batch: a tensor is one, and what lies in a file can be."""
+
+    def __len__(self) -> int:
+        """N."""
+        ...
+
+    def __getitem__(self, index: Any, /) -> Tensor:
+        """Of a position (C, R, R); of a slice, of positions (B,) or of booleans (N,): (B, C, R, R)."""
+        ...
+
+
 def normalized(
-    images: Tensor,
+    images: Pixels,
     preprocessing: Preprocessing,
     device: torch.device,
     *,
@@ -30,7 +43,8 @@ def normalized(
         phase: what the batches are for.
     """
     done = 0
-    for batch in images.split(BATCH):
+    for start in range(0, len(images), BATCH):
+        batch = images[start : start + BATCH]
         yield preprocessing.normalize(batch.to(device))
         done += len(batch)
         progress(phase, done, len(images))
@@ -39,7 +53,7 @@ def normalized(
 @torch.no_grad()
 def outputs(
     network: Callable[[Tensor], Tensor],
-    images: Tensor,
+    images: Pixels,
     preprocessing: Preprocessing,
     device: torch.device,
     *,

@@ -2,7 +2,7 @@
 
 A backbone's spec is ``<library>/<which>``, with ``@`` a file or revision and ``?`` options:
 ``timm/<name>@<file>?image-size=70&features=mean``. A spec may end in a path: ``timm/<name>@<file>``, ``hf/<folder>``,
-``timm/local-dir:<folder>``, ``folder:<dir>``.
+``timm/local-dir:<folder>``, ``folder:<dir>``, ``csv:<file>``, ``hf:<dir>``.
 
 In memory such a path is absolute, so that the working directory does not matter. On disk it is relative to the folder
 of the pool (or merged model) that names it where it lies below or beside that folder, so that both can be moved
@@ -76,10 +76,14 @@ def with_options(spec: str, options: Options) -> str:
     return f"{name}?{text}" if text else name
 
 
+DATA = ("folder:", "csv:", "hf:")
+"""How specs of images begin that may name a path."""
+
+
 def absolute(spec: str, base: Path | None = None) -> str:
     """A spec with its path, if it has one, made absolute: relative ones start at ``base`` (the working directory)."""
     head, path, options = _parted(spec, base or Path())
-    return head + str(((base or Path()) / path).resolve()) + options if path else spec
+    return head + str(((base or Path()) / Path(path).expanduser()).resolve()) + options if path else spec
 
 
 def kept(spec: str, folder: Path) -> str:
@@ -89,16 +93,35 @@ def kept(spec: str, folder: Path) -> str:
     if not path or not Path(path).is_relative_to(home.parent):
         return head + path + options
     relative = Path(os.path.relpath(path, home)).as_posix()
-    dotted = relative if head != "hf/" or relative.startswith("..") else f"./{relative}"  # not one of the hub
+    dotted = (
+        relative if head not in ("hf/", "hf:") or relative.startswith("..") else f"./{relative}"
+    )  # not one of the hub
     return head + dotted + options
+
+
+def hub_parts(where: str, base: Path | None = None) -> tuple[str, str | None, tuple[str, ...]]:
+    """A data set's ``<name or dir>[@revision][:<column>,<column>]`` apart: name or folder, revision, columns."""
+    place, colon, tail = where.rpartition(":")
+    if not colon or "/" in tail or "\\" in tail:
+        place, tail = where, ""
+    columns = tuple(part.strip() for part in tail.split(",")) if tail else ()
+    if ((base or Path()) / (there := Path(place).expanduser())).exists():
+        return str(there), None, columns
+    place, _, revision = place.partition("@")
+    return place, revision or None, columns
 
 
 def _parted(spec: str, base: Path) -> tuple[str, str, str]:
     """A spec before and from where its path begins, and its options; no path: all of it is before."""
-    for start, before in (("folder:", "folder:"), ("timm/local-dir:", "local-dir:"), ("timm/", "@"), ("hf/", "hf/")):
+    for start in DATA:
+        if spec.startswith(start):
+            path = spec.removeprefix(start)
+            local = start != "hf:" or is_folder(hub_parts(path, base)[0], base)
+            return (start, path, "") if local else (spec, "", "")
+    for start, before in (("timm/local-dir:", "local-dir:"), ("timm/", "@"), ("hf/", "hf/")):
         if not spec.startswith(start) or before not in spec:
             continue
-        name, mark, options = spec.rpartition("?") if start != "folder:" else (spec, "", "")
+        name, mark, options = spec.rpartition("?")
         name, options = (name, mark + options) if mark and "=" in options else (spec, "")
         head, between, path = name.partition(before)
         if start == "hf/" and not is_folder(path, base):

@@ -69,7 +69,7 @@ class Consolidated(Strategy):
             preprocessing=backbone.preprocessing,
             targets=backbone.patterns,
         )
-        images = task.train.tensor(backbone.preprocessing)
+        images = task.train.pixels(backbone.preprocessing)
         batches = normalized(
             images, backbone.preprocessing, backbone.device, progress=progress, phase=f"{task.name}: Fisher"
         )

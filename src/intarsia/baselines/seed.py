@@ -25,12 +25,12 @@ from torch.nn import functional as F
 from intarsia.adapters.full import Full
 from intarsia.adapters.protocol import Adapter
 from intarsia.backbones.backbone import Backbone
-from intarsia.backbones.forward import outputs
+from intarsia.backbones.forward import Pixels, outputs
 from intarsia.backbones.preprocessing import Preprocessing
 from intarsia.baselines.protocol import TaskResult, count
 from intarsia.baselines.sequential import new_head
 from intarsia.class_stats.shrinkage import basis_of
-from intarsia.data.augmentation import Augmentation
+from intarsia.data.choices import Augmentation
 from intarsia.data.stream import Task, TaskStream
 from intarsia.heads.head import Head
 from intarsia.heads.trained_head import TrainableHead
@@ -88,7 +88,7 @@ class Expert:
         """Features (N, d) of normalised images."""
         return self.narrow(self.network(images).to(self.narrow.weight.dtype))
 
-    def features(self, images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    def features(self, images: Pixels, preprocessing: Preprocessing) -> Tensor:
         """(N, d), on the CPU, of uint8 images."""
         return outputs(self, images, preprocessing, self.narrow.weight.device)
 
@@ -114,7 +114,7 @@ class Ensemble:
     preprocessing: Preprocessing
     temperature: float
 
-    def logits(self, images: Tensor) -> Tensor:
+    def logits(self, images: Pixels) -> Tensor:
         """Log of the mean probability (N, C), on the CPU, of uint8 images (N, channels, R, R)."""
         labels = [name for names in self.classes.values() for name in names]
         total, knowing = torch.zeros(len(images), len(labels), dtype=torch.float64), torch.zeros(len(labels))
@@ -161,7 +161,7 @@ class SEED:
         classes: dict[str, tuple[str, ...]] = {}
         for number, task in enumerate(stream, start=1):
             timings, classes = Timings(), {**classes, task.name: task.classes}
-            seeds, images = Seeds(settings.seed, number), task.train.tensor(backbone.preprocessing)
+            seeds, images = Seeds(settings.seed, number), task.train.pixels(backbone.preprocessing)
             if len(made) < self.experts:
                 place = len(made)
                 before, features = _untrained(backbone, features_of(backbone, task, progress), self.width)
@@ -196,7 +196,7 @@ class SEED:
     ) -> Expert:
         """An expert after one more task; one that is trained again is held to what its features were."""
         generator, distillation = seeds.generator("training"), self.distillation if before.state else 0.0
-        images, labels = task.train.tensor(backbone.preprocessing), task.train.labels
+        images, labels = task.train.pixels(backbone.preprocessing), task.train.labels
         head, narrow = TrainableHead(start), deepcopy(before.narrow).requires_grad_()
         with backbone.attach(self.adapter, seeds.generator("adapter")) as adapter:
             adapter.load(before.state or adapter.state())

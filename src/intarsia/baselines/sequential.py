@@ -16,7 +16,7 @@ from intarsia.adapters.attachment import Attachment
 from intarsia.adapters.protocol import Adapter
 from intarsia.backbones.backbone import Backbone
 from intarsia.baselines.protocol import TaskResult, classifier, count
-from intarsia.data.augmentation import Augmentation
+from intarsia.data.choices import Augmentation
 from intarsia.data.stream import Task, TaskStream
 from intarsia.heads.head import Head
 from intarsia.heads.trained_head import TrainableHead
@@ -138,7 +138,7 @@ def new_head(backbone: Backbone, features: Tensor, task: Task, settings: Setting
 
 def _train(model: ModelInTraining, task: Task, strategy: Strategy, progress: Progress) -> None:
     settings, head = model.settings, model.head
-    images = task.train.tensor(model.backbone.preprocessing)
+    images = task.train.pixels(model.backbone.preprocessing)
     labels = task.train.labels + len(head.weight) - len(task.classes)
 
     def loss(batch: Batch) -> Loss:

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from intarsia.backbones.backbone import Backbone
-from intarsia.backbones.forward import outputs
+from intarsia.backbones.forward import Pixels, outputs
 from intarsia.backbones.preprocessing import Preprocessing
 from intarsia.baselines.protocol import TaskResult, count
 from intarsia.curvature.linearized import Tangent
-from intarsia.data.augmentation import Augmentation
+from intarsia.data.choices import Augmentation
 from intarsia.data.stream import Task, TaskStream
 from intarsia.evaluation.editing import NEGATED, Editable
 from intarsia.heads.head import Head
@@ -108,7 +108,7 @@ class TangentClassifier:
         """The mean minus ``scale`` times the task's vector, all heads kept."""
         return replace(self, weights={**self._mean, task: self._mean[task] - scale})
 
-    def logits(self, images: Tensor) -> Tensor:
+    def logits(self, images: Pixels) -> Tensor:
         """(N, C), on the CPU, of uint8 images (N, channels, R, R)."""
         parts = self.parts or self._mean
 
@@ -180,7 +180,7 @@ def _train(
     progress: Progress,
 ) -> tuple[TaskVector, TangentHead]:
     tangent = Tangent(backbone)
-    images, wanted = task.train.tensor(backbone.preprocessing), targets(task.train.labels, len(task.classes))
+    images, wanted = task.train.pixels(backbone.preprocessing), targets(task.train.labels, len(task.classes))
     tau = {name: nn.Parameter(torch.zeros_like(w)) for name, w in backbone.trainable.items()}
     change, more = nn.Parameter(torch.zeros_like(start.weight)), nn.Parameter(torch.zeros_like(start.bias))
 

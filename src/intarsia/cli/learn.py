@@ -158,6 +158,7 @@ class Learn:
         regularizer = build_regularizer(chosen.method, chosen.strength)
         stream = self._stream(plan, out)
         theta0 = Backbone.load(plan.backbone, targets=plan.targets).to(device)
+        tell_of(stream, theta0)
         if self.run_.dry_run:
             how = Configuration(adapter, regularizer, chosen.settings, stream.augmentation)
             return self._estimate(theta0, stream, how, plan.keep_fishers)
@@ -193,10 +194,17 @@ class Learn:
         from intarsia.pool import Pool
         from intarsia.training.checkpoint import Checkpoint
 
-        if not self.resume or self.source != Source():
-            return plans.load(plan.source, plan.chosen.settings.seed)
+        if not self.resume or self.source.chooses:
+            source = dict(plan.source)
+            if plan.add and not self.resume and source.get("tasks") and not source.get("only"):
+                source.setdefault("first_task", Pool.open(out).next_number())
+            return plans.load(source, plan.chosen.settings.seed)
         checkpoint = Checkpoint.of(out)
-        return reloaded(checkpoint.asked()["stream"]) if checkpoint.exists else recorded_stream(Pool.open(out))
+        if not checkpoint.exists:
+            return recorded_stream(Pool.open(out), self.source.cache)
+        stream = reloaded(checkpoint.asked()["stream"])
+        stream.keep_in(self.source.cache or "auto")
+        return stream
 
     def _estimate(self, theta0: "Backbone", stream: "TaskStream", how: "Configuration", kept: bool) -> dict[str, Any]:
         """What the run will cost."""
@@ -208,3 +216,12 @@ class Learn:
         if not self.json:
             facts(cost.record())
         return cost.record()
+
+
+def tell_of(stream: "TaskStream", theta0: "Backbone") -> None:
+    """What is to be known of the images before they are learned, on standard error."""
+    from intarsia.console import ERR
+    from intarsia.data.fingerprint import notes_on
+
+    for note in notes_on(stream, theta0.preprocessing):
+        ERR.print(f"{stream.name}: {note}")

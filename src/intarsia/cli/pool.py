@@ -59,10 +59,10 @@ class Evaluate:
         model = merged_model(self.pool, self.selection, self.where, self.device)
         if self.source.data is not None:
             stream = self.source.load(0)
-        elif self.source != Source():
+        elif self.source.chooses:
             raise InputError("options that choose classes and images go with --data")
         else:
-            stream = self.where.recorded(model.streams)
+            stream = self.where.recorded(model.streams, self.source.cache)
         found = evaluate(model, stream, history=False)
         if not self.json:
             tables.evaluation(f"{self.pool}: {model.recipe['name']}", found, None)

@@ -264,7 +264,7 @@ class Report:
         compared = (self.what / "comparison.json").exists()
         if not compared and not (self.what / INDEX).exists() and not is_model(self.what):
             raise InputError(f"{self.what} holds neither a pool (intarsia learn) nor a comparison (intarsia compare)")
-        if compared and (self.edits or self.source != Source() or self.where != Where()):
+        if compared and (self.edits or self.source.chooses or self.where != Where()):
             raise InputError(
                 f"{self.what} holds a comparison, all of it measured: --edits, --backbone and the flags that choose "
                 "images are for a pool"

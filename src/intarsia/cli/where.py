@@ -44,25 +44,24 @@ class Where:
 
     def stream(self, source: Source, pool: Pool, tasks: Sequence[str]) -> TaskStream:
         """The images of some tasks of a pool: as named, or where its cards and ``task_data`` say."""
-        if source != Source():
+        if source.chooses:
             self._alone(source)
             return pool.relabelled(source.of(pool))
-        return self.recorded({task: pool.card(task).stream for task in tasks})
+        return self.recorded({task: pool.card(task).stream for task in tasks}, source.cache)
 
-    def recorded(self, sources: Mapping[str, Mapping[str, Any]]) -> TaskStream:
+    def recorded(self, sources: Mapping[str, Mapping[str, Any]], cache: str | None = None) -> TaskStream:
         """Tasks loaded again from where they were, or from where ``task_data`` says."""
         from intarsia.data.records import gathered
         from intarsia.store.card import located
 
         moved: dict[str, str] = {}
         for entry in self.task_data:
-            owner = next((task for task in sources if entry.startswith(f"{task}=")), None)
+            owner = max((task for task in sources if entry.startswith(f"{task}=")), key=len, default=None)
             if owner is None:
                 raise InputError(f"--task-data {entry}: expected task=source with a task of {listed(sources)}")
             moved[owner] = entry.removeprefix(f"{owner}=")
-        return gathered(
-            {task: located(s, lambda spec, task=task: moved.get(task, spec)) for task, s in sources.items()}
-        )
+        there = {task: located(s, lambda spec, task=task: moved.get(task, spec)) for task, s in sources.items()}
+        return gathered(there, cache)
 
     def _alone(self, source: Source) -> None:
         if source.data is not None and self.task_data:
@@ -90,7 +89,7 @@ def found_images(named: Sequence[Path]) -> list[Path]:
     Raises:
         InputError: a folder has none.
     """
-    from intarsia.data.decoding import is_image
+    from intarsia.data.files import is_image
 
     found: list[Path] = []
     for path in named:

@@ -4,17 +4,15 @@ Convention: as in `decoding`; all randomness comes from a generator on the CPU.
 """
 
 import math
-from typing import Literal, get_args
+from typing import cast, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from intarsia.backbones.preprocessing import Preprocessing, unit
+from intarsia.data.choices import Augmentation
 from intarsia.errors import InputError
-
-Augmentation = Literal["none", "sketch", "photo"]
-
 
 TURNED = 1 / 3
 """Share of the sketches in a batch that are turned and scaled."""
@@ -28,7 +26,8 @@ def augment(images: Tensor, kind: Augmentation, preprocessing: Preprocessing, ge
         kind: `none`: only normalise. `sketch`: shift by up to 2/28 of the side, in whole pixels; a third of them also
             scale by 0.9..1.1 and rotate by up to 10 degrees, to the nearest pixel, for interpolation softens thin
             strokes and fine grain beyond what the change is worth; the image's median where nothing comes in. `photo`:
-            crop 8..100 % of the area at a ratio of 3/4..4/3, resize, mirror half of them.
+            crop 8..100 % of the area at a ratio of 3/4..4/3, resize, mirror half of them. `crop`: the same, none
+            mirrored, for classes that a mirror would exchange (left and right, letters).
         preprocessing: Of the backbone.
         generator: Of all randomness, on the CPU: the same state gives the same batch, on any device.
 
@@ -39,16 +38,49 @@ def augment(images: Tensor, kind: Augmentation, preprocessing: Preprocessing, ge
         return preprocessing.normalize(images)
     if kind == "sketch":
         theta, sampling = _jitter(len(images), preprocessing.size, images.shape[-1], generator), ("nearest", "zeros")
-    elif kind == "photo":
-        theta, sampling = _random_resized_crop(len(images), generator), ("bilinear", "border")
     else:
-        raise InputError(f"There is no augmentation {kind!r}: expected one of {', '.join(get_args(Augmentation))}.")
+        check_augmentation(kind)
+        theta = _random_resized_crop(len(images), generator, mirrored=kind == "photo")
+        sampling = ("bilinear", "border")
     shape = [*images.shape[:2], preprocessing.size, preprocessing.size]
     grid = F.affine_grid(theta.to(images.device), shape, align_corners=False)
     mode, padding = sampling
     ground = _ground(images) if padding == "zeros" else 0.0
     moved = F.grid_sample(unit(images) - ground, grid, mode, padding, align_corners=False) + ground
     return preprocessing.normalize(moved)
+
+
+def check_augmentation(kind: str) -> Augmentation:
+    """A kind of augmentation that there is.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    if kind not in get_args(Augmentation):
+        raise InputError(f"There is no augmentation {kind!r}: expected one of {', '.join(get_args(Augmentation))}.")
+    return cast(Augmentation, kind)
+
+
+def sample_sheet(
+    images: Tensor, kind: Augmentation, preprocessing: Preprocessing, generator: torch.Generator, each: int = 7
+) -> Tensor:
+    """What an augmentation does, to be looked at: a row for each image, first as it is, then augmented.
+
+    Args:
+        images: uint8 (N, C, R, R), as a stream holds them.
+        kind: as for `augment`.
+        preprocessing: of the backbone.
+        generator: of all randomness.
+        each: how often each is augmented.
+
+    Returns:
+        uint8 (C, N * size, (1 + each) * size).
+    """
+    columns = [augment(images, "none", preprocessing, generator)]
+    columns += [augment(images, kind, preprocessing, generator) for _ in range(each)]
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (preprocessing.mean, preprocessing.std))
+    rows = torch.cat([(column * std + mean).mul(255).round().clamp(0, 255).byte() for column in columns], 3)
+    return torch.cat([*rows], 1)
 
 
 def _ground(images: Tensor) -> Tensor:
@@ -68,8 +100,8 @@ def _jitter(count: int, size: int, side: int, generator: torch.Generator) -> Ten
     return torch.stack([torch.stack([cos, -sin, x], 1), torch.stack([sin, cos, y], 1)], 1)
 
 
-def _random_resized_crop(count: int, generator: torch.Generator, tries: int = 10) -> Tensor:
-    """Output to input coordinates, (B, 2, 3), of a crop of random area, ratio and place, half of them mirrored.
+def _random_resized_crop(count: int, generator: torch.Generator, *, mirrored: bool, tries: int = 10) -> Tensor:
+    """Output to input coordinates, (B, 2, 3), of a crop of random area, ratio and place, half mirrored or none.
 
     As torchvision's RandomResizedCrop: of ten draws of area and ratio the first that lies inside the image, else the
     whole image.
@@ -83,5 +115,5 @@ def _random_resized_crop(count: int, generator: torch.Generator, tries: int = 10
     width, height = (side.gather(1, first).squeeze(1).masked_fill(whole, 1.0) for side in (width, height))
     x, y, mirror = torch.rand(3, count, generator=generator)
     x, y = (1 - width) * (2 * x - 1), (1 - height) * (2 * y - 1)
-    zero, across = torch.zeros(count), torch.where(mirror < 0.5, -width, width)
+    zero, across = torch.zeros(count), torch.where((mirror < 0.5) & mirrored, -width, width)
     return torch.stack([torch.stack([across, zero, x], 1), torch.stack([zero, height, y], 1)], 1)

@@ -21,13 +21,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from intarsia.backbones.preprocessing import Preprocessing
+from intarsia.data.files import LIMIT, ImageFile, formats, needed, opened, reduce
 from intarsia.errors import InputError
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-
-
-# Only these decoders ever see a user's bytes: Pillow knows more, some of which start other programs.
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+DEPTHS = (8, 10, 12, 14, 16, 20, 24, 31)
+"""Bits that a grey value of more than 8 may have."""
 
 
 _WHITE = (255, 255, 255, 255)
@@ -37,20 +35,18 @@ OBLONG = 4
 """Beyond so many times its shorter side, an image's longer one is not resized as a whole."""
 
 
-def is_image(path: str | Path) -> bool:
-    """Whether a file is an image, by its suffix in any case."""
-    return Path(path).suffix.lower() in _SUFFIXES
+def decode(file: str | ImageFile, preprocessing: Preprocessing, bits: int | None = None) -> Tensor:
+    """Read one image.
 
-
-def decode(path: str | Path, preprocessing: Preprocessing) -> Tensor:
-    """Read one image file.
-
-    Any mode is brought to grey or red-green-blue: transparent pixels are laid on white, as on a web page; 16-bit grey
-    is scaled to 8 bits; the camera's orientation is applied; of an animation the first frame is taken.
+    Any mode is brought to grey or red-green-blue: transparent pixels are laid on white, as on a web page; grey of more
+    than 8 bits is scaled to 8; the camera's orientation is applied; of an animation the first frame is taken.
 
     Args:
-        path: A png, jpg, bmp, gif, webp, tiff, ppm or pgm file.
+        file: A png, jpg, bmp, gif, webp, tiff, ppm or pgm file, avif and heic where Pillow reads them; or such a file's
+            bytes in a table.
         preprocessing: The size and channels to bring it to.
+        bits: Of a grey value, where it has more than 8: 2**bits - 1 is white. If None, the fewest of 8, 10, 12, 14, 16
+            that hold the image's largest.
 
     Returns:
         Tensor: uint8 (C, resize, resize).
@@ -60,18 +56,22 @@ def decode(path: str | Path, preprocessing: Preprocessing) -> Tensor:
             decoded safely.
     """
     with _quiet():
-        return torch.from_numpy(_decode(Path(path), preprocessing))
+        return torch.from_numpy(_decode(_named(file), preprocessing, bits))
 
 
 def decode_all(
-    paths: Sequence[str | Path], preprocessing: Preprocessing, advance: Callable[[int], None] = lambda count: None
+    files: Sequence[str | ImageFile],
+    preprocessing: Preprocessing,
+    advance: Callable[[int], None] = lambda count: None,
+    bits: int | None = None,
 ) -> Tensor:
-    """Read many image files, on as many threads as torch uses.
+    """Read many images, on as many threads as torch uses.
 
     Args:
-        paths: The files.
+        files: The files.
         preprocessing: As for `decode`.
         advance: Called with 1 after each file, for a progress bar.
+        bits: As for `decode`.
 
     Returns:
         Tensor: uint8 (N, C, resize, resize), in the order of the files.
@@ -80,12 +80,69 @@ def decode_all(
         InputError: As `decode`, for the first file that cannot be read.
     """
     side = preprocessing.resize
-    images = torch.empty(len(paths), preprocessing.channels, side, side, dtype=torch.uint8)
-    with _quiet(), ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        for index, image in enumerate(threads.map(lambda path: _decode(Path(path), preprocessing), paths)):
-            images[index] = torch.from_numpy(image)
-            advance(1)
+    images = torch.empty(len(files), preprocessing.channels, side, side, dtype=torch.uint8)
+    for index, image in enumerate(decoded(files, preprocessing, bits)):
+        images[index] = torch.from_numpy(image)
+        advance(1)
     return images
+
+
+def decoded(files: Sequence[str | ImageFile], preprocessing: Preprocessing, bits: int | None) -> Iterator[np.ndarray]:
+    """Images uint8 (C, resize, resize) one after another, decoded ahead on as many threads as torch uses."""
+    ahead = 4 * torch.get_num_threads()
+    with _quiet(), ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        waiting = [threads.submit(_decode, _named(file), preprocessing, bits) for file in files[:ahead]]
+        for number in range(len(files)):
+            image = waiting[number % ahead].result()
+            if number + ahead < len(files):
+                waiting[number % ahead] = threads.submit(_decode, _named(files[number + ahead]), preprocessing, bits)
+            yield image
+
+
+def what_is_wrong(files: Sequence[ImageFile]) -> dict[ImageFile, str]:
+    """The files that cannot be read, each with why; those of JPEG are decoded at an eighth of their sides."""
+    tiny = Preprocessing(size=8, resize=8, channels=3, mean=(0.0,) * 3, std=(1.0,) * 3, interpolation="nearest")
+
+    def tried(file: ImageFile) -> str | None:
+        try:
+            _decode(file, tiny, None, reduced=True)
+        except InputError as error:
+            return str(error)
+        return None
+
+    with _quiet(), ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        return {file: why for file, why in zip(files, threads.map(tried, files), strict=True) if why is not None}
+
+
+def depth(files: Sequence[ImageFile], samples: Sequence[ImageFile]) -> int | None:
+    """Bits that hold every grey value of more than 8 bits in some files; None if no sample has such values.
+
+    Args:
+        files: All of them; what cannot be read is left for `decode` to complain of.
+        samples: Those whose headers are looked at; only if one is deep, all files are read.
+    """
+
+    def largest(file: ImageFile, read: bool = True) -> int:
+        try:
+            with opened(file) as image:
+                return 0 if image.mode[0] != "I" else int(np.asarray(image).max()) if read else 1
+        except Exception:  # what is wrong with it comes out when it is decoded
+            return 0
+
+    with _quiet(), ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        if not any(threads.map(lambda file: largest(file, read=False), samples)):
+            return None
+        found = max(threads.map(largest, files), default=0)
+    return _fewest(found)
+
+
+def _fewest(largest: int) -> int:
+    """Bits that hold a value."""
+    return next((bits for bits in DEPTHS if largest < 2**bits), DEPTHS[-1])
+
+
+def _named(file: str | ImageFile) -> ImageFile:
+    return Path(file) if isinstance(file, str) else file
 
 
 @contextmanager
@@ -93,7 +150,6 @@ def _quiet() -> Iterator[None]:
     """Odd metadata beside good pixels is no matter; too many pixels are. Of the whole process: set around threads."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
 
 
@@ -143,52 +199,53 @@ def _resized(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     return square
 
 
-def _decode(path: Path, preprocessing: Preprocessing) -> np.ndarray:
+def _decode(
+    file: ImageFile, preprocessing: Preprocessing, bits: int | None = None, *, reduced: bool = False
+) -> np.ndarray:
     """The file as uint8 (C, resize, resize); whatever Pillow raises becomes an `InputError` that names the file."""
     try:
-        _check_file(path)
-        with Image.open(path, formats=_FORMATS) as image:
-            square = _square(_plain(ImageOps.exif_transpose(image), preprocessing.channels), preprocessing)
+        with opened(file) as image:
+            reduce(image, preprocessing.resize, always=reduced)
+            if image.width * image.height > LIMIT:
+                raise InputError(
+                    f"'{file}' has {image.width} x {image.height} pixels, too large to decode safely: expected at most "
+                    f"{LIMIT:,} in its format. Make it smaller, or save it as a baseline JPEG."
+                )
+            square = _square(_plain(ImageOps.exif_transpose(image), preprocessing.channels, bits), preprocessing)
     except (InputError, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        kinds = ", ".join(_FORMATS)
-        raise InputError(f"'{path}' is not an image: expected one of {kinds}. Replace or remove it.") from error
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        limit = f"{Image.MAX_IMAGE_PIXELS} pixels"
-        raise InputError(f"'{path}' has more than {limit}: too large to decode safely. Make it smaller.") from error
+        if needs := needed(file):
+            raise InputError(f"'{file}' {needs}. Install it, or convert the file.") from error
+        kinds = ", ".join(formats())
+        raise InputError(f"'{file}' is not an image: expected one of {kinds}. Replace or remove it.") from error
     except PermissionError as error:
-        raise InputError(f"'{path}' cannot be read: permission denied.") from error
+        raise InputError(f"'{file}' cannot be read: permission denied.") from error
     except Exception as error:  # broken bytes make Pillow's decoders raise almost anything
         raise InputError(
-            f"'{path}' cannot be decoded ({error}): expected a whole image. Replace or remove it."
+            f"'{file}' cannot be decoded ({error}): expected a whole image. Replace or remove it."
         ) from error
     return np.array(square).reshape(preprocessing.resize, preprocessing.resize, -1).transpose(2, 0, 1)
 
 
-def _check_file(path: Path) -> None:
-    if not path.is_file():
-        raise InputError(f"'{path}': there is no such image file.")
-    if path.stat().st_size == 0:
-        raise InputError(f"'{path}' is empty (0 bytes): expected an image. Replace or remove it.")
-
-
-def _plain(image: Image.Image, channels: int) -> Image.Image:
+def _plain(image: Image.Image, channels: int, bits: int | None) -> Image.Image:
     """An image of any mode as `L` or `RGB`."""
     if image.mode.startswith("I") or image.mode == "F":
-        image = _eight_bit(image)
+        image = _eight_bit(image, bits)
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image).convert("RGB")
     return image.convert("L" if channels == 1 else "RGB")
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Grey of more than 8 bits: integers are taken as 16-bit, floats as 0..1. Pillow's own conversion clips them."""
-    values, top = np.asarray(image).astype(np.float64), (1.0 if image.mode == "F" else 65535.0)
+def _eight_bit(image: Image.Image, bits: int | None) -> Image.Image:
+    """Grey of more than 8 bits: integers have so many bits, floats are 0..1. Pillow's own conversion clips them."""
+    values = np.asarray(image).astype(np.float64)
     low, high = values.min(), values.max()
+    top = 1.0 if image.mode == "F" else 2.0 ** (bits or _fewest(int(high))) - 1
     if not (low >= 0 and high <= top):
-        raise ValueError(f"mode {image.mode} with values from {low:g} to {high:g}, expected 0 to {top:g}")
+        told = f"0 to {top:g}{'; --source.bits says of how many bits they are' if bits else ''}"
+        raise ValueError(f"mode {image.mode} with values from {low:g} to {high:g}, expected {told}")
     return Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8))
 
 

@@ -1,53 +1,20 @@
-"""What the images of a stream are, as hashes: two streams of equal hashes give equal numbers.
-
-A file's bytes are hashed once: who keeps a ``FileHashes`` finds them again by path, size and time of the last change.
-"""
+"""What the images of a stream are, as hashes: two streams of equal hashes give equal numbers; and equal images."""
 
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor
 
 from intarsia.backbones.preprocessing import Preprocessing
+from intarsia.data.files import FileHashes, ImageFile
 from intarsia.data.image_set import ImageSet
 from intarsia.data.stream import TaskStream
 from intarsia.errors import InputError
 from intarsia.numerics import digest
 from intarsia.progress import Progress, silent
-
-
-class FileHashes:
-    """SHA-256 of files, each read once for as long as its size and its time of change stay the same.
-
-    Args:
-        known: what ``record`` gave before.
-    """
-
-    def __init__(self, known: dict[str, list[object]] | None = None) -> None:
-        self._known = dict(known or {})
-
-    def record(self) -> dict[str, list[object]]:
-        """As JSON: path -> size, time of change in nanoseconds, hash."""
-        return dict(self._known)
-
-    def of(self, path: Path) -> str:
-        """The hash of a file's bytes.
-
-        Raises:
-            InputError: it cannot be read.
-        """
-        key = str(path.resolve())
-        try:
-            seen = path.stat()
-            size, changed, found = self._known.get(key, (None, None, None))
-            if (size, changed) != (seen.st_size, seen.st_mtime_ns):
-                found = hashlib.sha256(path.read_bytes()).hexdigest()
-                self._known[key] = [seen.st_size, seen.st_mtime_ns, found]
-        except OSError as error:
-            raise InputError(f"{path} cannot be read ({error.strerror or error}): restore it, or allow it") from error
-        return str(found)
 
 
 def fingerprint(
@@ -65,13 +32,13 @@ def fingerprint(
         InputError: a file cannot be read.
     """
     files = files or FileHashes()
-    total = sum(len(side) for task in stream for side in (task.train, task.test) if side.paths is not None)
+    total = sum(len(side) for task in stream for side in (task.train, task.test) if side.files is not None)
     done, found = 0, dict[str, str]()
     for task in stream:
         hashed = hashlib.sha256(json.dumps([task.name, task.classes, stream.augmentation]).encode())
         for side in (task.train, task.test):
             hashed.update(_images(side, preprocessing, files).encode() + _labels(side.labels))
-            if side.paths is not None:
+            if side.files is not None:
                 done += len(side)
                 progress("hashing files", done, total)
         found[task.name] = hashed.hexdigest()[:16]
@@ -79,9 +46,9 @@ def fingerprint(
 
 
 def _images(images: ImageSet, preprocessing: Preprocessing, files: FileHashes) -> str:
-    if images.paths is None:
+    if images.files is None:
         return digest({"images": images.tensor(preprocessing)})
-    return _joined([files.of(path) for path in images.paths])
+    return _joined([str(images.bits or ""), *(files.of(file) for file in images.files)])
 
 
 def _joined(hashes: Sequence[str]) -> str:
@@ -90,3 +57,44 @@ def _joined(hashes: Sequence[str]) -> str:
 
 def _labels(labels: Tensor) -> bytes:
     return json.dumps(labels.tolist()).encode()
+
+
+def notes_on(stream: TaskStream, preprocessing: Preprocessing) -> list[str]:
+    """What is to be known of a stream's images before they are learned, in words.
+
+    What was left out, pictures that are there twice, and where decoded images go if they do not stay in memory.
+    """
+    sets = [images for task in stream for images in (task.train, task.test) if images.files is not None]
+    where = sets[0].storage.told(sum(map(len, sets)), preprocessing) if sets else ""
+    return [*stream.notes, *repeated(stream), *([where] if where else [])]
+
+
+def repeated(stream: TaskStream) -> list[str]:
+    """How many pictures, equal byte by byte, are in two classes, and how many in training and in test, in words."""
+    places: dict[str, list[tuple[str, str, ImageFile]]] = {}
+    for task in stream:
+        for side, images in (("train", task.train), ("test", task.test)):
+            for label, file in zip(images.labels.tolist(), images.files or (), strict=False):
+                places.setdefault(_size(file), []).append((task.classes[label], side, file))
+    hashes, equal = FileHashes(), dict[str, list[tuple[str, str, ImageFile]]]()
+    for alike in places.values():
+        for place in alike if len(alike) > 1 else ():
+            with suppress(InputError):  # which decoding says
+                equal.setdefault(hashes.of(place[2]), []).append(place)
+    told = []
+    for what, which in (("in training and in test", 1), ("in two classes or more", 0)):
+        found = [group for group in equal.values() if len({place[which] for place in group}) > 1]
+        if found:
+            first = next(p for p in found[0] if p[which] != found[0][0][which])
+            told.append(
+                f"{len(found)} picture{'s are' if len(found) > 1 else ' is'} {what}, for example '{found[0][0][2]}' "
+                f"({found[0][0][0]}) and '{first[2]}' ({first[0]}): remove one of each, or accuracy says less"
+            )
+    return told
+
+
+def _size(file: ImageFile) -> str:
+    """What equal files have in common and is quick to know: the size; of a row of a table, nothing."""
+    with suppress(OSError):
+        return str(file.stat().st_size) if isinstance(file, Path) else ""
+    return str(file)

@@ -1,6 +1,6 @@
 """Streams loaded again, as a card or a checkpoint says."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from intarsia.data.stream import Task, TaskStream
@@ -30,14 +30,21 @@ def reloaded(source: Mapping[str, Any]) -> TaskStream:
                 f"the record of stream {source.get('name', source['load'])!r} has a change {what!r}: expected some of "
                 f"{', '.join(CHANGES)}. Update intarsia, or name the stream with --data"
             )
-    stream = TaskStream.load(**source["load"])
+    load, split = dict(source["load"]), source.get("split")
+    if split is not None:  # the classes as they were then: others may be there today
+        load |= {"tasks": None, "order": "fixed", "split": split}
+    stream = TaskStream.load(**load)
     for what, how in changes:
         stream = CHANGES[what](stream, how)
     return stream
 
 
-def gathered(sources: Mapping[str, Mapping[str, Any]]) -> TaskStream:
-    """Tasks loaded again, each from where it was: task -> the ``source`` of its stream.
+def gathered(sources: Mapping[str, Mapping[str, Any]], cache: str | None = None) -> TaskStream:
+    """Tasks loaded again, each from where it was.
+
+    Args:
+        sources: task -> the ``source`` of its stream.
+        cache: where decoded images are kept, as for ``TaskStream.load``.
 
     Raises:
         InputError: one was made in Python, or is not where it was.
@@ -50,7 +57,18 @@ def gathered(sources: Mapping[str, Mapping[str, Any]]) -> TaskStream:
                 f"task {name!r} was learned from arrays in memory, which the pool cannot load again: name its stream"
             )
         key = repr(source)
-        loaded[key] = loaded.get(key) or reloaded(source)
+        wanted = [other for other, its in sources.items() if repr(its) == key]
+        loaded[key] = loaded.get(key) or reloaded(_only(source, wanted))
         tasks.append(loaded[key][name])
     names = dict.fromkeys(stream.name for stream in loaded.values())
-    return TaskStream(" + ".join(names), tuple(tasks))
+    stream = TaskStream(" + ".join(names), tuple(tasks))
+    stream.keep_in(cache or "auto")
+    return stream
+
+
+def _only(source: Mapping[str, Any], tasks: Collection[str]) -> Mapping[str, Any]:
+    """A source of some tasks alone, so that it does not matter whether the others' images are there."""
+    split = source.get("split")
+    if split is None or any("joined" in change for change in source.get("changes", [])):
+        return source
+    return {**source, "split": {task: kinds for task, kinds in split.items() if task in tasks}}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from intarsia.errors import InputError
-from intarsia.labels import check_name, listed
+from intarsia.labels import check_name, listed, normal
 from intarsia.strict_json import LARGEST_JSON, parse_json
 
 Order = Literal["fixed", "shuffled"]
@@ -29,6 +29,7 @@ def grouped(
     split: Split | None = None,
     order: Order = "fixed",
     seed: int = 0,
+    first: int = 1,
 ) -> Split:
     """Make tasks of classes.
 
@@ -40,6 +41,7 @@ def grouped(
         split: Named tasks; classes in none of them are not used.
         order: `shuffled` draws the order of the classes, or that of the named tasks.
         seed: Of that order.
+        first: Number of the first of so many `tasks`.
 
     Returns:
         Split: task -> classes.
@@ -53,11 +55,12 @@ def grouped(
         raise InputError(f"There is no order {order!r}: expected 'fixed' or 'shuffled'.")
     named = themes if split is None and tasks is None else split
     if named is not None:
+        named = _normal(named)
         _check_split(named, name, classes)
         keys = list(named)
         return {keys[i]: named[keys[i]] for i in _arranged(len(keys), order, seed)}
     classes = [classes[i] for i in _arranged(len(classes), order, seed)]
-    return {name: classes} if tasks is None else _cut(classes, tasks)
+    return {name: classes} if tasks is None else _cut(classes, tasks, first)
 
 
 def read_split(path: Path) -> Split:
@@ -98,7 +101,7 @@ def check_tasks(tasks: Sequence[tuple[str, Sequence[str]]]) -> None:
 
 
 def hold_out(count: int, fraction: float, key: str, kind: str) -> tuple[list[int], list[int]]:
-    """Choose which images of a class are held out.
+    """Choose which images of a class are held out, by their positions.
 
     Args:
         count: How many images the class has.
@@ -112,6 +115,39 @@ def hold_out(count: int, fraction: float, key: str, kind: str) -> tuple[list[int
     Raises:
         InputError: The fraction is not between 0 and 1, or there are fewer than three images.
     """
+    _check_divisible(count, fraction, kind)
+    held = min(max(1, round(count * fraction)), count - 2)
+    order = _shuffled(count, key)
+    return sorted(order[held:]), sorted(order[:held])
+
+
+def held_out_by_hash(hashes: Sequence[str], fraction: float, key: str, kind: str) -> tuple[list[int], list[int]]:
+    """Choose which images of a class are held out, each by what is in it.
+
+    Whether an image is held out does not depend on the others: images that are added or removed later move none from
+    one side to the other, and equal images are on the same side. (Of a class so small that chance would hold out none,
+    or leave fewer than two, the nearest is taken.)
+
+    Args:
+        hashes: Of the images' files.
+        fraction: Probability of an image to be held out.
+        key: The choice is a function of this text.
+        kind: The class, for the message of an error.
+
+    Returns:
+        tuple: Positions to keep and positions to hold out, each in order.
+
+    Raises:
+        InputError: The fraction is not between 0 and 1, or there are fewer than three images.
+    """
+    _check_divisible(count := len(hashes), fraction, kind)
+    drawn = [int.from_bytes(sha256(f"{key}/{found}".encode()).digest()[:8]) / 2**64 for found in hashes]
+    order = sorted(range(count), key=lambda index: drawn[index])
+    held = min(max(1, sum(value < fraction for value in drawn)), count - 2)
+    return sorted(order[held:]), sorted(order[:held])
+
+
+def _check_divisible(count: int, fraction: float, kind: str) -> None:
     if not 0 < fraction < 1:
         options = "--source.test-fraction, --validation"
         raise InputError(f"Fraction {fraction} to hold out ({options}): expected more than 0 and less than 1.")
@@ -121,23 +157,30 @@ def hold_out(count: int, fraction: float, key: str, kind: str) -> tuple[list[int
             f"Class {kind!r} has {found} to divide: expected at least 3, two to train and one to hold out. "
             "Add some or leave the class out."
         )
-    held = min(max(1, round(count * fraction)), count - 2)
-    order = _shuffled(count, key)
-    return sorted(order[held:]), sorted(order[:held])
 
 
 def _arranged(count: int, order: Order, seed: int) -> list[int]:
     return _shuffled(count, f"order/{seed}") if order == "shuffled" else list(range(count))
 
 
-def _cut(classes: Sequence[str], tasks: int) -> Split:
+def _cut(classes: Sequence[str], tasks: int, first: int) -> Split:
     """Into so many tasks, the first ones larger by one where that does not divide."""
     if not 1 <= tasks <= len(classes):
         raise InputError(f"{tasks} tasks of {len(classes)} classes: expected 1 to {len(classes)} tasks.")
     size, larger = divmod(len(classes), tasks)
     starts = [task * size + min(task, larger) for task in range(tasks + 1)]
-    width = max(2, len(str(tasks)))
-    return {f"task{i + 1:0{width}d}": classes[starts[i] : starts[i + 1]] for i in range(tasks)}
+    width = max(2, len(str(first + tasks - 1)))
+    return {f"task{first + i:0{width}d}": classes[starts[i] : starts[i + 1]] for i in range(tasks)}
+
+
+def _normal(split: Split) -> Split:
+    """A split whose names are in Unicode's composed form; what is no split is left as it is."""
+    if not isinstance(split, Mapping) or not all(isinstance(kinds, list | tuple) for kinds in split.values()):
+        return split
+    return {
+        normal(task) if isinstance(task, str) else task: [normal(k) if isinstance(k, str) else k for k in kinds]
+        for task, kinds in split.items()
+    }
 
 
 def _check_split(split: Split, name: str, classes: Sequence[str]) -> None:

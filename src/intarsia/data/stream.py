@@ -16,26 +16,18 @@ from torch import Tensor
 
 from intarsia.backbones.locations import absolute
 from intarsia.backbones.preprocessing import Preprocessing
-from intarsia.data.augmentation import Augmentation
-from intarsia.data.choices import DEFAULT_STREAM
+from intarsia.data.augmentation import check_augmentation
+from intarsia.data.choices import DEFAULT_STREAM, Augmentation
 from intarsia.data.image_set import ImageSet, Labelled, checked
+from intarsia.data.pixels import Storage
 from intarsia.data.sources.arrays import of_arrays
-from intarsia.data.sources.source import SIDES, Side, Source
+from intarsia.data.sources.source import Asked, Side
 from intarsia.data.sources.table import open_source
+from intarsia.data.sources.tasks import Task, tasks_of
 from intarsia.data.splits import Order, Split, check_tasks, grouped, hold_out, read_split
 from intarsia.errors import InputError
-from intarsia.labels import listed
+from intarsia.labels import listed, normal
 from intarsia.progress import Progress, silent
-
-
-@dataclass(frozen=True)
-class Task:
-    """A name, the classes it teaches, and their images."""
-
-    name: str
-    classes: tuple[str, ...]
-    train: ImageSet
-    test: ImageSet
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +45,8 @@ class TaskStream(Sequence[Task]):
     """How training images are to be changed at random (`intarsia.augmentation.augment`)."""
     origin: Mapping[str, Any] = field(default_factory=dict)
     """How the stream was made: the part of `record` that the tasks themselves do not tell."""
+    notes: tuple[str, ...] = ()
+    """What was left out of the source, or taken in another way than it stands, in words."""
 
     def __post_init__(self) -> None:
         check_tasks([(task.name, task.classes) for task in self.tasks])
@@ -84,7 +78,8 @@ class TaskStream(Sequence[Task]):
     def record(self) -> dict[str, Any]:
         """How the stream was made and what it holds; fit for JSON.
 
-        `TaskStream.load(**record["load"])` makes it again where it was loaded and not changed since.
+        `TaskStream.load(**record["load"])` makes it again where it was loaded and not changed since; `records.reloaded`
+        makes it again though classes were added to its source, or removed that it has not.
         """
         tasks = [
             {"name": task.name, "classes": list(task.classes), "train": len(task.train), "test": len(task.test)}
@@ -95,7 +90,10 @@ class TaskStream(Sequence[Task]):
     def source(self) -> dict[str, Any]:
         """Where its images came from, as JSON: `record` without the tasks and without which of them were chosen."""
         changes = [change for change in self.origin.get("changes", []) if "subset" not in change]
-        return {"name": self.name, **self.origin, "changes": changes, "augmentation": self.augmentation}
+        found = {"name": self.name, **self.origin, "changes": changes, "augmentation": self.augmentation}
+        if "split" in found and not any("joined" in change for change in changes):
+            found["split"] = {task.name: found["split"][task.name] for task in self.tasks}
+        return found
 
     @classmethod
     def load(
@@ -108,12 +106,17 @@ class TaskStream(Sequence[Task]):
         seed: int = 0,
         test_fraction: float | None = None,
         max_per_class: int | None = None,
+        augment: Augmentation | None = None,
+        skip_broken: bool | None = None,
+        bits: int | None = None,
+        cache: str | Path | None = None,
+        first_task: int | None = None,
     ) -> "TaskStream":
         """Load a stream.
 
         Args:
-            spec: `chalk` (the default) or `sketches`, built in; or `folder:<dir>` with `<dir>/train/<class>/*` and
-                `<dir>/test/<class>/*`, or with `<dir>/<class>/*` and a test fraction.
+            spec: `chalk` (the default) or `sketches`, built in; `folder:<dir>`, `csv:<file>`, or `hf:<name or dir>`
+                with `[@revision][:<image column>,<label column>]`; see docs/data.md.
             tasks: Cut the classes into so many tasks of equal size, the first ones larger by one where that does not
                 divide. Without it and without `split`: the ten themes of the built-in data sets, one task of all
                 classes for a folder.
@@ -122,20 +125,40 @@ class TaskStream(Sequence[Task]):
             seed: Of that order and of the test images of a test fraction.
             test_fraction: For a folder without `train` and `test`: the part of each class that is held out to test.
             max_per_class: Use the first so many training images, and test images, of each class.
+            augment: How training images are changed at random; as the source says if None.
+            skip_broken: Leave out images that cannot be read; `notes` names them. Else `decode` stops at the first.
+            bits: Of grey values of more than 8 bits; if None, as many as hold the largest of all training images.
+            cache: Where decoded images are kept (`pixels.Storage`): auto, off, or a folder.
+            first_task: Number of the first of so many `tasks`, from 1.
 
         Raises:
-            InputError: A source, task or class that there is not or that there is twice; too few images; a file that
-                is not an image by its name. Whether it is one by its bytes, `decode` tells.
+            InputError: A source, task or class that there is not or that there is twice; too few images; an image
+                outside of a class. Whether a file can be read, `decode` tells.
         """
         if max_per_class is not None and max_per_class < 2:
             raise InputError(f"max_per_class is {max_per_class}: expected at least 2.")
+        if bits is not None and not 8 <= bits <= 31:
+            raise InputError(f"bits is {bits}: expected 8 to 31, of a grey value.")
         split = read_split(Path(split)) if isinstance(split, str | Path) else split
-        source = open_source(spec, test_fraction, seed)
-        groups = grouped(source.name, source.classes, source.themes, tasks=tasks, split=split, order=order, seed=seed)
+        source = open_source(spec, Asked(test_fraction, seed, bool(skip_broken)))
+        groups = grouped(
+            source.name,
+            source.classes,
+            source.themes,
+            tasks=tasks,
+            split=split,
+            order=order,
+            seed=seed,
+            first=first_task or 1,
+        )
+        made = tasks_of(source, groups, max_per_class, Storage("auto" if cache is None else cache), bits)
         named = None if split is None else {task: list(kinds) for task, kinds in split.items()}
         load = {"spec": absolute(spec), "tasks": tasks, "split": named, "order": order, "seed": seed}
-        load |= {"test_fraction": test_fraction, "max_per_class": max_per_class}
-        return _stream(source, groups, {"load": load}, max_per_class)
+        load |= {"test_fraction": test_fraction, "max_per_class": max_per_class, "augment": augment}
+        load |= {"skip_broken": skip_broken, "bits": made[0].train.bits, "first_task": first_task}
+        origin = {"load": load, "split": {task.name: list(task.classes) for task in made}}
+        kind = source.augmentation if augment is None else check_augmentation(augment)
+        return cls(source.name, tuple(made), kind, origin, tuple(source.notes))
 
     @classmethod
     def from_arrays(
@@ -170,7 +193,7 @@ class TaskStream(Sequence[Task]):
         }
         source = of_arrays(name, tuple(classes), None, augmentation, parts)
         groups = grouped(name, source.classes, tasks=tasks, split=split, order=order, seed=seed)
-        return _stream(source, groups, {"load": None}, None)
+        return cls(name, tuple(tasks_of(source, groups, None, Storage(), None)), augmentation, {"load": None})
 
     def decode(self, preprocessing: Preprocessing, progress: Progress = silent) -> None:
         """Decode all images now, so that a broken file is found before anything is written.
@@ -188,7 +211,14 @@ class TaskStream(Sequence[Task]):
             progress("decoding", done, total)
 
         for images in sets:
-            images.tensor(preprocessing, advance)
+            images.check(preprocessing, advance)
+
+    def keep_in(self, cache: str | Path) -> None:
+        """Keep images that are decoded from now on there; as for `load`."""
+        storage = Storage(cache)
+        for task in self.tasks:
+            for images in (task.train, task.test):
+                images.use(storage)
 
     def subset(self, which: Iterable[int | str]) -> "TaskStream":
         """The stream of some tasks, by name or position, in the given order.
@@ -199,7 +229,7 @@ class TaskStream(Sequence[Task]):
         chosen = []
         for each in which:
             try:
-                chosen.append(self[each])
+                chosen.append(self[normal(each) if isinstance(each, str) else each])
             except IndexError as error:
                 raise InputError(f"There is no task {each}: {self.name!r} has {len(self)} tasks, from 0.") from error
         return self._changed(chosen, subset=[task.name for task in chosen])
@@ -244,23 +274,3 @@ class TaskStream(Sequence[Task]):
     def _changed(self, tasks: Sequence[Task], **change: Any) -> "TaskStream":
         changes = [*self.origin.get("changes", []), change]
         return replace(self, tasks=tuple(tasks), origin={**self.origin, "changes": changes})
-
-
-def _stream(source: Source, groups: Split, origin: Mapping[str, Any], limit: int | None) -> TaskStream:
-    tasks = []
-    for name, kinds in groups.items():
-        train, test = (source.gather(side, kinds, limit) for side in SIDES)
-        _check_counts(source.name, kinds, train, "train", least=2)
-        _check_counts(source.name, kinds, test, "test", least=1)
-        tasks.append(Task(name, tuple(kinds), train, test))
-    return TaskStream(source.name, tuple(tasks), source.augmentation, origin)
-
-
-def _check_counts(name: str, kinds: Sequence[str], images: ImageSet, side: Side, least: int) -> None:
-    for kind, count in zip(kinds, torch.bincount(images.labels, minlength=len(kinds)).tolist(), strict=True):
-        if count < least:
-            found = f"{count} image" + "s" * (count != 1)
-            raise InputError(
-                f"Class {kind!r} of {name!r} has {found} to {side}: expected at least {least}. "
-                "Add some or leave the class out."
-            )

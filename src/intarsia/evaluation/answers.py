@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from intarsia.backbones.forward import BATCH, outputs
+from intarsia.backbones.forward import BATCH, Pixels, outputs
 from intarsia.backbones.preprocessing import Preprocessing
 from intarsia.data.stream import Task
 from intarsia.merging.model import ComposedModel
@@ -34,7 +34,7 @@ class Classifier(Protocol):
         """How images are prepared."""
         ...
 
-    def logits(self, images: Tensor) -> Tensor:
+    def logits(self, images: Pixels) -> Tensor:
         """(N, C), on the CPU, of uint8 images (N, channels, R, R) as a stream holds them."""
         ...
 
@@ -45,7 +45,7 @@ Logits = Callable[[Classifier, Task], Tensor]
 
 def logits(model: Classifier, task: Task) -> Tensor:
     """(N, C), on the CPU, of a task's test images."""
-    return model.logits(task.test.tensor(model.preprocessing))
+    return model.logits(task.test.pixels(model.preprocessing))
 
 
 class Answers:
@@ -69,7 +69,7 @@ class Answers:
             return logits(model, task)
         key = self._network(model), task.name
         if key not in self._features:
-            images, device = task.test.tensor(model.preprocessing), model.head.weight.device
+            images, device = task.test.pixels(model.preprocessing), model.head.weight.device
             self._keep(key, outputs(model.network, images, model.preprocessing, device))
         found = _through_head(model, self._features[key])
         return found if torch.isfinite(found).all() else logits(model, task)  # whose complaint it is

@@ -200,13 +200,17 @@ def own_heads_accuracy(pool: Pool, stream: TaskStream, progress: Progress = sile
     return evaluate(model, stream, history=False, progress=told, answers=answers).final_accuracy
 
 
-def recorded_stream(pool: Pool) -> TaskStream:
+def recorded_stream(pool: Pool, cache: str | None = None) -> TaskStream:
     """The stream a pool was learned from, loaded again as its cards say; tasks added from elsewhere included.
+
+    Args:
+        pool: whose.
+        cache: where decoded images are kept, as for ``TaskStream.load``.
 
     Raises:
         InputError: the stream was made in Python, or is not where it was.
     """
-    return gathered({task: pool.card(task).stream for task in pool.tasks})
+    return gathered({task: pool.card(task).stream for task in pool.tasks}, cache)
 
 
 def forgetting(matrix: Sequence[Sequence[float]]) -> float:

@@ -111,7 +111,7 @@ class Sample:
         images, labels = [], []
         for task in matching_tasks({t: known[t] for t in tasks}, stream):
             index = torch.randperm(len(task.train), generator=generator)[:per_task]
-            images.append(task.train.tensor(pool.backbone.preprocessing)[index])
+            images.append(task.train.pixels(pool.backbone.preprocessing)[index])
             labels.append(task.train.labels[index] + offsets[task.name])
         modules, head = tuple(pool.module(t) for t in tasks), reference.to(pool.backbone.device)
         return cls(pool, modules, head, running.mean(0.0), torch.cat(images), torch.cat(labels))

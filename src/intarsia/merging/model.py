@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.backbones.backbone import Backbone
-from intarsia.backbones.forward import BATCH, outputs
+from intarsia.backbones.forward import BATCH, Pixels, outputs
 from intarsia.backbones.libraries.architecture import build
 from intarsia.backbones.locations import absolute, kept
 from intarsia.backbones.preprocessing import Preprocessing
@@ -90,7 +90,7 @@ class ComposedModel(nn.Module):
         """Logits (B, C) of normalised images (B, channels, size, size)."""
         return self.head(self.network(images).to(self.head.weight.dtype))
 
-    def logits(self, images: Tensor) -> Tensor:
+    def logits(self, images: Pixels) -> Tensor:
         """Logits (N, C), on the CPU, of uint8 images (N, channels, R, R) as a stream holds them.
 
         Raises:
@@ -137,12 +137,17 @@ class ComposedModel(nn.Module):
             raise InputError("no image named: expected one or more files")
         for start in range(0, len(paths), BATCH):
             batch = paths[start : start + BATCH]
-            images = _decoded(batch, self.preprocessing)
+            images = _decoded(batch, self.preprocessing, self._bits())
             good = [image for image in images if isinstance(image, Tensor)]
             rows = iter(torch.softmax(self.logits(torch.stack(good)), 1) if good else ())
             for path, image in zip(batch, images, strict=True):
                 yield path, image if isinstance(image, InputError) else next(rows)
             progress("images", start + len(batch), len(paths))
+
+    def _bits(self) -> int | None:
+        """Of grey values of more than 8 bits in what its tasks were learned from, where that is one number."""
+        found = {(stream.get("load") or {}).get("bits") for stream in self.streams.values()}
+        return found.pop() if len(found) == 1 else None
 
     def save(self, folder: str | Path) -> None:
         """Write ``model.safetensors`` and ``model.json`` (see the module's docstring) into a new or empty folder.
@@ -243,16 +248,16 @@ def read_card(folder: Path) -> dict[str, Any]:
     return card
 
 
-def _decoded(paths: Sequence[str | Path], preprocessing: Preprocessing) -> list[Tensor | InputError]:
+def _decoded(paths: Sequence[str | Path], preprocessing: Preprocessing, bits: int | None) -> list[Tensor | InputError]:
     """Image files as uint8 (channels, R, R), all at once; one by one where one cannot be read."""
 
     def each(path: str | Path) -> Tensor | InputError:
         try:
-            return decode(path, preprocessing)
+            return decode(path, preprocessing, bits)
         except InputError as error:
             return error
 
     try:
-        return [*decode_all(paths, preprocessing)]
+        return [*decode_all(paths, preprocessing, bits=bits)]
     except InputError:
         return [each(path) for path in paths]

@@ -267,7 +267,7 @@ def _card(pool: Pool, task: Task, confusions: Sequence[Confusion]) -> dict[str, 
 
 def _sample(task: Task, c: int, preprocessing: Preprocessing) -> str:
     """The first test image of a class, as ``_encoded``."""
-    images, first = task.test.tensor(preprocessing), int((task.test.labels == c).nonzero()[0])
+    images, first = task.test.pixels(preprocessing), int((task.test.labels == c).nonzero()[0])
     pixels: Tensor = (unit(images[first]) * 255).round().to(torch.uint8).permute(1, 2, 0)
     image = Image.fromarray(pixels.squeeze(2).numpy() if pixels.shape[2] == 1 else pixels.numpy())
     buffer = io.BytesIO()

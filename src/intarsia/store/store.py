@@ -243,6 +243,11 @@ class Store:
             self.path.mkdir(parents=True, exist_ok=True)
         write(before + json.dumps(entry).encode() + b"\n", path)
 
+    def next_number(self) -> int:
+        """The number after the highest of ``task01``, ``task02``, ..., of tasks that are there or were dropped."""
+        names = [*self.tasks, *self.index.lost]
+        return 1 + max((int(n[4:]) for n in names if n.startswith("task") and n[4:].isdecimal()), default=0)
+
     def check_new(self, task: str, classes: Sequence[str]) -> None:
         """Refuse a task the pool has, or a class one of its tasks has.
 
@@ -250,11 +255,23 @@ class Store:
             InputError: naming it.
         """
         if task in self.tasks:
-            raise InputError(f"task {task!r} is in the pool already; name the new tasks of the stream with --only")
+            raise InputError(
+                f"task {task!r} is in the pool already: name the new tasks of the stream with --only, or name them "
+                "with --split"
+            )
+        if alike := [other for other in self.tasks if other.casefold() == task.casefold()]:
+            raise InputError(
+                f"task {task!r} and {alike[0]!r} of the pool differ in capitals only, which is one folder on some "
+                "systems: name it otherwise with --split"
+            )
         for other, names in self.classes.items():
             for name in classes:
                 if name in names:
-                    raise InputError(f"class {name!r} of task {task!r} is in the pool already, in task {other!r}")
+                    raise InputError(
+                        f"class {name!r} of task {task!r} is in the pool already, in task {other!r}, and a class is "
+                        f"learned once: leave it out (--split, --only), give its folder another name if it is another "
+                        f"class, or drop {other!r} and learn it again with all images"
+                    )
 
     def _of_task(self, task: str, name: str) -> str:
         """A file of a task's module, as ``pool.json`` calls it."""

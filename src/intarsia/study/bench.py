@@ -13,7 +13,8 @@ from intarsia.backbones.backbone import Backbone
 from intarsia.backbones.libraries.builtin import BUILTIN
 from intarsia.backbones.names import TARGETS
 from intarsia.data.choices import DEFAULT_STREAM
-from intarsia.data.fingerprint import FileHashes, fingerprint
+from intarsia.data.files import FileHashes
+from intarsia.data.fingerprint import fingerprint
 from intarsia.data.stream import TaskStream
 from intarsia.machine import code, machine, on_device
 from intarsia.progress import Progress, silent
@@ -58,7 +59,8 @@ class Bench:
 
     def budget(self) -> dict[str, Any]:
         """The part of the record that says what is compared: stream, backbone and budget."""
-        return {name: value for name, value in self.record().items() if name in BUDGET}
+        found = {name: value for name, value in self.record().items() if name in BUDGET}
+        return {**found, "source": {**found["source"], "cache": None}}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Bench":

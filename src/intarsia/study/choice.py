@@ -1,10 +1,10 @@
 """Where images come from, and which classes make a task: what a stream is loaded by."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from intarsia.data.choices import DEFAULT_STREAM
+from intarsia.data.choices import DEFAULT_STREAM, Augmentation
 from intarsia.data.splits import Order
 from intarsia.errors import InputError
 
@@ -18,7 +18,8 @@ class Source:
     """Where images come from, and which classes make a task; what is None is left as it comes."""
 
     data: str | None = None
-    """chalk or sketches (built in), or folder:<dir> with train/<class>/* and test/<class>/*, or <class>/*. If not
+    """chalk or sketches (built in), folder:<dir> with train/<class>/* and test/<class>/* or with <class>/*, csv:<file>
+    with path,label, or hf:<name or dir> with [@revision][:<image column>,<label column>]; see docs/data.md. If not
     given: chalk; of a pool, what it was learned from."""
     tasks: int | None = None
     """Split the classes into so many tasks."""
@@ -31,7 +32,20 @@ class Source:
     order: Order | None = None
     """Order of the classes: as named (fixed), or drawn by the seed (shuffled)."""
     test_fraction: float | None = None
-    """Share of each class kept for testing, where the folder has no train/ and test/."""
+    """Share of each class kept for testing, where there are no test images; chosen by what is in an image's file."""
+    augment: Augmentation | None = None
+    """How training images are changed at random, if not as the source has it; crop: photo without the mirror."""
+    skip_broken: bool | None = None
+    """Leave out images that cannot be read, and list them; without it the first one stops the run, before it learns."""
+    bits: int | None = None
+    """Of grey values of more than 8 bits; if not given, as many as hold the largest of all training images."""
+    cache: str | None = None
+    """Where decoded images are kept: auto (memory, then a file that is gone at the end), a folder to keep them, off."""
+
+    @property
+    def chooses(self) -> bool:
+        """Whether anything is said but where decoded images are kept."""
+        return replace(self, cache=None) != Source()
 
     def load(self, seed: int) -> "TaskStream":
         """The stream; the default one if none is named."""
@@ -45,6 +59,10 @@ class Source:
             seed=seed,
             test_fraction=self.test_fraction,
             max_per_class=self.max_per_class,
+            augment=self.augment,
+            skip_broken=self.skip_broken,
+            bits=self.bits,
+            cache=self.cache,
         )
         return stream.subset(self.only) if self.only else stream
 
@@ -53,10 +71,10 @@ class Source:
         from intarsia.evaluation.metrics import recorded_stream
 
         if self.data is None:
-            if self != Source():
+            if self.chooses:
                 raise InputError(
                     "flags that choose classes and images (--tasks, --split, --max-per-class, --only, --source.*) go "
                     "with --data: without it, what the pool was learned from is used"
                 )
-            return recorded_stream(pool)
+            return recorded_stream(pool, self.cache)
         return self.load(int(pool.index.settings.get("seed", 0)))

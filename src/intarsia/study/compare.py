@@ -10,7 +10,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from intarsia.data.fingerprint import FileHashes
+from intarsia.data.files import FileHashes
+from intarsia.data.fingerprint import notes_on
 from intarsia.errors import InputError
 from intarsia.machine import code
 from intarsia.progress import Progress, silent
@@ -144,6 +145,8 @@ def _opened(
     first, theta0 = bench.stream(0), bench.theta0()
     folder = Folder(Path(out) if out is not None else Path(f"runs/compare-{first.name}"), say)
     folder.check(bench, again=again)
+    for note in notes_on(first, theta0.preprocessing):
+        say(f"{first.name}: {note}")
     files = folder.hashes()
     made = {
         seed: made_with(bench, theta0, first if seed == 0 else bench.stream(seed), files, progress)

@@ -14,6 +14,7 @@ from torch import Tensor
 from intarsia.backbones.backbone import Backbone
 from intarsia.backbones.forward import BATCH, outputs
 from intarsia.data.image_set import ImageSet
+from intarsia.data.pixels import ROOM
 from intarsia.data.stream import Task, TaskStream
 from intarsia.heads.alignment import alignment_epochs
 from intarsia.machine import peak_memory
@@ -81,7 +82,7 @@ def estimate(
     training = configuration.settings
     tasks, counts = list(stream), [len(task.classes) for task in stream]
     timed = few(tasks[0], BATCHES * training.batch_size)
-    pixels = timed.train.tensor(backbone.preprocessing)
+    pixels = timed.train.pixels(backbone.preprocessing)
     outputs(backbone.features, pixels[:BATCH], backbone.preprocessing, backbone.device)  # the first pass is slower
     quick = replace(training, epochs=1)
     with tempfile.TemporaryDirectory() as folder:
@@ -119,6 +120,8 @@ def estimate(
     fine = (s["training"] * training.epochs + s["drift"] * passes) * per_image + s["regularizer"] * len(tasks)
     sums = 2 * _bytes(*backbone.trainable.values())
     decoded = sum(len(t.train) + len(t.test) for t in tasks) * _bytes(pixels[0])
+    if timed.train.files is not None:
+        decoded = min(decoded, ROOM)
     return Estimate(
         tasks=len(tasks),
         classes=classes,
@@ -137,9 +140,9 @@ def few(task: Task, images: int, *, test: bool = False) -> Task:
     def first(side: ImageSet, each: int) -> ImageSet:
         labels = side.labels
         index = torch.cat([(labels == c).nonzero()[:each, 0] for c in range(len(task.classes))])
-        if side.paths is None:
+        if side.files is None:
             return side.select(index)
-        return ImageSet.of_files([side.paths[i] for i in index.tolist()], labels[index])
+        return ImageSet.of_files([side.files[i] for i in index.tolist()], labels[index])
 
     each = max(2, math.ceil(images / len(task.classes)))
     return replace(task, train=first(task.train, each), test=first(task.test, each if test else 1))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from intarsia.data.fingerprint import FileHashes
+from intarsia.data.files import FileHashes
 from intarsia.errors import InputError
 from intarsia.store.files import read_json, reading, write_json, writing
 from intarsia.store.index import INDEX

@@ -15,7 +15,7 @@ from intarsia.backbones.backbone import Backbone
 from intarsia.class_stats.drift import FeatureDrift, fit_drift
 from intarsia.class_stats.prototypes import ClassPrototypes
 from intarsia.curvature.fisher import DiagonalFisher
-from intarsia.data.augmentation import Augmentation
+from intarsia.data.choices import Augmentation
 from intarsia.errors import DivergenceError
 from intarsia.heads.head import Head
 from intarsia.heads.trained_head import RegularizedHead
@@ -192,7 +192,7 @@ def _train(
 ) -> list[float]:
     """Train adapter and head in place; the mean loss of each epoch."""
     settings, task = configuration.settings, prepared.task
-    images, labels = task.train.tensor(backbone.preprocessing), task.train.labels
+    images, labels = task.train.pixels(backbone.preprocessing), task.train.labels
     generator, network = seeds.generator("training"), network_to_train(backbone, settings)
     spread = _spread(prepared.features.to(backbone.device))
     drifts = settings.center_features or settings.drift_penalty > 0

@@ -42,7 +42,7 @@ def features_of(backbone: Backbone, task: Task, progress: Progress = silent) -> 
     """
     features = outputs(
         backbone.features,
-        task.train.tensor(backbone.preprocessing),
+        task.train.pixels(backbone.preprocessing),
         backbone.preprocessing,
         backbone.device,
         progress=progress,
@@ -117,7 +117,7 @@ def fisher_at_theta0(
     Raises:
         DivergenceError: it is not finite.
     """
-    images = task.train.tensor(backbone.preprocessing)
+    images = task.train.pixels(backbone.preprocessing)
     batches = normalized(
         images, backbone.preprocessing, backbone.device, progress=progress, phase=f"{task.name}: Fisher"
     )

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from intarsia.data.augmentation import Augmentation
+from intarsia.data.choices import Augmentation
 from intarsia.data.image_set import ImageSet, Labelled
 from intarsia.data.sources.source import Side, Source
 from intarsia.data.splits import Split

@@ -12,7 +12,7 @@ from torch import Tensor
 from intarsia.data.image_set import Labelled
 from intarsia.data.sources.arrays import of_arrays
 from intarsia.data.sources.chalk import chalk
-from intarsia.data.sources.source import Side, Source
+from intarsia.data.sources.source import Asked, Side, Source
 from intarsia.errors import InputError
 
 names: tuple[str, ...] = ("sketches", "chalk")
@@ -84,14 +84,16 @@ def _themes() -> dict[str, tuple[str, ...]]:
     return {theme: tuple(kinds) for theme, kinds in json.loads(text).items()}
 
 
-def open_builtin(name: str, test_fraction: float | None) -> Source:
+def open_builtin(name: str, asked: Asked) -> Source:
     """A built-in data set as a source.
 
     Raises:
         InputError: a test fraction is given, though it has test images.
     """
-    if test_fraction is not None:
-        raise InputError(f"A test fraction of {test_fraction} is given, but {name!r} has test images. Leave it out.")
+    if asked.test_fraction is not None:
+        raise InputError(
+            f"A test fraction of {asked.test_fraction} is given, but {name!r} has test images. Leave it out."
+        )
     drawings = load_builtin(name)
     parts: dict[Side, Labelled] = {
         "train": _flat(drawings.images[:, :TRAIN_PER_CLASS]),
