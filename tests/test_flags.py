@@ -96,9 +96,12 @@ def test_python_and_the_commands_take_the_same_stream_by_default() -> None:
     assert Bench().stream(0).name == stream.name  # of ``compare``
 
 
+IMAGES = ("--image-size", "--features", "--augment", "--skip-broken", "--cache")
+
+
 def test_the_everyday_flags_are_flat_and_all_others_grouped() -> None:
     flat = {flag.name for flag in flags(Learn) if not flag.group}
-    assert flat == {*(f"--{name}" for name in EVERYDAY.split()), "--config", "--image-size", "--features"}
+    assert flat == {*(f"--{name}" for name in EVERYDAY.split()), "--config", *IMAGES}
     assert {flag.group for flag in flags(Learn) if flag.group} == {"training", "source", "network", "run"}
     assert {f.name for cls in (Training, Source) for f in fields(cls)} >= FLAT
 

@@ -91,8 +91,8 @@ def test_what_was_left_out_is_said_before_learning_and_cached_images_are_found_a
     said = refused(capsys, "learn", "--data", f"folder:{home / 'photos'}", "--out", home / "new", *QUICK)
     assert "9.png' is not an image" in said
     shutil.copy(home / "photos" / "train" / "cow" / "0.png", home / "photos" / "test" / "cow" / "7.png")
-    cache = ("--source.cache", home / "cache")
-    learn(home, "--backbone", weights, "--source.skip-broken", "--source.augment", "crop", *cache, out="new")
+    cache = ("--cache", home / "cache")
+    learn(home, "--backbone", weights, "--skip-broken", "--augment", "crop", *cache, out="new")
     told = capsys.readouterr().err
     assert "left out: " in told
     assert "9.png" in told

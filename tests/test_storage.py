@@ -77,7 +77,7 @@ def test_what_has_room_stays_in_memory_and_the_rest_goes_into_a_file(files: list
     assert "50 images decode to" not in storage.told(50, SMALL)
     told = Storage(room=0).told(50_000, SMALL)
     assert told.startswith("50,000 images decode to 9.2 MiB")
-    assert "--source.cache" in told
+    assert "--cache" in told
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a file without a name")

@@ -151,14 +151,14 @@ class Storage:
         """Where so many images will go, in words; nothing if all stay in memory."""
         size = images * bytes_of(preprocessing)
         if self.where == "off":
-            return f"{images:,} images are decoded again each time they are needed (--source.cache off)"
+            return f"{images:,} images are decoded again each time they are needed (--cache off)"
         if self.where != "auto":
             return f"{images:,} images decode to {_gib(size)}, kept in {self.where} for later runs"
         if size <= self.room:
             return ""
         return (
             f"{images:,} images decode to {_gib(size)}: what does not fit in {_gib(self.room)} of memory goes into "
-            f"{cache_folder()} until the end (--source.cache names another folder; off: decoded again each time)"
+            f"{cache_folder()} until the end (--cache names another folder; off: decoded again each time)"
         )
 
     def _key(self, files: Sequence[ImageFile], preprocessing: Preprocessing, bits: int | None) -> str:
@@ -187,7 +187,7 @@ def cache_folder() -> Path:
 @contextmanager
 def _writable(folder: Path, size: int, images: int) -> Iterator[Path]:
     """A folder with room for so many bytes, made if it is not there; what is wrong with it in words."""
-    remedy = "name another folder with --source.cache, or decode them each time with --source.cache off"
+    remedy = "name another folder with --cache, or decode them each time with --cache off"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free

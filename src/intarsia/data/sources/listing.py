@@ -85,7 +85,7 @@ class Listing:
             if isinstance(file, Path) and not file.is_file():  # a pipe would be waited for
                 raise InputError(
                     f"'{file}' is not there, or is a folder, a broken link or a device: expected an image. Move or "
-                    "remove it, or leave out what cannot be read with --source.skip-broken."
+                    "remove it, or leave out what cannot be read with --skip-broken."
                 )
         wrong = what_is_wrong(files) if skip else {}
         self.notes.extend(f"left out: {why}" for why in wrong.values())
