@@ -42,7 +42,7 @@ COLOURS = {
 WIDTH = 16
 GREY = Preprocessing(size=8, resize=8, channels=1, mean=(0.5,), std=(0.25,))
 PLAIN = Settings(normalize_fisher=False, batch_size=64, epochs=3, lr=3e-4)
-QUICK = replace(PLAIN, epochs=2, batch_size=8, lr=1e-2, pretune_epochs=1, augment=False)
+QUICK = replace(PLAIN, epochs=2, batch_size=8, lr=1e-2, pretune_epochs=1)
 ADAPTERS: tuple[Adapter, ...] = (LoRA(2), Full(), IA3())
 REPEATED = ("called twice", "two names of one layer", "one parameter of two layers", "on other tokens")
 KINDS = tuple(adapter.kind for adapter in ADAPTERS)

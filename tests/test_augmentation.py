@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from cases import GREY, backbone, settings
+from cases import GREY, backbone
 from intarsia.backbones.preprocessing import Preprocessing
 from intarsia.data.augmentation import Augmentation, augment, sample_sheet
 from intarsia.errors import InputError
@@ -114,7 +114,7 @@ def test_images_are_augmented_where_the_backbone_is(kind: Augmentation) -> None:
     theta0, images = backbone().to("meta"), torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
     here, there = generator(3), generator(3)
     with Devices() as devices:
-        made = training_batch(images, theta0, kind, settings(augment=True), there)
+        made = training_batch(images, theta0, kind, there)
     augment(images, kind, GREY, here)
     assert made.device.type == "meta"
     assert devices.seen == (set() if kind == "none" else {"meta"})

@@ -120,7 +120,7 @@ def test_a_pool_on_a_card_is_merged_edited_and_diagnosed(tmp_path: Path) -> None
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_answers_on_a_card_as_on_a_cpu(name: str, tmp_path: Path) -> None:
     method = METHODS[name]
-    training = replace(method.settings, epochs=2, batch_size=8, pretune_epochs=1, augment=False)
+    training = replace(method.settings, epochs=2, batch_size=8, pretune_epochs=1)
     answers = []
     for device in ("cpu", "cuda"):
         *_, stage = method.baseline.train(backbone().to(device), stream(3), training, folder=tmp_path / device)

@@ -385,7 +385,7 @@ def test_theta0_is_never_written(adapter: Adapter, step: Step, tmp_path: Path) -
 
 def test_few_images_and_a_large_batch_are_still_trained_on(tmp_path: Path) -> None:
     """Two classes of two images, batches of a thousand: the head is pre-tuned, both epochs step."""
-    training = settings(epochs=2, batch_size=1000, lr=1e-5, augment=False)
+    training = settings(epochs=2, batch_size=1000, lr=1e-5)
     pool = learn(backbone(), stream(2, train=2), adapter=Full(), training=training, out=tmp_path / "p")
     for task in pool.tasks:
         card = pool.card(task)

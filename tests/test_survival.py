@@ -144,7 +144,7 @@ def stopped(out: Path, at: tuple[str, str, int], **options: Any) -> None:
         learn(backbone(), stream(TASKS), out=out, progress=interrupt, **options)
 
 
-LONGER = replace(QUICK, epochs=4, augment=True)
+LONGER = replace(QUICK, epochs=4)
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {"adapter": LoRA(2), "regularizer": ITA(0.1), "training": LONGER},
     "full iel": {"adapter": Full(), "regularizer": IEL(0.1), "training": LONGER},

@@ -203,7 +203,7 @@ class SEED:
             network = network_to_train(backbone, settings)
 
             def loss(batch: Batch) -> Loss:
-                x = training_batch(images[batch.index], backbone, augmentation, settings, generator)
+                x = training_batch(images[batch.index], backbone, augmentation, generator)
                 features = narrow(network(x).to(narrow.weight.dtype))
                 found = F.cross_entropy(head(features), labels[batch.index].to(features.device))
                 if not distillation:

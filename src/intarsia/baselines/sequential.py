@@ -53,7 +53,7 @@ class ModelInTraining:
 
     def logits(self, images: Tensor) -> Tensor:
         """(B, C) of uint8 images (B, channels, R, R), augmented and normalised, with a graph."""
-        x = training_batch(images, self.backbone, self.augmentation, self.settings, self.generator)
+        x = training_batch(images, self.backbone, self.augmentation, self.generator)
         with arithmetic(self.settings, self.backbone.device):
             features = self.network(x)
         return self.head(features.to(self.head.weight.dtype))

@@ -185,7 +185,7 @@ def _train(
     change, more = nn.Parameter(torch.zeros_like(start.weight)), nn.Parameter(torch.zeros_like(start.bias))
 
     def loss(batch: Batch) -> Loss:
-        x = training_batch(images[batch.index], backbone, augmentation, settings, generator)
+        x = training_batch(images[batch.index], backbone, augmentation, generator)
         logits = TangentHead(start.weight, start.bias, change, more)(*tangent(x, tau), part=1.0)
         return Loss(F.mse_loss(logits, wanted[batch.index].to(logits.device)))
 

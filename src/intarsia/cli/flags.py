@@ -36,10 +36,8 @@ class Help(str):
 Json = Annotated[bool, Help("Print JSON instead of a table.")]
 
 FLAT = frozenset(
-    ("data", "tasks", "split", "max_per_class", "only", "skip_broken", "cache", "epochs", "lr", "batch_size", "seed")
+    "data tasks split max_per_class only augment skip_broken cache epochs lr batch_size seed".split()  # noqa: SIM905
 )
-FLAT_HERE = frozenset(("source.augment",))
-"""Flat, though another group has a field of that name."""
 """Fields of groups that are for every day: their flags have no prefix."""
 
 
@@ -136,7 +134,7 @@ def flags(of: type, path: tuple[str, ...] = (), prefix: str = "") -> Iterator[Fl
         if many:
             kind = get_args(kind)[0]
         choices = tuple(map(str, get_args(kind))) if get_origin(kind) is Literal else ()
-        group = "" if field.name in FLAT or prefix + field.name in FLAT_HERE else prefix
+        group = "" if field.name in FLAT else prefix
         name = _dashed(field.name)
         name = name if "positional" in marks else f"--{group}{name}"
         about = next((mark for mark in marks if isinstance(mark, Help)), "")

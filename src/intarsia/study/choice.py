@@ -18,9 +18,8 @@ class Source:
     """Where images come from, and which classes make a task; what is None is left as it comes."""
 
     data: str | None = None
-    """chalk or sketches (built in), folder:<dir> with train/<class>/* and test/<class>/* or with <class>/*, csv:<file>
-    with path,label, or hf:<name or dir> with [@revision][:<image column>,<label column>]; see docs/data.md. If not
-    given: chalk; of a pool, what it was learned from."""
+    """chalk or sketches (built in), folder:<dir>, csv:<file> or hf:<data set or dir>: see docs/data.md. If not given:
+    chalk; of a pool, what it was learned from."""
     tasks: int | None = None
     """Split the classes into so many tasks."""
     split: Path | None = None
@@ -34,9 +33,9 @@ class Source:
     test_fraction: float | None = None
     """Share of each class kept for testing, where there are no test images; chosen by what is in an image's file."""
     augment: Augmentation | None = None
-    """How training images are changed at random, if not as the source has it; crop: photo without the mirror."""
+    """How training images are changed at random, if not as the source says; crop is photo without the mirror."""
     skip_broken: bool | None = None
-    """Leave out images that cannot be read, and list them; without it the first one stops the run, before it learns."""
+    """Leave out images that cannot be read, and list them; else the first one stops the run before it learns."""
     bits: int | None = None
     """Of grey values of more than 8 bits; if not given, as many as hold the largest of all training images."""
     cache: str | None = None

@@ -200,7 +200,7 @@ def _train(
     trained = Trained(adapter, head, optimizer, generator, [0.0] * settings.epochs)
 
     def loss(batch: Batch) -> Loss:
-        x = training_batch(images[batch.index], backbone, configuration.augmentation, settings, generator)
+        x = training_batch(images[batch.index], backbone, configuration.augmentation, generator)
         with arithmetic(settings, backbone.device):
             features = network(x)
         features = features.to(head.weight.dtype)

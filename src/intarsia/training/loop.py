@@ -129,8 +129,7 @@ def arithmetic(settings: Settings, device: torch.device) -> Iterator[None]:
 
 
 def training_batch(
-    images: Tensor, backbone: Backbone, augmentation: Augmentation, settings: Settings, generator: torch.Generator
+    images: Tensor, backbone: Backbone, augmentation: Augmentation, generator: torch.Generator
 ) -> Tensor:
     """(B, C, size, size) on the backbone's device: uint8 images (B, C, R, R), augmented and normalised."""
-    kind = augmentation if settings.augment else "none"
-    return augment(images.to(backbone.device), kind, backbone.preprocessing, generator)
+    return augment(images.to(backbone.device), augmentation, backbone.preprocessing, generator)

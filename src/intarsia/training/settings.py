@@ -27,8 +27,6 @@ class Training:
     """Epochs over which the learning rate first rises from zero, step by step."""
     weight_decay: float | None = None
     """AdamW's weight decay."""
-    augment: bool | None = None
-    """Vary the training images (the stream says how)."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Of the products in a training step; bfloat16 is faster where the processor has units for it."""
     compile: bool | None = None
@@ -99,7 +97,6 @@ class Settings(Training):
     lr: float = 3e-3
     warmup: float = 1.0
     weight_decay: float = 0.0
-    augment: bool = True
     dtype: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
     step: Step = "proximal"
