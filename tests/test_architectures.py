@@ -22,14 +22,13 @@ pytestmark = pytest.mark.slow
 
 
 def pictures() -> TaskStream:
-    """Two tasks of two classes, three channels, 32 pixels."""
+    """Two tasks of two classes, three channels, 32 pixels: noise alone, or the reference heads would leave no loss."""
 
     def part(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         labels = torch.arange(4).repeat(count)
-        noise = torch.randint(0, 100, (len(labels), 3, 32, 32), generator=seeded(seed))
-        return (noise + 40 * labels[:, None, None, None]).byte(), labels
+        return torch.randint(0, 256, (len(labels), 3, 32, 32), generator=seeded(seed)).byte(), labels
 
-    return TaskStream.from_arrays(part(4, 0), part(2, 1), [f"class{i}" for i in range(4)], tasks=2)
+    return TaskStream.from_arrays(part(40, 0), part(2, 1), [f"class{i}" for i in range(4)], tasks=2)
 
 
 @pytest.fixture(scope="module", params=list(NETWORKS))
