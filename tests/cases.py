@@ -4,6 +4,7 @@ import ctypes
 import hashlib
 import json
 import os
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -302,14 +303,19 @@ def timm_weights(folder: Path) -> Path:
 
 
 def photographs(root: Path, train: int = 6, test: int = 2) -> Path:
-    """Put plain coloured images of six classes in a folder's photos/, and weights of a small timm model beside them."""
+    """Put coloured images of six classes in a folder's photos/, and weights of a small timm model beside them.
+
+    Every image is tinted at random as well: were the classes easily told apart, nothing would be learned.
+    """
     timm_weights(root)
+    drawn = random.Random(0)
     for part, count in (("train", train), ("test", test)):
         for name, rgb in COLOURS.items():
             folder = root / "photos" / part / name
             folder.mkdir(parents=True)
             for i in range(count):
-                image = Image.new("RGB", (40, 30), rgb)
-                image.putpixel((i, i), (255, 255, 255))
+                image = Image.new("RGB", (40, 30), tuple((c + 2 * drawn.randrange(256)) // 3 for c in rgb))
+                for _ in range(200):
+                    image.putpixel((drawn.randrange(40), drawn.randrange(30)), (drawn.randrange(256),) * 3)
                 image.save(folder / f"{i}.png")
     return root

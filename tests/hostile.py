@@ -94,7 +94,7 @@ FORGED: dict[str, tuple[str, Callable[[Path], bytes]]] = {
     ),
     "more classes than the card has": ("head", lambda p: changed(p, lambda t: t.update(bias=torch.zeros(3)))),
     "features of another width": ("drift", lambda p: changed(p, lambda t: t.update(matrix=torch.zeros(2, 2)))),
-    "a tensor less": ("statistics", lambda p: changed(p, lambda t: t.pop("means"))),
+    "a tensor less": ("statistics", lambda p: changed(p, lambda t: t.pop("centres"))),
     "a tensor of 400 GB in a file of 100 bytes": ("head", lambda p: header([99999999999], 399999999996)),
     "a shape whose product overflows": ("head", lambda p: header([2**32, 2**32, 2**32], 64)),
     "a header longer than any file": ("head", lambda p: (2**63).to_bytes(8, "little") + bytes(64)),

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from test_cli import refused, result
 
-from cases import QUICK, backbone, stream, timm_weights
+from cases import KINDS, QUICK, backbone, stream, timm_weights
 from intarsia import Backbone, InputError, Pool, TaskStream, evaluate, learn
 from intarsia.adapters.records import build_adapter
 from intarsia.cli.main import parsed
@@ -19,6 +19,7 @@ from intarsia.store.index import Index
 from intarsia.study.estimate import estimate
 from intarsia.study.paper import BACKBONE, DATA, PRESETS, preset, preset_of, verify
 from intarsia.training.fine_tuning import Configuration
+from intarsia.training.recommended import resolve
 from intarsia.training.settings import Protocol
 
 ITA_LORA = {"imagenet-r": 77.79, "cifar100": 89.96, "cub200": 85.55, "caltech256": 92.65, "mit67": 86.60}
@@ -138,3 +139,10 @@ def test_after_the_paper_protocol_its_own_heads_are_measured_too(
     pool = learn(backbone(), tasks, out=tmp_path / "p", training=replace(QUICK, protocol=protocol))
     found = outcome(pool, tasks, as_json=False)
     assert ("own_heads_accuracy" in found) == ("paper's own heads" in capsys.readouterr().out) == (protocol == "paper")
+
+
+@pytest.mark.parametrize("method", ["ita", "iel"])
+def test_the_papers_step_is_decoupled_but_for_full_fine_tuning(method: str) -> None:
+    steps = {adapter: resolve(method=method, adapter=adapter, from_paper=True).settings.step for adapter in KINDS}
+    assert steps == {"lora": "decoupled", "full": "coupled", "ia3": "decoupled"}
+    assert preset(f"cifar100-{method}-full").training.step == "coupled"

@@ -77,8 +77,8 @@ def test_every_command_on_the_built_in_pool_runs(workplace: Path) -> None:
 def test_learn_commands_for_a_users_own_images_parse(workplace: Path) -> None:
     """There are no photos here, which is the one thing that is wrong with them."""
     lines = [line for line in commands(README, QUICK_START) if re.match(r"intarsia learn .+", line)]
-    assert len(lines) == 3
-    for line, said in zip(lines, ("photos", "new_birds", "runs/photos"), strict=True):
+    assert len(lines) == 4
+    for line, said in zip(lines, ("photos", "new_birds", "cifar100", "runs/photos"), strict=True):
         done = intarsia(line.replace("runs/photos", "runs/chalk-ita") if "--add" in line else line, workplace)
         assert done.returncode == 2, done.stderr
         assert said in done.stderr.splitlines()[-1]

@@ -146,7 +146,7 @@ def test_a_broken_file_is_named_before_anything_is_learned(name: str, tmp_path: 
 
 def test_no_room_on_the_disk_and_a_folder_that_cannot_be_made(files: list[Path], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"file cannot keep 50 decoded images.*--source\.cache off"):
+    with pytest.raises(InputError, match=r"file cannot keep 50 decoded images.*--cache off"):
         images(files, Storage(tmp_path / "file")).pixels(SMALL)
     vast = Preprocessing(size=10**6, resize=10**6, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
     with pytest.raises(InputError, match=r"50 decoded images need .* GiB in .*, which has .* GiB: name another folder"):

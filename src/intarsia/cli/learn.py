@@ -43,9 +43,9 @@ class Learn:
     """vit_sketch (built in, the default), timm/<name>, timm/<name>@<weights.safetensors>, timm/local-dir:<folder>, or
     hf/<repository or folder of transformers>."""
     image_size: int | None = None
-    """Side of the backbone's images, pixels; its own if not given. Half the side is a quarter of the cost."""
+    """Side of the backbone's images, pixels; its own if not given."""
     features: Features | None = None
-    """Class token (cls), mean of the patch tokens (mean), or the network's own pooling (pooled)."""
+    """Class token, mean of patch tokens, or the network's own pooling."""
     method: Method | None = None
     """Train each module alone (ita, the default) or through the composed model (iel)."""
     adapter: AdapterKind | None = None

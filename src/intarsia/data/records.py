@@ -1,6 +1,6 @@
 """Streams loaded again, as a card or a checkpoint says."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from intarsia.data.stream import Task, TaskStream
@@ -56,9 +56,9 @@ def gathered(sources: Mapping[str, Mapping[str, Any]], cache: str | None = None)
             raise InputError(
                 f"task {name!r} was learned from arrays in memory, which the pool cannot load again: name its stream"
             )
-        key = repr(source)
-        wanted = [other for other, its in sources.items() if repr(its) == key]
-        loaded[key] = loaded.get(key) or reloaded(_only(source, wanted))
+        key = repr(_unsplit(source))
+        if key not in loaded:
+            loaded[key] = reloaded(_together({t: s for t, s in sources.items() if repr(_unsplit(s)) == key}))
         tasks.append(loaded[key][name])
     names = dict.fromkeys(stream.name for stream in loaded.values())
     stream = TaskStream(" + ".join(names), tuple(tasks))
@@ -66,9 +66,13 @@ def gathered(sources: Mapping[str, Mapping[str, Any]], cache: str | None = None)
     return stream
 
 
-def _only(source: Mapping[str, Any], tasks: Collection[str]) -> Mapping[str, Any]:
-    """A source of some tasks alone, so that it does not matter whether the others' images are there."""
-    split = source.get("split")
-    if split is None or any("joined" in change for change in source.get("changes", [])):
-        return source
-    return {**source, "split": {task: kinds for task, kinds in split.items() if task in tasks}}
+def _unsplit(source: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in source.items() if key != "split"}
+
+
+def _together(sources: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """One source of tasks that differ in their classes alone; other tasks' images need not be there."""
+    first = next(iter(sources.values()))
+    if first.get("split") is None or any("joined" in change for change in first.get("changes", [])):
+        return first
+    return {**first, "split": {task: source["split"][task] for task, source in sources.items()}}

@@ -87,12 +87,17 @@ class TaskStream(Sequence[Task]):
         ]
         return {"name": self.name, **self.origin, "augmentation": self.augmentation, "tasks": tasks}
 
-    def source(self) -> dict[str, Any]:
-        """Where its images came from, as JSON: `record` without the tasks and without which of them were chosen."""
+    def source(self, *tasks: str) -> dict[str, Any]:
+        """Where the images of some tasks came from (all if none is named), as JSON.
+
+        It does not depend on the stream's other tasks: `record` without them, and without which of them were chosen.
+        """
         changes = [change for change in self.origin.get("changes", []) if "subset" not in change]
         found = {"name": self.name, **self.origin, "changes": changes, "augmentation": self.augmentation}
         if "split" in found and not any("joined" in change for change in changes):
-            found["split"] = {task.name: found["split"][task.name] for task in self.tasks}
+            found["split"] = {
+                task.name: found["split"][task.name] for task in self.tasks if not tasks or task.name in tasks
+            }
         return found
 
     @classmethod

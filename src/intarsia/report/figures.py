@@ -137,7 +137,7 @@ def _limits(paths: Sequence[LossPath]) -> tuple[float, float]:
     measured = [loss for path in paths for loss in path.loss]
     predicted = [loss for path in paths for loss in (*path.diagonal, *path.whole)]
     lowest, highest = min(measured), max(measured)
-    reach = highest - lowest
+    reach = highest - lowest or 0.1 * abs(highest) or 0.1  # a line that is level has room too
     below, above = max(min(predicted), lowest - reach), min(max(predicted), highest + reach)
     return min(lowest, below) - 0.1 * reach, max(highest, above) + 0.1 * reach
 
@@ -153,7 +153,7 @@ def gaps(found: Mapping[str, GapPath]) -> Figure:
         axes.plot(path.scales, path.diagonal / squares, color=COLOURS[2], linestyle=":", label="diagonal Fisher")
         axes.set_xscale("log", base=2)
         low, high = axes.get_ylim()
-        axes.set_ylim(min(0.0, low), 1.3 * high)
+        axes.set_ylim(min(0.0, low), 1.3 * high if high > 0 else 1.0)
         axes.set_title(name)
         axes.set_xlabel("scale of the task vectors")
         axes.set_ylabel("gap / scale², nats")

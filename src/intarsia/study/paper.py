@@ -101,7 +101,7 @@ class Preset:
 
 
 def _preset(key: str, method: Method, adapter: AdapterKind) -> Preset:
-    data, (strength, training) = DATA[key], paper(method)
+    data, (strength, training) = DATA[key], paper(method, adapter)
     training = replace(training, epochs=data.epochs)
     source: Origin = "paper" if key == "cifar100" else "ours"
     if key == "cropdisease" and method == "ita":

@@ -222,9 +222,10 @@ def learned_tasks(
         checkpoint: where a task's training is kept at every epoch boundary; nowhere if None.
         progress: told how far the work is.
     """
-    settings, source = configuration.settings, stream.source()
+    settings = configuration.settings
 
     def finished(prepared: PreparedTask, others: DiagonalFisher | None) -> tuple[LearnedTask, LearnerState]:
+        source = stream.source(prepared.task.name)
         return finish(
             backbone, prepared, state, others, configuration, source=source, checkpoint=checkpoint, progress=progress
         )

@@ -66,8 +66,11 @@ def recommended(method: str, adapter: str) -> tuple[float, Settings]:
     return strength, Settings(epochs=epochs, lr=lr)
 
 
-def paper(method: str) -> tuple[float, Settings]:
+def paper(method: str, adapter: str = "lora") -> tuple[float, Settings]:
     """The paper's strength and settings, as it gives them for CIFAR-100; its steps, and no addition of ours.
+
+    The regularizer is decoupled from the optimizer, but for full fine-tuning, where such a step explodes: there its
+    gradient joins the loss's, as in the paper.
 
     Where the paper says nothing, the steps are those of its authors' code (aimagelab/mammoth, ``second_order``): class
     statistics are mixtures of 5 diagonal Gaussians; heads are pre-tuned and aligned by plain SGD, 10 + 5 (t - 1)
@@ -84,7 +87,7 @@ def paper(method: str) -> tuple[float, Settings]:
         batch_size=128,
         lr=3e-4,
         warmup=0.0,
-        step="decoupled",
+        step="coupled" if adapter == "full" else "decoupled",
         normalize_fisher=False,
         center_features=False,
         drift_penalty=0.0,
@@ -124,7 +127,7 @@ def resolve(
     """
     method, adapter = method or (base.method if base else "ita"), adapter or (base.adapter if base else "lora")
     if base is None or (base.method, base.adapter) != (method, adapter):
-        usual, settings = paper(method) if from_paper else recommended(method, adapter)
+        usual, settings = paper(method, adapter) if from_paper else recommended(method, adapter)
         settings = settings if base is None else replace(settings, seed=base.settings.seed)
         base = Hyperparameters(method, adapter, RANK if base is None else base.rank, usual, settings)
     return Hyperparameters(
