@@ -470,3 +470,11 @@ def test_the_package_is_imported_and_folders_are_read_without_the_library_of_hub
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "('cat', 'dog')" in done.stdout
+
+
+def test_a_stream_loaded_again_has_the_record_it_was_loaded_from() -> None:
+    """Else a run that was stopped could not be resumed: it would differ in its stream."""
+    for stream in (TaskStream.load("sketches", max_per_class=2), TaskStream.load("sketches", tasks=5, max_per_class=2)):
+        some = stream.subset([1, 2])
+        for made in (stream, some):
+            assert reloaded(json.loads(json.dumps(made.record()))).record() == made.record()

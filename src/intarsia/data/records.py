@@ -1,6 +1,7 @@
 """Streams loaded again, as a card or a checkpoint says."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from intarsia.data.stream import Task, TaskStream
@@ -34,6 +35,7 @@ def reloaded(source: Mapping[str, Any]) -> TaskStream:
     if split is not None:  # the classes as they were then: others may be there today
         load |= {"tasks": None, "order": "fixed", "split": split}
     stream = TaskStream.load(**load)
+    stream = replace(stream, origin={**stream.origin, "load": dict(source["load"])})  # as it was asked for
     for what, how in changes:
         stream = CHANGES[what](stream, how)
     return stream
