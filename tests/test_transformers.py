@@ -1,6 +1,5 @@
 """Backbones of transformers: images prepared as its own processors do on Pillow, options, and what is refused."""
 
-import json
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from networks import NETWORKS, RATIO, Network
 from safetensors.torch import load_file, save_file
 from test_timm_transforms import photo
 
+from cases import edit
 from intarsia import Backbone, InputError
 from intarsia.backbones.libraries.transformers import transformers_preprocessing
 from intarsia.backbones.preprocessing import Preprocessing
@@ -262,9 +262,3 @@ def copied(folder: Path, to: Path) -> Path:
     import shutil  # noqa: PLC0415
 
     return Path(shutil.copytree(folder, to))
-
-
-def edit(path: Path, change: Any) -> None:
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))

@@ -10,3 +10,9 @@ class InputError(Exception):
 
 class DivergenceError(InputError):
     """A number left the finite ones; the pool is as it was before the task."""
+
+
+def first_line(error: BaseException) -> str:
+    """Of an error's message, 200 letters at most; its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

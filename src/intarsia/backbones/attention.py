@@ -13,7 +13,7 @@ from intarsia.backbones.names import NO_BLOCK
 
 
 class SelfAttention(nn.Module):
-    """The same as a ``nn.MultiheadAttention`` whose query, key and value are one tensor, or a query beside one.
+    """The same as a ``nn.MultiheadAttention`` whose query, key and value are one tensor.
 
     Args:
         plain: what it stands for; its numbers are copied.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from intarsia.backbones.calls import LinearCalls
 from intarsia.backbones.preprocessing import Preprocessing
-from intarsia.errors import InputError
+from intarsia.errors import InputError, first_line
 
 IMAGES = 2
 
@@ -58,7 +58,7 @@ def _features(model: nn.Module, name: str, images: Tensor) -> Tensor:
         found = model(images)
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
         raise InputError(
-            f"backbone {name} does not take images of shape {tuple(images.shape)} ({_first_line(error)}): expected a "
+            f"backbone {name} does not take images of shape {tuple(images.shape)} ({first_line(error)}): expected a "
             "network that does; look at its preprocessing (size, channels), or load it with another --image-size"
         ) from error
     if isinstance(found, Tensor) and found.ndim == 2 and len(found) == len(images):
@@ -129,7 +129,3 @@ def _apart(together: list[Tensor], alone: list[Tensor]) -> bool:
 
 def _some(names: list[str]) -> str:
     return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

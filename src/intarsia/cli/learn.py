@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intarsia.adapters.choices import AdapterKind
-from intarsia.backbones.locations import Features, Options, with_options
 from intarsia.cli import plan as plans
-from intarsia.cli.flags import Json
-from intarsia.cli.options import Network, Rehearsal
+from intarsia.cli.flags import Inline, Json
+from intarsia.cli.options import Loading, Network, Rehearsal
 from intarsia.cli.plan import Plan
 from intarsia.errors import InputError
 from intarsia.regularizers.choices import Method
@@ -42,10 +41,7 @@ class Learn:
     backbone: str | None = None
     """vit_sketch (built in, the default), timm/<name>, timm/<name>@<weights.safetensors>, timm/local-dir:<folder>, or
     hf/<repository or folder of transformers>."""
-    image_size: int | None = None
-    """Side of the backbone's images, pixels; its own if not given."""
-    features: Features | None = None
-    """Class token, mean of patch tokens, or the network's own pooling."""
+    loading: Inline[Loading] = field(default_factory=Loading)
     method: Method | None = None
     """Train each module alone (ita, the default) or through the composed model (iel)."""
     adapter: AdapterKind | None = None
@@ -94,7 +90,7 @@ class Learn:
         return Plan(
             chosen,
             plans.with_flags(self.source, base.source),
-            with_options(self.backbone or base.backbone, Options(self.image_size, self.features)),
+            self.loading.spec(self.backbone or base.backbone),
             self.network.targets or base.targets,
             base.keep_fishers if kept is None else kept,
             self.add or base.add,

@@ -10,9 +10,8 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
-from intarsia.backbones.locations import Features, Options, with_options
-from intarsia.cli.flags import Json, Positional
-from intarsia.cli.options import Network
+from intarsia.cli.flags import Inline, Json, Positional
+from intarsia.cli.options import Loading, Network
 from intarsia.cli.where import is_model
 from intarsia.errors import InputError
 
@@ -27,10 +26,7 @@ class Ls:
     """List the built-in streams and backbone, with source and licence."""
     backbone: str | None = None
     """List what would be trained of a backbone: its layers, by kind, and how it wants its images; as for learn."""
-    image_size: int | None = None
-    """Side of the backbone's images, pixels; its own if not given."""
-    features: Features | None = None
-    """Of the backbone; its own if not given."""
+    loading: Inline[Loading] = field(default_factory=Loading)
     network: Network = field(default_factory=Network)
     json: Json = False
 
@@ -71,8 +67,7 @@ class Ls:
         from intarsia.backbones.names import TARGETS
         from intarsia.console import facts
 
-        spec = with_options(spec, Options(self.image_size, self.features))
-        found = Backbone.load(spec, targets=self.network.targets or TARGETS).describe()
+        found = Backbone.load(self.loading.spec(spec), targets=self.network.targets or TARGETS).describe()
         if not self.json:
             facts({**found, "trained": {kind: _counted(layers) for kind, layers in found["trained"].items()}})
         return found

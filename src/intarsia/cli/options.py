@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from intarsia.backbones.locations import Features, Options, with_options
 from intarsia.errors import InputError
 from intarsia.merging.choices import Rule
 
@@ -84,6 +85,20 @@ class Selection:
         keep, drop = tasks_only(self.keep, named=False), tasks_only(self.drop, named=False)
         weights = tasks_only(self.weights, named=True)
         return replace(self, keep=keep, drop=drop, weights=weights), tuple(files)
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a backbone is loaded otherwise than its checkpoint says."""
+
+    image_size: int | None = None
+    """Side of the backbone's images, pixels; its own if not given."""
+    features: Features | None = None
+    """Class token, mean of patch tokens, or the network's own pooling."""
+
+    def spec(self, backbone: str) -> str:
+        """The backbone's name with these options; those that it has stay where nothing is said."""
+        return with_options(backbone, Options(self.image_size, self.features))
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from intarsia.backbones.locations import Features, Options, with_options
 from intarsia.backbones.names import BUILTIN, TARGETS
 from intarsia.cli.flags import Inline, Json, Positional
-from intarsia.cli.options import Network, Rehearsal, one_by_one, parse_weights
+from intarsia.cli.options import Loading, Network, Rehearsal, one_by_one, parse_weights
 from intarsia.cli.where import Where, is_model
 from intarsia.errors import InputError
 from intarsia.study.choice import Source
@@ -144,10 +143,7 @@ class Compare:
     backbone: str = BUILTIN
     """vit_sketch (built in, the default), timm/<name>, timm/<name>@<weights.safetensors>, timm/local-dir:<folder>, or
     hf/<repository or folder of transformers>."""
-    image_size: int | None = None
-    """Side of the backbone's images, pixels; its own if not given."""
-    features: Features | None = None
-    """Class token (cls), mean of the patch tokens (mean), or the network's own pooling (pooled)."""
+    loading: Inline[Loading] = field(default_factory=Loading)
     network: Network = field(default_factory=Network)
     epochs: int = 4
     """Passes over each task's images."""
@@ -172,7 +168,7 @@ class Compare:
 
         one_by_one("--methods", self.methods, METHODS)
         own = {f.name: getattr(self, f.name) for f in fields(Bench) if f.name not in ("targets", "backbone")}
-        backbone = with_options(self.backbone, Options(self.image_size, self.features))
+        backbone = self.loading.spec(self.backbone)
         bench = Bench(targets=self.network.targets or TARGETS, backbone=backbone, **own)
         do = planned if self.run_.dry_run else compare
         rows = do(

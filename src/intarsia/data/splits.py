@@ -116,9 +116,7 @@ def hold_out(count: int, fraction: float, key: str, kind: str) -> tuple[list[int
         InputError: The fraction is not between 0 and 1, or there are fewer than three images.
     """
     _check_divisible(count, fraction, kind)
-    held = min(max(1, round(count * fraction)), count - 2)
-    order = _shuffled(count, key)
-    return sorted(order[held:]), sorted(order[:held])
+    return _divided(_shuffled(count, key), round(count * fraction))
 
 
 def held_out_by_hash(hashes: Sequence[str], fraction: float, key: str, kind: str) -> tuple[list[int], list[int]]:
@@ -143,7 +141,12 @@ def held_out_by_hash(hashes: Sequence[str], fraction: float, key: str, kind: str
     _check_divisible(count := len(hashes), fraction, kind)
     drawn = [int.from_bytes(sha256(f"{key}/{found}".encode()).digest()[:8]) / 2**64 for found in hashes]
     order = sorted(range(count), key=lambda index: drawn[index])
-    held = min(max(1, sum(value < fraction for value in drawn)), count - 2)
+    return _divided(order, sum(value < fraction for value in drawn))
+
+
+def _divided(order: Sequence[int], wanted: int) -> tuple[list[int], list[int]]:
+    """Positions to keep and to hold out, each in order: the first so many are held; at least one, and two are kept."""
+    held = min(max(1, wanted), len(order) - 2)
     return sorted(order[held:]), sorted(order[:held])
 
 

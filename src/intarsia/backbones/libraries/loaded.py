@@ -1,6 +1,6 @@
 """What a loader gives, and what all of them say of weights that cannot be taken."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -45,12 +45,7 @@ def pooled_tokens(tokens: Tensor, features: Literal["cls", "mean"], prefix: int)
     return tokens[:, 0] if features == "cls" else tokens[:, prefix:].mean(1)
 
 
-def first_line(error: BaseException) -> str:
-    """Of a message."""
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else "no message"
-
-
-def meta_or_real(made: Any) -> nn.Module:
+def meta_or_real(made: Callable[[], nn.Module]) -> nn.Module:
     """Built without memory for weights; as usual where a buffer is no part of what a model keeps, or that fails."""
     try:
         with torch.device("meta"):

@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from intarsia.backbones.libraries.hub import offline_if_unreachable
-from intarsia.backbones.libraries.loaded import Loaded, first_line, pooled_tokens, refuse_pickle
+from intarsia.backbones.libraries.loaded import Loaded, pooled_tokens, refuse_pickle
 from intarsia.backbones.locations import Options
 from intarsia.backbones.preprocessing import Preprocessing
 from intarsia.backbones.torchvision_guard import import_torchvision
-from intarsia.errors import InputError
+from intarsia.errors import InputError, first_line
 from intarsia.numerics import finite
 
 HUB, FOLDER = "hf-hub:", "local-dir:"

@@ -8,11 +8,11 @@ from typing import Any, Literal, cast
 from torch import Tensor, nn
 
 from intarsia.backbones.libraries.hub import offline_if_unreachable
-from intarsia.backbones.libraries.loaded import Loaded, first_line, meta_or_real, pooled_tokens, refuse_pickle
+from intarsia.backbones.libraries.loaded import Loaded, meta_or_real, pooled_tokens, refuse_pickle
 from intarsia.backbones.locations import Features, Options, is_folder
 from intarsia.backbones.preprocessing import Interpolation, Preprocessing
 from intarsia.backbones.torchvision_guard import import_torchvision
-from intarsia.errors import InputError
+from intarsia.errors import InputError, first_line
 
 TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
 """Models of images and text -> the class of their image part."""

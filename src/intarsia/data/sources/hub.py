@@ -15,7 +15,7 @@ from intarsia.backbones.locations import hub_parts
 from intarsia.data.files import ImageFile, Row
 from intarsia.data.sources.listing import PARTS, Listing, of_labels
 from intarsia.data.sources.source import SIDES, Asked, Side, Source
-from intarsia.errors import InputError
+from intarsia.errors import InputError, first_line
 from intarsia.labels import listed
 
 LABELS = ("label", "labels", "fine_label", "class", "classes", "category", "target", "y")
@@ -61,7 +61,7 @@ def _load(place: str, revision: str | None) -> dict[str, Any]:
     try:
         found = datasets.load_dataset(place, revision=revision)
     except Exception as error:  # of the hub, the network, the files or the disk
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise InputError(
             f"hf:{place} cannot be loaded ({reason}): expected a data set's name on the hub, or a folder of Parquet "
             "files. Look at the name, the network, or the folder."
