@@ -73,7 +73,7 @@ def test_flags_and_python_come_to_the_same_settings(case: tuple[list[str], dict[
     asked = {"method": method, "adapter": adapter, "rank": rank, "strength": strength, "from_paper": from_paper}
     found = parsed(["learn", *arguments]).plan().chosen
     assert found == resolve(training, **asked)
-    usual, settings = (paper if from_paper else lambda m: recommended(m, adapter or "lora"))(method or "ita")
+    usual, settings = (paper if from_paper else recommended)(method or "ita", adapter or "lora")
     assert found.strength == (usual if strength is None else strength)
     for f in fields(Settings):
         assert getattr(found.settings, f.name) == said.get(f.name, getattr(settings, f.name))
