@@ -302,6 +302,11 @@ def timm_weights(folder: Path) -> Path:
     return path
 
 
+def small_vit(root: Path) -> str:
+    """Timm's smallest network at a size at which it is fast, with the weights of ``photographs``."""
+    return f"timm/test_vit@{root / 'weights.safetensors'}?image-size=48"
+
+
 def photographs(root: Path, train: int = 6, test: int = 2) -> Path:
     """Put coloured images of six classes in a folder's photos/, and weights of a small timm model beside them.
 

@@ -15,6 +15,13 @@ settings.register_profile("patient", deadline=None)  # how long an example takes
 settings.load_profile("patient")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 torch.set_num_threads(1)
+LONG = ("readme", "compare", "survival", "hub", "report", "architectures", "cli", "manage")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, so that none is left over at the end for one process of two."""
+    first = {f"test_{name}": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: first.get(item.path.stem, len(LONG)))
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from test_cli import refused, result
 
-from cases import backbone, contents, edit, permissions_hold, photographs, stream
+from cases import backbone, contents, edit, permissions_hold, photographs, small_vit, stream
 from intarsia.baselines.modules import results
 from intarsia.data.files import FileHashes
 from intarsia.errors import InputError
@@ -87,8 +87,17 @@ def test_a_run_made_with_something_else_is_made_again_beside_the_earlier_one(
 ) -> None:
     """Other images, other weights: one line says what; what was measured before is still there."""
     photos, out = photographs(tmp_path) / "photos", tmp_path / "out"
-    model = f"timm/test_vit@{tmp_path / 'weights.safetensors'}"
-    arguments = ("compare", "--data", f"folder:{photos}", "--tasks", 2, "--backbone", model, "--threads", 1)
+    arguments = (
+        "compare",
+        "--data",
+        f"folder:{photos}",
+        "--tasks",
+        2,
+        "--backbone",
+        small_vit(tmp_path),
+        "--threads",
+        1,
+    )
     arguments += ("--methods", "frozen", "--out", out)
     result(*arguments)
     record = json.loads((out / "frozen-0.json").read_text())

@@ -116,9 +116,10 @@ def test_help_fits_two_screens_and_the_terminal(columns: int, lines: int, monkey
 
 def test_help_says_something_of_every_flag() -> None:
     for verb in VERBS:
+        told = help_of(verb_of(verb), verb).lower()
         for flag in flags(verb_of(verb)):
             assert flag.help(), (verb, flag.name)
-            assert flag.name.rpartition(".")[2] in help_of(verb_of(verb), verb).lower()
+            assert flag.name.rpartition(".")[2] in told
 
 
 def test_a_run_that_another_version_stopped_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -243,7 +243,7 @@ def test_a_damaged_checkpoint_is_named_and_without_it_the_task_begins_anew(whole
 
 # The command line, as processes
 
-RUN = ["--data", "sketches", "--only", "animals", "food", "--max-per-class", "4", "--epochs", "12", "--run.no-evaluate"]
+RUN = ["--data", "sketches", "--only", "animals", "food", "--max-per-class", "2", "--epochs", "8", "--run.no-evaluate"]
 
 
 def process(*arguments: str) -> subprocess.Popen[str]:
