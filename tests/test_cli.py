@@ -12,7 +12,7 @@ from contextlib import redirect_stdout
 from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -21,8 +21,9 @@ from PIL import Image
 from cases import contents, photographs, small_vit
 from intarsia import Backbone, TaskStream, learn
 from intarsia.cli.main import VERBS, main
+from intarsia.merging.choices import Rule
 
-RULES = ["ties", "dare"]
+RULES = [rule for rule in get_args(Rule) if rule != "fisher"]
 TASKS = {"cold": ["blue", "cyan"], "earth": ["gold", "green"], "other": ["grey", "red"]}
 
 
@@ -130,11 +131,17 @@ def test_merge_rules_of_others(pool: Path, world: Path) -> None:
     written: set[bytes] = set()
     for rule in RULES:
         found = result("evaluate", pool, "--rule", rule)
-        assert found["recipe"]["name"] == rule
+        assert found["recipe"]["name"].startswith(f"{rule}, scale ")
         assert found["tasks"] == plain["tasks"]
         result("compose", pool, "--rule", rule, "--out", world / rule)
         written.add((world / rule / "model.safetensors").read_bytes())
     assert len(written) == len(RULES)
+    half, summed = (result("evaluate", pool, *more)["recipe"] for more in (("--scale", 0.5), ("--rule", "sum")))
+    assert half["weights"] == dict.fromkeys(TASKS, pytest.approx(1 / 6))
+    assert summed["name"] == "sum, scale 1"
+    free = result("evaluate", pool, "--weights", "cold=1.5", "earth=-.5")
+    assert free["recipe"]["weights"] == {"cold": 1.5, "earth": -0.5}
+    assert free["tasks"] == ["cold", "earth"]
 
 
 def test_unlearn_names_what_still_carries_the_influence(pool: Path) -> None:

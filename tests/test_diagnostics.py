@@ -250,7 +250,7 @@ def test_other_weights_and_fewer_images(pool: Pool) -> None:
     for name, value in told.items():  # added in another order: the last digit of a double may differ
         assert said[name] == (pytest.approx(value, rel=1e-9, abs=1e-12) if isinstance(value, float) else value)
     assert diagnose(pool, stream(), per_task=5, seed=1).theta0_loss != diagnose(pool, stream(), per_task=5).theta0_loss
-    with pytest.raises(InputError, match="expected 1"):
+    with pytest.raises(InputError, match="sum to 1"):
         diagnose(pool, stream(), weights={"task01": 0.75})
 
 

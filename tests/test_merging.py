@@ -1,7 +1,7 @@
 """Merge rules on cases whose answer is known by hand, and what must hold whatever the vectors."""
 
 import warnings
-from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -13,9 +13,16 @@ from torch import Tensor
 from cases import QUICK, backbone, randn, same, seeded, stream
 from intarsia import InputError, LoRA, Pool, TaskVector, learn
 from intarsia.merging.choices import Rule
-from intarsia.merging.dare import dare
-from intarsia.merging.fisher_mean import fisher_mean
-from intarsia.merging.ties import ties
+from intarsia.merging.rules.breadcrumbs import breadcrumbs
+from intarsia.merging.rules.core_space import in_core_space
+from intarsia.merging.rules.dare import dare
+from intarsia.merging.rules.fisher_mean import fisher_mean
+from intarsia.merging.rules.isotropic import iso_c, iso_cts
+from intarsia.merging.rules.table import RULES, merged_vector
+from intarsia.merging.rules.task_arithmetic import task_arithmetic
+from intarsia.merging.rules.ties import ties
+from intarsia.merging.rules.tsv import tsv
+from intarsia.merging.rules.vectors import best_scale, coefficients
 from intarsia.pool import merged
 
 
@@ -108,9 +115,127 @@ def test_fisher_mean_by_hand_and_at_its_ends() -> None:
     torch.testing.assert_close(flat(fisher_mean([one, two], [equal, thrice])), flat(0.25 * one + 0.75 * two))
 
 
+def low_rank(count: int, rank: int, seed: int, height: int = 7, width: int = 9) -> list[TaskVector]:
+    """Vectors of rank ``rank`` in two weights."""
+
+    def one(seed: int) -> Tensor:
+        return randn(height, rank, seed=seed) @ randn(rank, width, seed=seed + 4)
+
+    return [TaskVector({n: one(seed + 9 * i + k) for k, n in enumerate("ab")}) for i in range(count)]
+
+
+def orthogonal(*sizes: float) -> list[TaskVector]:
+    """A vector per size, each of rank one in a direction of its own."""
+    q = torch.linalg.qr(randn(6, 6, seed=1)).Q
+    p = torch.linalg.qr(randn(5, 5, seed=2)).Q
+    return [TaskVector({"a": size * torch.outer(q[:, i], p[:, i])}) for i, size in enumerate(sizes)]
+
+
+def spectrum(tau: Tensor) -> Tensor:
+    return torch.linalg.svdvals(tau)
+
+
+def test_breadcrumbs_by_hand() -> None:
+    """Of five entries the smallest two and the largest one are left out, of each weight and vector apart."""
+    one = TaskVector({"a": torch.tensor([[1.0, -5.0, 2.0, 0.5, 3.0]], dtype=torch.float64)})
+    two = TaskVector({"a": torch.tensor([[4.0, 1.0, -2.0, 9.0, 3.0]], dtype=torch.float64)})
+    found = breadcrumbs([one, two], smallest=0.4, largest=0.2)["a"]
+    torch.testing.assert_close(found, torch.tensor([[4.0, 0.0, 2.0, 0.0, 6.0]], dtype=torch.float64))
+
+
+def test_rules_of_singular_directions_add_vectors_that_share_none() -> None:
+    """TSV-M leaves orthogonal tasks as they are; Iso-C makes all their directions as long as the mean one."""
+    taus = orthogonal(4.0, 2.0, 1.0, 1.0)
+    total = task_arithmetic(taus)
+    torch.testing.assert_close(tsv(taus)["a"], total["a"])
+    for rule in (iso_c, iso_cts):
+        found = rule(taus)["a"]
+        torch.testing.assert_close(spectrum(found)[:4], torch.full((4,), 2.0, dtype=torch.float64))
+        torch.testing.assert_close(spectrum(found)[4:], torch.zeros(1, dtype=torch.float64))
+        directions = [found.flatten() @ tau["a"].flatten() for tau in taus]
+        torch.testing.assert_close(torch.stack(directions), torch.tensor([8.0, 4.0, 2.0, 2.0], dtype=torch.float64))
+
+
+@given(seed=st.integers(0, 99))
+def test_tsv_of_one_vector_is_the_vector_and_of_more_has_no_shared_direction(seed: int) -> None:
+    (tau,) = some(1, seed)
+    torch.testing.assert_close(flat(tsv([tau])), flat(tau))
+    both = tsv([tau, tau])["a"]  # the same first direction twice: after the polar factor they are two
+    each = min(tau["a"].shape) // 2
+    assert int((spectrum(both) > 1e-9).sum()) <= 2 * each
+
+
+def test_iso_c_keeps_the_directions_of_the_sum() -> None:
+    taus = low_rank(3, 2, seed=5)
+    total, found = task_arithmetic(taus), iso_c(taus)
+    for name in "ab":
+        u, s, v = torch.linalg.svd(total[name], full_matrices=False)
+        torch.testing.assert_close(found[name], s[:6].mean() * u[:, :6] @ v[:6])
+
+
+def test_iso_cts_gives_every_task_directions_of_its_own() -> None:
+    """One strong task and two weak ones: the weak ones' own directions are in the merged update, as long as any."""
+    taus = orthogonal(100.0, 90.0, 1.0, 0.9)
+    strong, weak = taus[0] + taus[1], [taus[2], taus[3]]
+    found = iso_cts([strong, *weak], common=0.25)["a"]
+    for tau in (strong, *weak):
+        assert float(found.flatten() @ tau["a"].flatten()) > 0
+    values = spectrum(found)
+    kept = values[values > 1e-9]
+    torch.testing.assert_close(kept, torch.full_like(kept, float(kept[0])))
+    torch.testing.assert_close(iso_cts(taus, common=1.0)["a"], iso_c(taus)["a"])
+
+
+def test_nothing_is_lost_in_core_space() -> None:
+    """Sums, TSV-M and Iso-C come to the same there; TIES does not, since entries are others."""
+    taus = low_rank(3, 1, seed=3)
+    for rule in (task_arithmetic, iso_c):
+        torch.testing.assert_close(flat(in_core_space(taus, rule)), flat(rule(taus)))
+    inside = in_core_space(taus, ties)
+    assert not torch.allclose(flat(inside), flat(ties(taus)))
+    torch.testing.assert_close(flat(in_core_space(taus[:1], lambda v: ties(v, density=1.0))), flat(taus[0]))
+
+
+@pytest.mark.parametrize("rule", list(RULES))
+def test_a_rule_of_zero_vectors_is_zero_and_of_turned_ones_turned(rule: Rule) -> None:
+    """No rule makes something of nothing; a change of every sign is a change of the result's."""
+    nothing = [TaskVector({n: torch.zeros(3, 4, dtype=torch.float64) for n in "ab"})] * 2
+    assert not bool(flat(merged_vector(rule, nothing, [], 0)).any())
+    taus = some(3, 8)
+    merged_taus, turned = (merged_vector(rule, v, [], 0) for v in (taus, [-tau for tau in taus]))
+    torch.testing.assert_close(flat(turned), -flat(merged_taus))
+
+
+@given(seed=st.integers(0, 99), sizes=st.lists(st.floats(-2, 2), min_size=3, max_size=3))
+def test_coefficients_of_a_combination_are_its_own(seed: int, sizes: list[float]) -> None:
+    taus = some(3, seed)
+    total = sizes[0] * taus[0] + sizes[1] * taus[1] + sizes[2] * taus[2]
+    found = coefficients([(total[n], [tau[n] for tau in taus]) for n in total])
+    assert found == pytest.approx(sizes, abs=1e-8)
+    twice = coefficients([(total[n], [taus[0][n], taus[0][n]]) for n in total])  # one vector twice: halves
+    assert twice[0] == pytest.approx(twice[1])
+
+
+def test_the_best_scale_is_the_least_sum_of_quadratic_losses() -> None:
+    taus = some(3, 2)
+    fishers = [{n: randn(3, 4, seed=40 + i).square() for n in "ab"} for i in range(3)]
+    vector = ties(taus, density=0.5)
+
+    def loss(scale: float) -> float:
+        return sum(float((scale * vector - tau).norm(f) ** 2) for tau, f in zip(taus, fishers, strict=True))
+
+    best = best_scale(vector, taus, fishers)
+    assert loss(best) < min(loss(best * 0.99), loss(best * 1.01))
+    assert best_scale(task_arithmetic(taus), taus, fishers[:1]) == pytest.approx(1 / 3)  # under one Fisher: the mean
+    assert best_scale(0.0 * vector, taus, fishers) == 1.0
+
+
 def test_what_cannot_be_merged_is_refused() -> None:
     (tau,) = some(1, 0)
     for call, said in (
+        (lambda: breadcrumbs([tau], smallest=0.9, largest=0.1), "less than 1 together"),
+        (lambda: iso_cts([tau], common=1.5), "share 1.5"),
+        (lambda: tsv([]), "no task vector"),
         (lambda: ties([]), "no task vector"),
         (lambda: ties([tau], density=0.0), "density 0.0"),
         (lambda: ties([tau], density=1.5), "density 1.5"),
@@ -131,19 +256,30 @@ def test_a_pool_with_the_mean_as_vector_is_its_mean(pool: Pool) -> None:
     assert ours.recipe["name"] == "by hand"
 
 
-@pytest.mark.parametrize("rule", ["ties", "dare", "fisher"])
-def test_a_pool_is_merged_by_a_rule(rule: Rule, tmp_path: Path) -> None:
-    options = {"adapter": LoRA(2), "training": QUICK, "out": tmp_path / "p"}
-    learned = learn(backbone(), stream(2), keep_fishers=True, **options)
+@pytest.fixture(scope="module")
+def with_fishers(tmp_path_factory: pytest.TempPathFactory) -> Pool:
+    out = tmp_path_factory.mktemp("kept") / "p"
+    return learn(backbone(), stream(2), keep_fishers=True, adapter=LoRA(2), training=QUICK, out=out)
+
+
+@pytest.mark.parametrize("rule", get_args(Rule))
+def test_a_pool_is_merged_by_a_rule(rule: Rule, with_fishers: Pool) -> None:
+    """At the scale asked for; else at the one its Fishers say, which is told."""
+    learned = with_fishers
     vectors = [learned.vector(task) for task in learned.tasks]
-    fishers = [fisher.mean() for task in learned.tasks if (fisher := learned.fisher(task)) is not None]
-    expected = {
-        "ties": ties(vectors),
-        "dare": dare(vectors, generator=seeded(7)),
-        "fisher": fisher_mean(vectors, fishers),
-    }[rule]
-    found = merged(learned, rule, seed=7).state_dict()
-    assert same(found, learned.with_vector(expected, rule).state_dict())
+    fishers = [fisher for task in learned.tasks if (fisher := learned.fisher(task)) is not None]
+    vector = merged_vector(rule, vectors, [fisher.mean() for fisher in fishers], 7)
+    found = merged(learned, rule, scale=0.5, seed=7)
+    assert same(found.state_dict(), learned.with_vector(0.5 * vector, rule).state_dict())
+    scale = 1.0 if rule == "sum" else best_scale(vector, vectors, [fisher.sums for fisher in fishers])
+    assert merged(learned, rule, seed=7).recipe["name"] == f"{rule}, scale {scale:.4g}"
+
+
+def test_the_heads_of_a_rule_are_those_of_the_nearest_combination(pool: Pool) -> None:
+    taus = [pool.vector(task) for task in pool.tasks]
+    some_of = pool.with_vector(0.7 * taus[0] + 0.2 * taus[1], "by hand")
+    weights = {pool.tasks[0]: 0.7, pool.tasks[1]: 0.2, **dict.fromkeys(pool.tasks[2:], 0.0)}
+    torch.testing.assert_close(some_of.head.weight, pool.weighted(weights).head.weight, rtol=1e-4, atol=1e-5)
 
 
 def test_a_vector_over_other_weights_is_refused(pool: Pool) -> None:

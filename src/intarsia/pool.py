@@ -6,8 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from intarsia.adapters.protocol import Adapter
 from intarsia.adapters.records import build_adapter
@@ -21,13 +20,12 @@ from intarsia.heads.discriminant import discriminant
 from intarsia.heads.head import Head
 from intarsia.merging import recipe as recipes
 from intarsia.merging.choices import Rule
-from intarsia.merging.dare import dare
-from intarsia.merging.fisher_mean import fisher_mean
 from intarsia.merging.heads import Heads, compose_heads, kind_of, prototype_tasks
 from intarsia.merging.merge import merge, moved
 from intarsia.merging.model import ComposedModel
 from intarsia.merging.recipe import Recipe
-from intarsia.merging.ties import ties
+from intarsia.merging.rules.table import merged_vector
+from intarsia.merging.rules.vectors import best_scale, coefficients
 from intarsia.store.index import INDEX, Index
 from intarsia.store.lock import RUN
 from intarsia.store.module import Module, Trace
@@ -180,7 +178,7 @@ class Pool(Store):
         return self.compose(recipes.mean(self.learned()))
 
     def weighted(self, weights: Mapping[str, float]) -> ComposedModel:
-        """Coefficients of the user's choice, which sum to 1; see ``recipes.weighted``."""
+        """Coefficients of the user's choice, of any sign and sum; see ``recipes.weighted``."""
         return self.compose(recipes.weighted(self.learned(), weights))
 
     def specialize(self, tasks: Sequence[str], *, all_classes: bool = False) -> ComposedModel:
@@ -192,7 +190,9 @@ class Pool(Store):
         return self.compose(recipes.unlearn(self.learned(), task, mode=mode, scale=scale))
 
     def with_vector(self, vector: TaskVector, name: str) -> ComposedModel:
-        """theta0 plus a vector of another merge rule (see ``merging``), with the heads of the mean of all modules.
+        """theta0 plus a vector of another merge rule (see ``merging.rules``).
+
+        The heads are those of the combination of task vectors that comes nearest to it.
 
         Args:
             vector: over the trainable weights.
@@ -204,10 +204,12 @@ class Pool(Store):
         weights = self.backbone.trainable
         if {n: w.shape for n, w in weights.items()} != {n: tau.shape for n, tau in vector.items()}:
             raise InputError(f"{name}: a vector over other weights than the pool's: make it of its task vectors")
-        recipe = recipes.mean(self.learned())
-        _, head, heads = self._heads(recipe, "prototypes", len(self.tasks))
+        modules = [self.module(task) for task in self.learned()]
+        parts = ((vector[n], [m.delta(n, self.adapter, w) for m in modules]) for n, w in weights.items())
+        nearest = Recipe(dict(zip(self.tasks, coefficients(parts), strict=True)), self.tasks, name)
+        _, head, heads = self._heads(nearest, "prototypes", len(self.tasks))
         network = moved(self.backbone, lambda weight, theta0: vector[weight].to(theta0), name)
-        return self._model(Recipe({}, recipe.tasks, name), network, head, heads)
+        return self._model(Recipe({}, self.tasks, name), network, head, heads)
 
     def influenced_by(self, task: str) -> dict[str, list[str]]:
         """Other tasks whose modules saw something of ``task`` -> what: its fisher, statistics, vectors, prototypes."""
@@ -267,25 +269,28 @@ def _is_ours(folder: Path) -> bool:
     return (folder / RUN).is_dir() or not any(folder.iterdir())
 
 
-def merged(pool: Pool, rule: Rule, *, seed: int = 0) -> ComposedModel:
-    """The model of all modules of a pool by a rule with its paper's settings, with the heads of their mean.
+def merged(pool: Pool, rule: Rule, *, scale: float | None = None, seed: int = 0) -> ComposedModel:
+    """The model of all modules of a pool by a rule with its paper's settings; see ``Pool.with_vector``.
 
     Args:
         pool: with ``fisher``, one that keeps every task's own Fisher.
         rule: which.
+        scale: factor of the merged vector; if None, 1 for ``sum``, and else where the tasks' losses, quadratic around
+            theta0 with their Fishers, are least in sum (``rules.vectors.best_scale``).
         seed: of what ``dare`` drops.
 
     Raises:
         InputError: the pool is empty, or ``fisher`` is asked of one that did not keep them.
     """
     vectors = [pool.vector(task) for task in pool.learned()]
-    if rule == "ties":
-        return pool.with_vector(ties(vectors), rule)
-    if rule == "dare":
-        return pool.with_vector(dare(vectors, generator=torch.Generator().manual_seed(seed)), rule)
-    fishers: list[dict[str, Tensor]] = []
-    for task in pool.tasks:
-        if (fisher := pool.fisher(task)) is None:
-            raise InputError(f"{pool.path} has no Fisher of {task!r} of its own: learn it with --run.keep-fishers")
-        fishers.append(fisher.mean())
-    return pool.with_vector(fisher_mean(vectors, fishers), rule)
+    kept = [pool.fisher(task) for task in pool.tasks]
+    fishers = [fisher for fisher in kept if fisher is not None]
+    if rule == "fisher" and len(fishers) < len(vectors):
+        task = next(t for t, fisher in zip(pool.tasks, kept, strict=True) if fisher is None)
+        raise InputError(f"{pool.path} has no Fisher of {task!r} of its own: learn it with --run.keep-fishers")
+    vector = merged_vector(rule, vectors, [fisher.mean() for fisher in fishers], seed)
+    if scale is None:
+        of_all = pool.fisher()
+        sums = [f.sums for f in fishers] if len(fishers) == len(vectors) else [of_all.sums] if of_all else []
+        scale = best_scale(vector, vectors, sums) if sums and rule != "sum" else 1.0
+    return pool.with_vector(scale * vector, f"{rule}, scale {scale:.4g}")

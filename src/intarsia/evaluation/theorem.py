@@ -9,6 +9,7 @@ of its tasks, with the reference heads: only the trainable weights differ betwee
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -181,6 +182,8 @@ def diagnose(
     """
     tasks = pool.learned()
     recipe = recipes.mean(tasks) if weights is None else recipes.weighted(tasks, weights)
+    if any(x < 0 for x in recipe.weights.values()) or not math.isclose(sum(recipe.weights.values()), 1, abs_tol=1e-6):
+        raise InputError(f"{recipe.name}: Theorem 1 is of weights of 0 or more that sum to 1")
     w, names = recipe.weights, recipe.tasks
     sample = Sample.draw(pool, stream, names, per_task, seed)
     keep = under(keep, f"{per_task} images per task, seed {seed}")

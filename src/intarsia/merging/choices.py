@@ -2,4 +2,4 @@
 
 from typing import Literal
 
-Rule = Literal["ties", "dare", "fisher"]
+Rule = Literal["sum", "ties", "dare", "fisher", "breadcrumbs", "tsv", "iso-c", "iso-cts", "core-ties"]

@@ -51,8 +51,8 @@ def compose_heads(
     ``own`` are the heads as they were fine-tuned. ``compensated`` takes what fine-tuning changed as a vector on the
     discriminant of the classes, carried from theta0 to the composed model's features by the modules' drifts;
     ``prototypes`` carries them from where they lie in the mean of all modules if that is nearer (see
-    ``class_stats.prototypes``). For these two, a module that answers alone keeps its own head, and a negated
-    composition has the heads of the mean: unlearning by negation keeps heads.
+    ``class_stats.prototypes``). For these two, a module that answers alone keeps its own head, and unlearning by
+    negation has the heads of the mean.
 
     Args:
         modules: all that have a coefficient or a class in the recipe, in the pool's order.
@@ -83,8 +83,8 @@ def _is_alone(recipe: Recipe) -> bool:
 
 
 def _compensating(recipe: Recipe) -> Mapping[str, float]:
-    """The coefficients whose heads a recipe has: its own, or those of the mean where one is negative."""
-    return mean(recipe.tasks).weights if any(w < 0 for w in recipe.weights.values()) else recipe.weights
+    """The coefficients whose heads a recipe has."""
+    return mean(recipe.tasks).weights if recipe.heads_of_mean else recipe.weights
 
 
 def _compensated(

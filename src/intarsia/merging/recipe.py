@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from intarsia.errors import InputError
 
@@ -18,6 +18,7 @@ class Recipe:
         weights: task -> coefficient of its task vector.
         tasks: the tasks whose classes the model answers with, in the pool's order.
         name: how to call it (``mean``, ``unlearn cars``, ...).
+        heads_of_mean: answer with the heads of the mean of ``tasks``, whatever the coefficients.
 
     Raises:
         InputError: a coefficient that float32 does not hold, or that is no number.
@@ -26,6 +27,7 @@ class Recipe:
     weights: Mapping[str, float]
     tasks: tuple[str, ...]
     name: str
+    heads_of_mean: bool = False
 
     def __post_init__(self) -> None:
         for task, w in self.weights.items():
@@ -40,7 +42,18 @@ class Recipe:
         kept = {t: w for t, w in self.weights.items() if t in tasks}
         before, now = math.fsum(self.weights.values()), math.fsum(kept.values())
         rescaled = {t: w / now * before if now else 0.0 for t, w in kept.items()}
-        return Recipe(rescaled, tuple(t for t in self.tasks if t in tasks), self.name)
+        return replace(self, weights=rescaled, tasks=tuple(t for t in self.tasks if t in tasks))
+
+    def scaled(self, scale: float) -> "Recipe":
+        """All coefficients times ``scale``.
+
+        Raises:
+            InputError: it is not finite, or a coefficient leaves float32.
+        """
+        if not math.isfinite(scale):
+            raise InputError(f"scale {scale}: expected a finite number")
+        weights = {t: scale * w for t, w in self.weights.items()}
+        return self if scale == 1 else replace(self, weights=weights, name=f"{self.name}, scale {scale:g}")
 
 
 def mean(tasks: Sequence[str]) -> Recipe:
@@ -49,18 +62,14 @@ def mean(tasks: Sequence[str]) -> Recipe:
 
 
 def weighted(tasks: Sequence[str], weights: Mapping[str, float]) -> Recipe:
-    """Coefficients of the user's choice, which sum to 1; classes of all tasks named.
+    """Coefficients of the user's choice, of any sign and sum; classes of all tasks named.
 
     Raises:
-        InputError: a task is unknown, a weight is negative or not finite, or the weights do not sum to 1.
+        InputError: no task, an unknown one, or a weight that is not finite.
     """
     _known(tasks, weights)
-    for task, w in weights.items():
-        if not 0 <= w < math.inf:
-            raise InputError(f"weight {w} of task {task!r}: expected 0 or more (negation is `unlearn --mode negate`)")
-    total = sum(weights.values())
-    if not math.isclose(total, 1, abs_tol=1e-6):
-        raise InputError(f"weights sum to {total:g}, expected 1: divide each by {total:g}, or name the missing task")
+    if not weights:
+        raise InputError("no weights: expected one task or more, each with its coefficient")
     label = ", ".join(f"{t}={w:g}" for t, w in weights.items())
     return Recipe(dict(weights), tuple(t for t in tasks if t in weights), f"weighted {label}")
 
@@ -104,7 +113,7 @@ def unlearn(tasks: Sequence[str], task: str, *, mode: str = "drop", scale: float
     if not math.isfinite(scale):
         raise InputError(f"scale {scale}: expected a finite number")
     weights = {t: 1 / len(tasks) - (scale if t == task else 0.0) for t in tasks}
-    return Recipe(weights, tuple(tasks), f"unlearn {task} (negate, scale {scale:g})")
+    return Recipe(weights, tuple(tasks), f"unlearn {task} (negate, scale {scale:g})", heads_of_mean=True)
 
 
 def _known(tasks: Sequence[str], asked: Sequence[str] | Mapping[str, float]) -> None:

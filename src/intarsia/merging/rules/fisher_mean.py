@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from intarsia.errors import InputError
-from intarsia.merging.rules import check_vectors
+from intarsia.merging.rules.vectors import check_vectors
 from intarsia.task_vector import TaskVector
 
 

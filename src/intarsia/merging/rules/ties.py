@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from intarsia.errors import InputError
-from intarsia.merging.rules import check_vectors
+from intarsia.merging.rules.vectors import check_vectors
 from intarsia.task_vector import TaskVector
 
 
@@ -41,5 +41,7 @@ def ties(vectors: Sequence[TaskVector], *, density: float = 0.2, scale: float = 
 def _floor(vector: TaskVector, density: float) -> float:
     """The smallest magnitude among the share of entries that is kept."""
     sizes = torch.cat([tau.abs().flatten() for tau in vector.values()])
+    if not len(sizes):
+        return 0.0
     kept = max(1, round(density * len(sizes)))
     return float(sizes.kthvalue(len(sizes) - kept + 1).values)

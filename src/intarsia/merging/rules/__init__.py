@@ -1,0 +1,1 @@
+"""Merge rules from the literature, one file each, on task vectors."""
