@@ -33,9 +33,9 @@ from intarsia.training.settings import Settings, Training
 ROOT = Path(__file__).parents[1]
 EVERYDAY = (
     "data tasks split max-per-class only backbone method adapter rank strength epochs lr batch-size seed out add "
-    "resume device preset paper json"
+    "resume device preset paper json precision accumulate grad-checkpointing"
 )
-"""Issue 21's list."""
+"""Issue 21's list, and three of issue 23."""
 CHOSEN = [
     flag for flag in flags(Learn) if flag.path[0] in ("training", "method", "adapter", "rank", "strength", "paper")
 ]
@@ -154,6 +154,7 @@ def refusal(*arguments: str) -> str:
         ("--keep-fishers", "--run.keep-fishers"),
         ("--no-checkpoint", "--run.no-checkpoint"),
         ("--training.epochs 3", "--epochs"),
+        ("--training.dtype bfloat16", "--precision"),
     ],
 )
 def test_a_flag_that_has_moved_is_refused_with_its_new_name(given: str, now: str) -> None:

@@ -166,7 +166,7 @@ def bfloat16(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
     """The cells with products of a training step in bfloat16."""
     for cell in cells(chosen):
         base = setting_of(cell)
-        setting = replace(base, training=replace(base.training, dtype="bfloat16"))
+        setting = replace(base, training=replace(base.training, precision="bf16"))
         name = f"{'-'.join(cell)} bfloat16"
         yield {"name": name, "setting": setting.record()}, lambda s=setting: bench.measure(s, history=True)
 

@@ -1,13 +1,43 @@
-"""Double precision where the device has it, factorizations that cannot fail, and what tensors are: finite, the same."""
+"""Precision of products, factorizations that cannot fail, and what tensors are: finite, the same."""
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from intarsia.errors import DivergenceError
+
+Precision = Literal["fp32", "tf32", "bf16"]
+"""Of a network's products: float32, float32 cut to 10 bits (TF32, on cards that know it), bfloat16. Weights, and sums
+over images, stay float32."""
+
+
+@contextmanager
+def products_in(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Forward and backward passes that are made in the block; torch's setting is put back at its end.
+
+    With ``bf16`` the forward pass belongs into ``autocast`` besides.
+    """
+    before = torch.get_float32_matmul_precision()
+    try:
+        if precision == "tf32":
+            torch.set_float32_matmul_precision("high")
+        # a CPU's fused attention is slower backward in bfloat16 than all else together
+        plainly = precision == "bf16" and device.type == "cpu"
+        with sdpa_kernel(SDPBackend.MATH) if plainly else nullcontext():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """A forward pass whose products are in ``precision``; its backward pass is made outside."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def wide(x: Tensor) -> Tensor:

@@ -103,6 +103,21 @@ class Backbone:
                 )
         return acts, width
 
+    def blocks(self) -> list[nn.Module]:
+        """The repeated blocks of the network: of its longest list, the members that have trainable weights inside.
+
+        Empty where no list has two of them.
+        """
+        found: list[nn.Module] = []
+        for path, module in self.model.named_modules():
+            if isinstance(module, nn.ModuleList | nn.Sequential):
+                start = f"{path}." if path else ""
+                inside = {p.removeprefix(start).partition(".")[0] for p in self.targets.values() if p.startswith(start)}
+                inside -= {p.removeprefix(start) for p in self.targets.values()}  # a member that is itself one
+                members = [member for name, member in module.named_children() if name in inside]
+                found = members if len(members) > max(1, len(found)) else found
+        return found
+
     @property
     def weights(self) -> dict[str, Tensor]:
         """Canonical name -> the very parameter (O, I) of every trainable weight."""

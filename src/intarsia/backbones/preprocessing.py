@@ -6,6 +6,7 @@ S = `size`.
 
 from collections.abc import Hashable, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from typing import Any, Literal, get_args
 
 import torch
@@ -100,7 +101,7 @@ class Preprocessing:
                 f"{self.size}. Bring them there with `fit`."
             )
         cropped = _centre_crop(images, self.size)
-        mean, std = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (self.mean, self.std))
+        mean, std = (_on(tuple(values), images.device) for values in (self.mean, self.std))
         return (unit(cropped) - mean) / std
 
     def record(self) -> dict[str, Any]:
@@ -121,6 +122,12 @@ class Preprocessing:
 def unit(images: Tensor) -> Tensor:
     """uint8 to 0..1; floats are there already."""
     return images.float() / 255 if images.dtype == torch.uint8 else images.float()
+
+
+@cache
+def _on(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """A number a channel, (C, 1, 1), copied to a device once: each copy would wait for all that the device does."""
+    return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 def _centre_crop(images: Tensor, size: int) -> Tensor:

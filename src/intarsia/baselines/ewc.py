@@ -10,6 +10,7 @@ backbones (Schwarz et al. normalise them too). The dense weights (O, I) are held
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -70,11 +71,11 @@ class Consolidated(Strategy):
             targets=backbone.patterns,
         )
         images = task.train.pixels(backbone.preprocessing)
-        batches = normalized(
-            images, backbone.preprocessing, backbone.device, progress=progress, phase=f"{task.name}: Fisher"
-        )
-        head = Head(model.head.weight, model.head.bias)
-        fisher: DiagonalFisher = diagonal_fisher(here, head, batches, generator=generator)
+        head, phase = Head(model.head.weight, model.head.bias), f"{task.name}: Fisher"
+        with closing(
+            normalized(images, backbone.preprocessing, backbone.device, progress=progress, phase=phase)
+        ) as batches:
+            fisher: DiagonalFisher = diagonal_fisher(here, head, batches, generator=generator)
         features = features_of(here, task, progress).to(backbone.device)
         weight, bias = head_fisher(features, model.head.weight, model.head.bias)
         unit = fisher.scale() / fisher.count

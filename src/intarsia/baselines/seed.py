@@ -202,10 +202,10 @@ class SEED:
             adapter.load(before.state or adapter.state())
             network = network_to_train(backbone, settings)
 
-            def loss(batch: Batch) -> Loss:
-                x = training_batch(images[batch.index], backbone, augmentation, generator)
+            def loss(batch: Batch, own: Tensor) -> Loss:
+                x = training_batch(own, backbone, augmentation, generator)
                 features = narrow(network(x).to(narrow.weight.dtype))
-                found = F.cross_entropy(head(features), labels[batch.index].to(features.device))
+                found = F.cross_entropy(head(features), labels[batch.index].to(features.device, non_blocking=True))
                 if not distillation:
                     return Loss(found)
                 with torch.no_grad():
@@ -213,7 +213,7 @@ class SEED:
                 return Loss((1 - distillation) * found + distillation * F.mse_loss(features, then))
 
             optimizer = adamw(settings, [*adapter.parameters(), *narrow.parameters(), *head.parameters()])
-            train(optimizer, settings, len(images), generator, loss, name=task.name, progress=progress)
+            train(optimizer, settings, images, generator, loss, name=task.name, progress=progress)
             state, vector = adapter.state(), adapter.vector()
         return Expert(state, moved(backbone, lambda name, _: vector[name]), narrow, dict(before.known))
 

@@ -5,11 +5,11 @@ the cross-entropy over all classes seen. What a method does against forgetting i
 and something it remembers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from intarsia.adapters.attachment import Attachment
@@ -23,7 +23,7 @@ from intarsia.heads.trained_head import TrainableHead
 from intarsia.merging.merge import moved
 from intarsia.merging.model import ComposedModel
 from intarsia.progress import Progress, Timings
-from intarsia.training.loop import Loss, adamw, arithmetic, network_to_train, train, training_batch
+from intarsia.training.loop import Loss, adamw, network_to_train, train, training_batch
 from intarsia.training.schedule import Batch, Seeds
 from intarsia.training.settings import Settings
 from intarsia.training.steps import features_of, fresh_head
@@ -44,7 +44,7 @@ class ModelInTraining:
     """
 
     backbone: Backbone
-    network: nn.Module
+    network: Callable[[Tensor], Tensor]
     adapter: Attachment
     head: TrainableHead
     settings: Settings
@@ -54,9 +54,7 @@ class ModelInTraining:
     def logits(self, images: Tensor) -> Tensor:
         """(B, C) of uint8 images (B, channels, R, R), augmented and normalised, with a graph."""
         x = training_batch(images, self.backbone, self.augmentation, self.generator)
-        with arithmetic(self.settings, self.backbone.device):
-            features = self.network(x)
-        return self.head(features.to(self.head.weight.dtype))
+        return self.head(self.network(x).to(self.head.weight.dtype))
 
 
 class Strategy:
@@ -106,7 +104,7 @@ def train_in_turn(
         seeds = Seeds(settings.seed, number)
         with backbone.attach(adapter, Seeds(settings.seed, 1).generator("adapter")) as attached:
             attached.load(state or attached.state())
-            fresh = new_head(backbone, features_of(backbone, task, progress), task, settings, seeds)
+            fresh = new_head(backbone, features_of(backbone, task, progress, settings.precision), task, settings, seeds)
             head = fresh if head is None else Head.join([head, fresh])
             timings.lap("set-up")
             model = ModelInTraining(
@@ -141,13 +139,13 @@ def _train(model: ModelInTraining, task: Task, strategy: Strategy, progress: Pro
     images = task.train.pixels(model.backbone.preprocessing)
     labels = task.train.labels + len(head.weight) - len(task.classes)
 
-    def loss(batch: Batch) -> Loss:
-        own, target = images[batch.index], labels[batch.index]
+    def loss(batch: Batch, own: Tensor) -> Loss:
+        target = labels[batch.index]
         logits = model.logits(own)
-        found, term = F.cross_entropy(logits, target.to(logits.device)), strategy.loss(model)
+        found, term = F.cross_entropy(logits, target.to(logits.device, non_blocking=True)), strategy.loss(model)
         if batch.epoch == settings.epochs - 1:
             strategy.see(own, target, logits.detach())
         return Loss(found, term)
 
     optimizer = adamw(settings, [*model.adapter.parameters(), *head.parameters()])
-    train(optimizer, settings, len(images), model.generator, loss, name=task.name, progress=progress)
+    train(optimizer, settings, images, model.generator, loss, name=task.name, progress=progress)

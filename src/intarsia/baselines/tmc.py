@@ -184,12 +184,12 @@ def _train(
     tau = {name: nn.Parameter(torch.zeros_like(w)) for name, w in backbone.trainable.items()}
     change, more = nn.Parameter(torch.zeros_like(start.weight)), nn.Parameter(torch.zeros_like(start.bias))
 
-    def loss(batch: Batch) -> Loss:
-        x = training_batch(images[batch.index], backbone, augmentation, generator)
+    def loss(batch: Batch, own: Tensor) -> Loss:
+        x = training_batch(own, backbone, augmentation, generator)
         logits = TangentHead(start.weight, start.bias, change, more)(*tangent(x, tau), part=1.0)
-        return Loss(F.mse_loss(logits, wanted[batch.index].to(logits.device)))
+        return Loss(F.mse_loss(logits, wanted[batch.index].to(logits.device, non_blocking=True)))
 
     optimizer = adamw(settings, [*tau.values(), change, more])
-    train(optimizer, settings, len(images), generator, loss, name=task.name, progress=progress)
+    train(optimizer, settings, images, generator, loss, name=task.name, progress=progress)
     vector = TaskVector({name: p.detach().clone() for name, p in tau.items()})
     return vector, TangentHead(start.weight, start.bias, change.detach().clone(), more.detach().clone())

@@ -36,19 +36,16 @@ class Help(str):
 Json = Annotated[bool, Help("Print JSON instead of a table.")]
 
 FLAT = frozenset(
-    "data tasks split max_per_class only augment skip_broken cache epochs lr batch_size seed".split()  # noqa: SIM905
+    "data tasks split max_per_class only augment skip_broken cache epochs lr batch_size seed "  # noqa: SIM905
+    "precision accumulate grad_checkpointing".split()
 )
 """Fields of groups that are for every day: their flags have no prefix."""
 
 
-RENAMED = {"alpha": "strength", "beta": "strength", "top-k": "top"}
+RENAMED = {"alpha": "strength", "beta": "strength", "top-k": "top", "dtype": "precision"}
 """Flags that there were -> those that there are. One that has only moved into a group is found by its last name."""
-
-
 WIDTH = 100
 """Letters in a line of help, at most; a narrow terminal has fewer."""
-
-
 EXPECTED = {int: "a whole number", float: "a number"}
 
 

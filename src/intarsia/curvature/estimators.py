@@ -29,7 +29,7 @@ def _random_vector(p: Tensor, estimator: Estimator, generator: torch.Generator |
         drawn = torch.multinomial(p.cpu(), 1, generator=generator).to(p.device)
         return torch.zeros_like(p).scatter_(1, drawn, 1.0) - p
     images, classes = p.shape
-    weighted = _signs(images, classes, generator).to(p) * p.sqrt()
+    weighted = _signs(images, classes, generator).to(p, non_blocking=True) * p.sqrt()
     return weighted - weighted.sum(1, keepdim=True) * p
 
 

@@ -18,7 +18,7 @@ from intarsia.backbones.backbone import Backbone
 from intarsia.curvature.choices import Estimator
 from intarsia.curvature.squares import add_squares
 from intarsia.curvature.taps import pull_back
-from intarsia.numerics import wide
+from intarsia.numerics import Precision, wide
 
 
 class DiagonalMetric(dict[str, Tensor]):
@@ -120,6 +120,7 @@ def diagonal_fisher(
     estimator: Estimator = "rademacher",
     probes: int = 1,
     generator: torch.Generator | None = None,
+    precision: Precision = "fp32",
 ) -> DiagonalFisher:
     """Diagonal Fisher of ``head(backbone(x))`` by the backbone's trainable weights.
 
@@ -130,6 +131,7 @@ def diagonal_fisher(
         estimator: ``exact``, ``rademacher`` or ``mc``.
         probes: independent draws averaged, for the random ones.
         generator: their source of randomness, on the CPU.
+        precision: of the products; logits and sums are float32.
 
     Returns:
         Sums over all images, and the relative standard error of two half-sample estimates.
@@ -154,7 +156,8 @@ def diagonal_fisher(
                 chosen = slice((parity - first) % 2, None, 2)
                 add_squares(halves[parity][name], a[chosen], g[chosen], weight)
 
-        pull_back(backbone, head, images, squares, estimator=estimator, probes=probes, generator=generator)
+        how = {"estimator": estimator, "probes": probes, "generator": generator, "precision": precision}
+        pull_back(backbone, head, images, squares, **how)
         count += len(images)
     if count == 0:
         raise ValueError("a Fisher needs at least one image")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from intarsia.backbones.backbone import Backbone
 from intarsia.curvature.choices import Estimator
+from intarsia.numerics import Precision
 
 
 @runtime_checkable
@@ -84,6 +85,7 @@ class Estimate(Protocol):
         estimator: Estimator = "rademacher",
         probes: int = 1,
         generator: torch.Generator | None = None,
+        precision: Precision = "fp32",
     ) -> Curvature:
         """Sums over all images of the batches."""
         ...

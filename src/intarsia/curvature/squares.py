@@ -22,6 +22,8 @@ def add_squares(into: Tensor, a: Tensor, g: Tensor, weight: float = 1.0) -> None
         g: output gradients (B, N, O).
         weight: factor.
     """
+    if a.dtype != g.dtype:  # autocast's: the layer saw its input in the gradient's type
+        a = a.to(g.dtype)
     if into.is_cuda and (kernel := _kernel()) is not None:
         kernel(into, a, g, weight)
     else:
@@ -32,7 +34,7 @@ def add_squares_by_products(into: Tensor, a: Tensor, g: Tensor, weight: float = 
     """The same on any device, ``chunk`` numbers of per-image gradient at a time."""
     step = max(1, chunk // into.numel())
     for start in range(0, len(a), step):
-        per_image = torch.bmm(g[start : start + step].transpose(1, 2), a[start : start + step])  # (b, O, I)
+        per_image = torch.bmm(g[start : start + step].transpose(1, 2), a[start : start + step]).to(into)  # (b, O, I)
         into.add_(per_image.square_().sum(0), alpha=weight)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from intarsia.backbones.backbone import Backbone
 from intarsia.backbones.calls import LinearCalls
 from intarsia.curvature.estimators import Estimator, logit_vectors
+from intarsia.numerics import Precision, autocast, products_in
 
 Receive = Callable[[str, Tensor, Tensor], None]
 """Weight name, activations a (B, N, I), output gradients g (B, N, O)."""
@@ -75,6 +76,7 @@ def pull_back(
     estimator: Estimator,
     probes: int,
     generator: torch.Generator | None,
+    precision: Precision = "fp32",
 ) -> None:
     """Push an estimator's vectors back from the logits of a batch, and hand (a, g) of every trainable weight on.
 
@@ -86,9 +88,13 @@ def pull_back(
         estimator: which vectors (see ``estimators``).
         probes: draws of the random ones.
         generator: their randomness, on the CPU.
+        precision: of the products up to the features and back.
     """
-    with Taps(backbone, len(images), receive) as taps, torch.enable_grad():
-        logits = head(backbone.model(images))
+    device = images.device
+    with Taps(backbone, len(images), receive) as taps, products_in(precision, device), torch.enable_grad():
+        with autocast(precision, device):
+            features = backbone.model(images)
+        logits = head(features.float() if features.dtype == torch.bfloat16 else features)
         vectors = logit_vectors(logits.detach(), estimator, probes, generator)
         for k, v in enumerate(vectors):
             logits.backward(v, retain_graph=k + 1 < len(vectors))

@@ -36,6 +36,7 @@ def _squares(
     per_split,
     BLOCK: tl.constexpr,
     TOKENS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -55,7 +56,7 @@ def _squares(
                 mask=(n[:, None] < tokens) & (i[None, :] < width),
                 other=0.0,
             )
-            product += tl.dot(left, right, input_precision="ieee")
+            product += tl.dot(left, right, input_precision=PRECISION)
         total += product * product
     place = split * outputs * width + o[:, None] * width + i[None, :]
     tl.store(out + place, total, mask=(o[:, None] < outputs) & (i[None, :] < width))
@@ -66,8 +67,8 @@ def add_squares(into: Tensor, a: Tensor, g: Tensor, weight: float = 1.0) -> None
 
     Args:
         into: the running sum, changed in place, float32.
-        a: layer inputs (B, N, I), the last axis contiguous.
-        g: output gradients (B, N, O), likewise.
+        a: layer inputs (B, N, I), float32 or bfloat16.
+        g: output gradients (B, N, O), of the same type.
         weight: factor.
     """
     images, tokens, width = a.shape
@@ -81,5 +82,6 @@ def add_squares(into: Tensor, a: Tensor, g: Tensor, weight: float = 1.0) -> None
     strides = a.stride(0), a.stride(1), g.stride(0), g.stride(1)
     per_split = triton.cdiv(images, splits)
     sizes = images, tokens, width, outputs
-    _squares[grid](a, g, partial, *sizes, *strides, per_split, BLOCK=BLOCK, TOKENS=TOKENS)  # pyright: ignore[reportArgumentType]
+    how = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"  # bfloat16's products are exact
+    _squares[grid](a, g, partial, *sizes, *strides, per_split, BLOCK=BLOCK, TOKENS=TOKENS, PRECISION=how)  # pyright: ignore[reportArgumentType]
     into.add_(partial.sum(0), alpha=weight)

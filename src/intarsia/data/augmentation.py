@@ -43,7 +43,7 @@ def augment(images: Tensor, kind: Augmentation, preprocessing: Preprocessing, ge
         theta = _random_resized_crop(len(images), generator, mirrored=kind == "photo")
         sampling = ("bilinear", "border")
     shape = [*images.shape[:2], preprocessing.size, preprocessing.size]
-    grid = F.affine_grid(theta.to(images.device), shape, align_corners=False)
+    grid = F.affine_grid(theta.to(images.device, non_blocking=True), shape, align_corners=False)
     mode, padding = sampling
     ground = _ground(images) if padding == "zeros" else 0.0
     moved = F.grid_sample(unit(images) - ground, grid, mode, padding, align_corners=False) + ground

@@ -85,8 +85,8 @@ class Regularizer(Protocol):
 
 def clipped(gradient: Tensor) -> Tensor:
     """A tensor cut to a norm of ``CLIP``; the norm is taken in float64, where that of a large float32 one is finite."""
-    norm = float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
-    return gradient * min(1.0, CLIP / (norm + 1e-6))
+    norm = torch.linalg.vector_norm(gradient, dtype=torch.float64)
+    return gradient * (CLIP / (norm + 1e-6)).clamp(max=1.0)
 
 
 def check_strength(name: str, value: float) -> None:

@@ -1,11 +1,12 @@
 """Step 5 of a task: fine-tuning, and what the task vector does to the features (docs/method.md sections 3 to 5)."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from intarsia.adapters.attachment import Attachment
@@ -23,7 +24,7 @@ from intarsia.progress import Progress, Timings, silent
 from intarsia.regularizers.protocol import FLOOR, Penalty, Regularizer
 from intarsia.task_vector import TaskVector
 from intarsia.training.checkpoint import Checkpoint, Trained
-from intarsia.training.loop import Loss, adamw, arithmetic, network_to_train, train, training_batch
+from intarsia.training.loop import Loss, adamw, network_to_train, train, training_batch
 from intarsia.training.schedule import Batch, Seeds
 from intarsia.training.settings import Settings
 from intarsia.training.state import LearnerState, PreparedTask
@@ -113,7 +114,7 @@ def fine_tune(
         timings.lap("regularizer")
         before = prepared.features
         if number > 1:
-            before = _features_in_mean(backbone, prepared, adapter, state.total, number - 1, progress)
+            before = _features_in_mean(backbone, prepared, adapter, state.total, number - 1, settings, progress)
         timings.lap("drift")
         adapter.compose(state.total if through else None, number if through else 1)
         if through and state.total is not None and settings.iel_start == "mean":
@@ -126,10 +127,10 @@ def fine_tune(
             if not math.isfinite(size):
                 raise DivergenceError(_diverged(configuration, task.name, f"the {what} is not finite after training"))
         timings.lap("training")
-        alone = _features_in_mean(backbone, prepared, adapter, None, 1, progress)
+        alone = _features_in_mean(backbone, prepared, adapter, None, 1, settings, progress)
         after = alone
         if number > 1:
-            after = _features_in_mean(backbone, prepared, adapter, state.total, number, progress)
+            after = _features_in_mean(backbone, prepared, adapter, state.total, number, settings, progress)
         timings.lap("drift")
     return FineTunedTask(
         vector=vector,
@@ -172,11 +173,12 @@ def _features_in_mean(
     adapter: Attachment,
     total: TaskVector | None,
     tasks: int,
+    settings: Settings,
     progress: Progress,
 ) -> Tensor:
     """(N, D) of the task's images in theta0 + (total + tau) / tasks."""
     adapter.compose(total, tasks)
-    return features_of(backbone, prepared.task, progress)
+    return features_of(backbone, prepared.task, progress, settings.precision)
 
 
 def _train(
@@ -199,15 +201,13 @@ def _train(
     optimizer = adamw(settings, [*adapter.parameters(), *head.parameters()])
     trained = Trained(adapter, head, optimizer, generator, [0.0] * settings.epochs)
 
-    def loss(batch: Batch) -> Loss:
-        x = training_batch(images[batch.index], backbone, configuration.augmentation, generator)
-        with arithmetic(settings, backbone.device):
-            features = network(x)
-        features = features.to(head.weight.dtype)
-        target = labels[batch.index].to(backbone.device)
+    def loss(batch: Batch, own: Tensor) -> Loss:
+        x = training_batch(own, backbone, configuration.augmentation, generator)
+        features = network(x).to(head.weight.dtype)
+        target = labels[batch.index].to(backbone.device, non_blocking=True)
         if not drifts:
             return Loss(F.cross_entropy(head(features), target))
-        drift = batch_drift(adapter, network, x, features, settings)
+        drift = batch_drift(adapter, network, x, features)
         found = F.cross_entropy(head(features - drift if settings.center_features else features), target)
         return Loss(found, settings.drift_penalty * drift.square().sum() / spread)
 
@@ -234,7 +234,7 @@ def _train(
     sums = train(
         optimizer,
         settings,
-        len(images),
+        images,
         generator,
         loss,
         name=task.name,
@@ -254,9 +254,7 @@ def _spread(features: Tensor) -> Tensor:
     return features.var(0, correction=0).sum() + SMALLEST * (1 + features.square().sum(1).mean())
 
 
-def batch_drift(
-    adapter: Attachment, network: nn.Module, images: Tensor, features: Tensor, settings: Settings
-) -> Tensor:
+def batch_drift(adapter: Attachment, network: Callable[[Tensor], Tensor], images: Tensor, features: Tensor) -> Tensor:
     """(D,) how far the mean feature of a batch lies from where theta0 puts the same images, augmented alike.
 
     Args:
@@ -264,9 +262,8 @@ def batch_drift(
         network: images -> features.
         images: (B, C, size, size), augmented and normalised.
         features: (B, D) of them by the network as it is trained.
-        settings: of the arithmetic.
     """
-    with torch.no_grad(), adapter.disabled(), arithmetic(settings, images.device):
+    with torch.no_grad(), adapter.disabled():
         at_theta0 = network(images).to(features.dtype)
     return (features - at_theta0).mean(0)
 

@@ -1,19 +1,25 @@
-"""The one training loop, of modules and of baselines: AdamW over a task's batches, cosine by epoch."""
+"""The one training loop, of modules and of baselines: AdamW over a task's batches, cosine by epoch.
+
+A card is never waited for within an epoch: images are read ahead, copies are begun and not waited for, losses are added
+up where they are.
+"""
 
 import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import NamedTuple, cast
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
 from intarsia.backbones.backbone import Backbone
+from intarsia.backbones.forward import Pixels, read_ahead
 from intarsia.data.augmentation import Augmentation, augment
 from intarsia.errors import DivergenceError, InputError
-from intarsia.numerics import wide
+from intarsia.numerics import autocast, products_in, wide
 from intarsia.progress import Progress, silent
 from intarsia.training.schedule import Batch, batches
 from intarsia.training.settings import Settings
@@ -37,9 +43,9 @@ def _nothing(_: object) -> None:
 def train(
     optimizer: torch.optim.Optimizer,
     settings: Settings,
-    images: int,
+    images: Pixels,
     generator: torch.Generator,
-    loss: Callable[[Batch], Loss],
+    loss: Callable[[Batch, Tensor], Loss],
     *,
     name: str,
     progress: Progress = silent,
@@ -55,9 +61,9 @@ def train(
     Args:
         optimizer: of all that is trained.
         settings: say how many epochs, images per step, and the learning rate.
-        images: N of the task.
+        images: uint8 (N, C, R, R) of the task.
         generator: of the batches' order.
-        loss: of a batch.
+        loss: of a batch and its images, uint8 (B, C, R, R), on the CPU.
         name: of the task.
         progress: told how far the work is.
         complaint: what is wrong -> how that is told, with what to do; a smaller learning rate if None.
@@ -75,61 +81,104 @@ def train(
     """
     losses = [0.0] * settings.epochs if losses is None else losses
     total: Tensor | None = None
-    for batch in batches(settings, images, generator, first):
-        batch.set_rate(optimizer)
-        found = loss(batch)
-        summed = wide(found.task.detach()) * len(batch.index)
-        total = summed if total is None else total + summed
-        optimizer.zero_grad(set_to_none=True)
-        (found.task if found.penalty is None else found.task + found.penalty).backward()
-        before_step(batch)
-        optimizer.step()
-        after_step(batch)
-        if batch.ends_epoch:
-            losses[batch.epoch], total = float(total), None
-            if not math.isfinite(losses[batch.epoch]):
-                what = f"the loss is {losses[batch.epoch]} in epoch {batch.epoch + 1}"
-                told = f"task {name!r}: {what} (lr {settings.lr:g}): use a smaller learning rate"
-                raise DivergenceError(complaint(what) if complaint else told)
-            after_epoch(batch.epoch + 1)
-            progress(f"{name}: training", batch.epoch + 1, settings.epochs)
+    device = next(p.device for group in optimizer.param_groups for p in group["params"])
+    order = batches(settings, len(images), generator, first)
+    # the next epoch's order is drawn after what this one's last batch draws
+    ahead = read_ahead(images, order, lambda batch: batch.index, device, ends=lambda batch: batch.ends_epoch)
+    with closing(ahead), products_in(settings.precision, device):
+        for batch, own in ahead:
+            batch.set_rate(optimizer)
+            found = loss(batch, own)
+            summed = wide(found.task.detach()) * len(batch.index)
+            total = summed if total is None else total + summed
+            optimizer.zero_grad(set_to_none=True)
+            (found.task if found.penalty is None else found.task + found.penalty).backward()
+            before_step(batch)
+            optimizer.step()
+            after_step(batch)
+            if batch.ends_epoch:
+                losses[batch.epoch], total = float(total), None
+                if not math.isfinite(losses[batch.epoch]):
+                    what = f"the loss is {losses[batch.epoch]} in epoch {batch.epoch + 1}"
+                    told = f"task {name!r}: {what} (lr {settings.lr:g}): use a smaller learning rate"
+                    raise DivergenceError(complaint(what) if complaint else told)
+                after_epoch(batch.epoch + 1)
+                progress(f"{name}: training", batch.epoch + 1, settings.epochs)
     return losses
 
 
 def adamw(settings: Settings, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
-    """AdamW as the settings say."""
-    return torch.optim.AdamW(list(parameters), lr=settings.lr, weight_decay=settings.weight_decay, foreach=True)
+    """AdamW as the settings say, one kernel for all parameters."""
+    return torch.optim.AdamW(list(parameters), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
 
 
-def network_to_train(backbone: Backbone, settings: Settings) -> nn.Module:
-    """The backbone's network, its adapters attached, compiled if that is asked for.
+def network_to_train(backbone: Backbone, settings: Settings) -> Callable[[Tensor], Tensor]:
+    """Normalised images (B, C, size, size) -> features (B, D), by the backbone's network, its adapters attached.
+
+    Compiled, in another precision, in parts, its blocks' activations computed again, as the settings say. Of the parts'
+    activations one part's are held at a time: each is computed again as the gradients of its features are known, so
+    that any loss of all features has its exact gradient. That costs a forward pass more.
 
     Raises:
-        InputError: there is nothing to compile with.
+        InputError: there is nothing to compile with, or there are no blocks.
     """
-    if not settings.compile:
-        return backbone.model
-    if backbone.device.type == "cpu" and not any(map(shutil.which, CXX)):
+    network, device = backbone.model, backbone.device
+    blocks = _blocks(backbone, settings)
+    if settings.compile:
+        if device.type == "cpu" and not any(map(shutil.which, CXX)):
+            raise InputError(
+                f"--training.compile on a CPU needs a C++ compiler: none of {', '.join(CXX)} found; install one"
+            )
+        torch.compiler.reset()  # what was compiled for the last task's adapters is of no use, and would count as a try
+        network = cast(nn.Module, torch.compile(network))
+
+    def whole(images: Tensor) -> Tensor:
+        with _forgetting(blocks if torch.is_grad_enabled() else ()):
+            return network(images)
+
+    def features(images: Tensor) -> Tensor:
+        parts = images.chunk(settings.accumulate)
+        run = partial(_again, whole) if torch.is_grad_enabled() and len(parts) > 1 else whole
+        with autocast(settings.precision, device):
+            found = [run(part) for part in parts]
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    return features
+
+
+def _blocks(backbone: Backbone, settings: Settings) -> Sequence[nn.Module]:
+    """Whose activations are not kept."""
+    if not settings.grad_checkpointing:
+        return ()
+    if settings.compile:
+        raise InputError("--grad-checkpointing and --training.compile together: leave one out")
+    if not (blocks := backbone.blocks()):
         raise InputError(
-            f"--training.compile on a CPU needs a C++ compiler: none of {', '.join(CXX)} found; install one"
+            f"--grad-checkpointing: {backbone.name} has no list of blocks with trainable weights whose activations "
+            "could be computed again: leave it out, and use --accumulate to save memory"
         )
-    torch.compiler.reset()  # what was compiled for the last task's adapters is of no use, and would count as a try
-    return cast(nn.Module, torch.compile(backbone.model))
+    return blocks
+
+
+def _again(network: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
+    """What a network says; what its backward pass needs is computed again. Nothing in it is random."""
+    return checkpoint(network, *inputs, use_reentrant=False, preserve_rng_state=False, **options)
 
 
 @contextmanager
-def arithmetic(settings: Settings, device: torch.device) -> Iterator[None]:
-    """The forward pass of a training step in ``settings.dtype``: products in it, weights and sums in float32."""
-    with ExitStack() as stack:
-        if settings.dtype == "bfloat16":
-            stack.enter_context(torch.autocast(device.type, torch.bfloat16))
-            if device.type == "cpu":  # whose fused attention is slower backward in bfloat16 than all else together
-                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+def _forgetting(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    """Of these modules, only inputs are kept of a forward pass in the block."""
+    try:
+        for block in blocks:
+            block.forward = partial(_again, block.forward)
         yield
+    finally:
+        for block in blocks:
+            block.__dict__.pop("forward", None)
 
 
 def training_batch(
     images: Tensor, backbone: Backbone, augmentation: Augmentation, generator: torch.Generator
 ) -> Tensor:
-    """(B, C, size, size) on the backbone's device: uint8 images (B, C, R, R), augmented and normalised."""
-    return augment(images.to(backbone.device), augmentation, backbone.preprocessing, generator)
+    """(B, C, size, size) on the backbone's device: uint8 images (B, C, R, R), augmented and normalised there."""
+    return augment(images.to(backbone.device, non_blocking=True), augmentation, backbone.preprocessing, generator)

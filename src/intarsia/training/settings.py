@@ -9,6 +9,12 @@ from intarsia.errors import InputError
 from intarsia.regularizers.choices import Step
 
 Protocol = Literal["recommended", "paper"]
+Precision = Literal["fp32", "tf32", "bf16"]
+"""As ``numerics.Precision``; there torch is needed."""
+LATER: dict[str, Any] = {"accumulate": 1, "grad_checkpointing": False}
+"""What a record need not say: what was done before there was the setting."""
+DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
+"""What ``precision`` was called in older records."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +33,12 @@ class Training:
     """Epochs over which the learning rate first rises from zero, step by step."""
     weight_decay: float | None = None
     """AdamW's weight decay."""
-    dtype: Literal["float32", "bfloat16"] | None = None
-    """Of the products in a training step; bfloat16 is faster where the processor has units for it."""
+    precision: Precision | None = None
+    """Of the network's products: in training, features and Fisher; tf32 and bf16 are faster where there are units."""
+    accumulate: int | None = None
+    """Compute each batch in so many parts: less memory, the same step, a forward pass more."""
+    grad_checkpointing: bool | None = None
+    """Compute the blocks' activations again in the backward pass: less memory, a forward pass more."""
     compile: bool | None = None
     """Compile the network that is trained, once per task: a minute each, for slightly faster steps; on a CPU it needs a
     C++ compiler."""
@@ -62,7 +72,7 @@ class Training:
     """Seed of everything random."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "probes"):
+        for name in ("epochs", "batch_size", "accumulate", "probes"):
             if (count := getattr(self, name)) is not None and count < 1:
                 raise InputError(f"{name.replace('_', '-')} {count}: expected 1 or more")
         for name in (
@@ -97,7 +107,9 @@ class Settings(Training):
     lr: float = 3e-3
     warmup: float = 1.0
     weight_decay: float = 0.0
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "fp32"
+    accumulate: int = 1
+    grad_checkpointing: bool = False
     compile: bool = False
     step: Step = "proximal"
     normalize_fisher: bool = True
@@ -124,5 +136,7 @@ class Settings(Training):
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Settings":
-        """The inverse of ``record``; what else the record says is left out."""
+        """The inverse of ``record``; what else the record says is left out, and what came later may be missing."""
+        older = {"precision": DTYPES[record["dtype"]]} if "dtype" in record else {}
+        record = {**LATER, **older, **record}
         return cls(**{field.name: record[field.name] for field in fields(cls)})

@@ -5,6 +5,7 @@ They depend on neither method, adapter nor strength.
 
 import math
 from collections.abc import Sequence
+from contextlib import closing
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from intarsia.heads.head import Head
 from intarsia.heads.pretraining import pretune
 from intarsia.heads.trained_head import RegularizedHead
 from intarsia.machine import give_back_memory
+from intarsia.numerics import Precision, autocast, products_in
 from intarsia.progress import Progress, silent
 from intarsia.regularizers.protocol import FLOOR
 from intarsia.training.schedule import Seeds
@@ -34,20 +36,22 @@ LARGEST_FEATURE = 1e15
 """Sums of squares of larger features leave float32."""
 
 
-def features_of(backbone: Backbone, task: Task, progress: Progress = silent) -> Tensor:
+def features_of(backbone: Backbone, task: Task, progress: Progress = silent, precision: Precision = "fp32") -> Tensor:
     """(N, D), float32, on the CPU: features of a task's training images by the backbone's network as it stands; step 1.
 
     Raises:
         DivergenceError: some are not finite, or so large that their squares are not.
     """
-    features = outputs(
-        backbone.features,
-        task.train.pixels(backbone.preprocessing),
-        backbone.preprocessing,
-        backbone.device,
-        progress=progress,
-        phase=f"{task.name}: features",
-    ).float()
+    device = backbone.device
+    with products_in(precision, device), autocast(precision, device):
+        features = outputs(
+            backbone.features,
+            task.train.pixels(backbone.preprocessing),
+            backbone.preprocessing,
+            device,
+            progress=progress,
+            phase=f"{task.name}: features",
+        ).float()
     if not float(features.abs().max()) <= LARGEST_FEATURE:
         bad = int((~(features.abs() <= LARGEST_FEATURE)).any(1).sum())
         raise DivergenceError(
@@ -118,21 +122,23 @@ def fisher_at_theta0(
         DivergenceError: it is not finite.
     """
     images = task.train.pixels(backbone.preprocessing)
-    batches = normalized(
-        images, backbone.preprocessing, backbone.device, progress=progress, phase=f"{task.name}: Fisher"
-    )
-    fisher = diagonal_fisher(
-        backbone,
-        reference.to(backbone.device),
-        batches,
-        estimator=settings.fisher,
-        probes=settings.probes,
-        generator=seeds.generator("fisher"),
-    )
+    phase = f"{task.name}: Fisher"
+    with closing(
+        normalized(images, backbone.preprocessing, backbone.device, progress=progress, phase=phase)
+    ) as batches:
+        fisher = diagonal_fisher(
+            backbone,
+            reference.to(backbone.device),
+            batches,
+            estimator=settings.fisher,
+            probes=settings.probes,
+            generator=seeds.generator("fisher"),
+            precision=settings.precision,
+        )
     if not math.isfinite(numbers := sum(float(f.sum()) for f in fisher.sums.values())):
         raise DivergenceError(
             f"task {task.name!r}: its Fisher sums to {numbers}, expected a finite number: the backbone's features or "
-            "gradients are not finite on these images; try --training.dtype float32, or look at the weights"
+            "gradients are not finite on these images; try --precision fp32, or look at the weights"
         )
     return fisher
 

@@ -34,7 +34,7 @@ def prepare(
     timings, number = Timings(), len(state.tasks) + 1
     seeds = Seeds(settings.seed, number)
 
-    features = features_of(backbone, task, progress)
+    features = features_of(backbone, task, progress, settings.precision)
     timings.lap("features")
     statistics = class_statistics(features, task, settings, seeds)
     timings.lap("statistics")

@@ -1,0 +1,294 @@
+"""The training loop's economies: images read ahead, no waiting within an epoch, parts, activations computed again."""
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cases import ADAPTERS, GREY, KINDS, QUICK, backbone, repeated, split_backbone, stream
+from intarsia import IEL, ITA, LoRA, Pool, learn
+from intarsia.adapters import Adapter
+from intarsia.backbones.forward import normalized, outputs, read_ahead
+from intarsia.data.pixels import Lazy
+from intarsia.errors import InputError
+from intarsia.regularizers.choices import Step
+from intarsia.regularizers.l2 import L2
+from intarsia.training import fine_tuning
+from intarsia.training.loop import network_to_train
+from intarsia.training.schedule import Batch
+from intarsia.training.settings import Settings
+
+CPU = torch.device("cpu")
+HELD = ITA(1.0), IEL(1.0), L2(0.1)
+STEPS: tuple[Step, ...] = ("proximal", "decoupled", "coupled")
+each_adapter = pytest.mark.parametrize("adapter", ADAPTERS, ids=KINDS)
+each_regularizer = pytest.mark.parametrize("regularizer", HELD, ids=("ita", "iel", "l2"))
+
+
+def dense(pool: Pool) -> Tensor:
+    """All task vectors, one after another."""
+    return torch.cat([tau.flatten() for task in pool.tasks for tau in pool.vector(task).values()])
+
+
+def learned(out: Path, adapter: Adapter, regularizer: ITA | IEL, training: Settings) -> Tensor:
+    """Two tasks' vectors in double precision: rounding does not hide what differs."""
+    theta0 = backbone(dtype=torch.float64)
+    return dense(learn(theta0, stream(2), out=out, adapter=adapter, regularizer=regularizer, training=training))
+
+
+def numbers(count: int) -> Tensor:
+    """Images (N, 1, 8, 8), each of its own number."""
+    return torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 8, 8).clone()
+
+
+def lazy(images: Tensor, read: Callable[[Any], object] = lambda _: None) -> Lazy:
+    """The same images, read when they are asked for."""
+
+    def rows(which: Any) -> Tensor:
+        read(which)
+        return images[list(which)]
+
+    return Lazy(len(images), rows)
+
+
+def readers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("intarsia-reader")]
+
+
+# Reading ahead
+
+
+def test_images_come_in_order_and_the_next_are_read_while_some_are_used() -> None:
+    begun: list[list[int]] = []
+    keys = [[2, 0], [1], [4, 3, 5]]
+    images = lazy(numbers(6), lambda rows: begun.append(list(rows)))
+    with closing(read_ahead(images, keys, torch.tensor, CPU)) as batches:
+        for number, (key, batch) in enumerate(batches):
+            assert key == keys[number]
+            assert batch[:, 0, 0, 0].tolist() == key
+            wanted, end = min(number + 2, 3), time.monotonic() + 20
+            while len(begun) < wanted and time.monotonic() < end:
+                time.sleep(0.001)
+            assert begun == keys[:wanted]
+    assert not readers()
+
+
+def test_after_the_end_of_an_epoch_nothing_is_read_ahead() -> None:
+    """The order of the next depends on what the last batch draws."""
+    asked: list[int] = []
+
+    def keys() -> Any:
+        for number in range(4):
+            asked.append(number)
+            yield number
+
+    ahead = read_ahead(lazy(numbers(4)), keys(), lambda n: slice(n, n + 1), CPU, ends=lambda n: n % 2 == 1)
+    with closing(ahead) as batches:
+        for number, _ in batches:
+            assert asked == list(range(number + 1 if number % 2 else number + 2))
+    assert asked == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("error", [InputError("cut off"), KeyboardInterrupt()], ids=("reader's", "interrupt"))
+def test_what_a_reader_raises_is_raised_and_no_thread_is_left(error: BaseException, tmp_path: Path) -> None:
+    def read(rows: Any) -> None:
+        if 5 in rows:
+            raise error
+
+    for use in (
+        lambda images: outputs(lambda x: x.flatten(1), images, GREY, CPU),
+        lambda images: list(normalized(images, GREY, CPU)),
+    ):
+        with pytest.raises(type(error)):
+            use(lazy(numbers(70), read))
+        assert not readers()
+
+
+def test_no_thread_is_left_where_training_fails_or_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = stream(1)
+    images = tasks[0].train.tensor(GREY)
+    monkeypatch.setattr(type(tasks[0].train), "pixels", lambda *_: lazy(images))
+    seen: list[int] = []
+
+    def fail(*_: object) -> None:
+        seen.append(len(readers()))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fine_tuning, "batch_drift", fail)
+    with pytest.raises(KeyboardInterrupt):
+        learn(backbone(), tasks, out=tmp_path / "p", training=replace(QUICK, batch_size=2))
+    assert seen == [1]
+    assert not readers()
+
+
+# No waiting
+
+
+class Waiting(TorchDispatchMode):
+    """Operations that make the processor wait for a device, while ``on``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on, self.found, self.seen = False, list[str](), 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """One operation of torch."""
+        if self.on:
+            self.seen += 1
+            by_booleans = func is torch.ops.aten.index.Tensor and any(
+                i is not None and i.dtype == torch.bool for i in args[1]
+            )
+            if by_booleans or func in (
+                torch.ops.aten._local_scalar_dense.default,
+                torch.ops.aten.nonzero.default,
+                torch.ops.aten.masked_select.default,
+                torch.ops.aten.equal.default,
+            ):
+                self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@each_adapter
+@pytest.mark.parametrize("step", STEPS)
+def test_no_step_looks_at_a_number_of_the_device(
+    adapter: Adapter, step: Step, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the end of an epoch's first step to the end of its last; on a card, test_cuda.py asks torch itself."""
+    train, waiting = fine_tuning.train, Waiting()
+
+    def watched(*args: Any, after_step: Callable[[Batch], None], **options: Any) -> list[float]:
+        def after(batch: Batch) -> None:
+            if batch.ends_epoch:
+                waiting.on = False
+            after_step(batch)
+            waiting.on = not batch.ends_epoch
+
+        with waiting:
+            return train(*args, after_step=after, **options)
+
+    monkeypatch.setattr(fine_tuning, "train", watched)
+    tasks = stream(2)
+    monkeypatch.setattr(type(tasks), "augmentation", "photo", raising=False)
+    for regularizer in HELD[:2]:
+        settings = replace(QUICK, step=step, batch_size=3)
+        learn(
+            backbone(),
+            tasks,
+            out=tmp_path / regularizer.kind,
+            adapter=adapter,
+            regularizer=regularizer,
+            training=settings,
+        )
+    assert waiting.seen > 100
+    assert waiting.found == []
+
+
+# Parts, and activations computed again
+
+
+@each_adapter
+@each_regularizer
+@pytest.mark.parametrize("centered", [True, False], ids=("centered", "plain"))
+def test_a_batch_in_parts_is_the_same_step(
+    adapter: Adapter, regularizer: ITA | IEL, centered: bool, tmp_path: Path
+) -> None:
+    """The mean drift is that of the whole batch: of each part it would be another."""
+    how = replace(QUICK, center_features=centered, drift_penalty=float(centered))
+    whole = learned(tmp_path / "whole", adapter, regularizer, how)
+    parts = learned(tmp_path / "parts", adapter, regularizer, replace(how, accumulate=3))
+    assert float((parts - whole).norm()) < 1e-5 * float(whole.norm())
+    smaller = learned(tmp_path / "smaller", adapter, regularizer, replace(how, batch_size=3))
+    assert float((smaller - whole).norm()) > 1e-2 * float(whole.norm())
+
+
+@each_adapter
+@each_regularizer
+def test_activations_computed_again_are_the_same(adapter: Adapter, regularizer: ITA | IEL, tmp_path: Path) -> None:
+    whole = learned(tmp_path / "whole", adapter, regularizer, QUICK)
+    for how in ({}, {"accumulate": 2}):
+        training = replace(QUICK, grad_checkpointing=True, **how)
+        again = learned(tmp_path / f"again{len(how)}", adapter, regularizer, training)
+        assert float((again - whole).norm()) < 1e-5 * float(whole.norm())
+
+
+@pytest.mark.parametrize("how", ["grad_checkpointing", "accumulate"])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_every_precision_goes_with_them(how: str, precision: Any, tmp_path: Path) -> None:
+    """What is computed again has the type and the kernels that it had."""
+    training = replace(QUICK, precision=precision)
+    kept, again = (
+        learn(backbone(), stream(1), out=tmp_path / name, adapter=LoRA(2), training=replace(training, **more))
+        for name, more in (("kept", {}), ("again", {how: 2 if how == "accumulate" else True}))
+    )
+    torch.testing.assert_close(dense(again), dense(kept), rtol=0, atol=0.02 if precision == "bf16" else 1e-4)
+
+
+@pytest.mark.parametrize("how", [{}, {"accumulate": 2}, {"grad_checkpointing": True}], ids=("kept", "parts", "blocks"))
+def test_activations_are_computed_again_one_part_or_block_at_a_time(how: dict[str, Any]) -> None:
+    """In the backward pass: forward of one (its images), then back through it, then the next."""
+    theta0, events, kept = backbone(), list[str](), 0
+
+    def look(name: str) -> Callable[..., None]:
+        def hook(_: object, __: object, output: Tensor) -> None:
+            events.append(f"{name} of {len(output)}")
+            output.register_hook(lambda g: events.append(f"back {name} of {len(g)}"))
+
+        return hook
+
+    def pack(x: Tensor) -> Tensor:
+        nonlocal kept
+        kept += 1
+        return x
+
+    with theta0.attach(LoRA(2)):
+        for name, block in zip("ab", theta0.blocks(), strict=True):
+            inner = block.get_submodule("mlp.fc1")
+            inner.register_forward_hook(look(name))
+        network = network_to_train(theta0, replace(QUICK, **how))
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            features = network(torch.randn(4, 1, 8, 8))
+        ahead, events[:] = [*events], []
+        features.sum().backward()
+    if not how:
+        assert ahead == ["a of 4", "b of 4"]
+        assert events == ["back b of 4", "back a of 4"]
+        assert kept > 20
+    elif "accumulate" in how:
+        assert ahead == ["a of 2", "b of 2"] * 2
+        assert events == ["a of 2", "b of 2", "back b of 2", "back a of 2"] * 2
+        assert kept <= 2
+    else:
+        assert ahead == ["a of 4", "b of 4"]
+        assert events == ["b of 4", "back b of 4", "a of 4", "back a of 4"]
+        assert kept < 10
+
+
+def test_blocks_are_the_longest_list_with_trainable_weights_inside() -> None:
+    theta0 = backbone()
+    assert theta0.blocks() == [*theta0.model.get_submodule("blocks").children()]
+    split = split_backbone()
+    assert split.blocks() == [*split.model.get_submodule("blocks").children()]
+    with theta0.attach(LoRA(2)):
+        assert theta0.blocks() == [*theta0.model.get_submodule("blocks").children()]
+        network_to_train(theta0, replace(QUICK, grad_checkpointing=True))(torch.zeros(2, 1, 8, 8))
+    assert not any("forward" in vars(module) for module in theta0.model.modules())
+
+
+def test_without_blocks_or_compiled_it_is_refused_by_name(tmp_path: Path) -> None:
+    settings = replace(QUICK, grad_checkpointing=True)
+    none = repeated("called twice", torch.float32)
+    assert none.blocks() == []
+    with pytest.raises(InputError, match="--grad-checkpointing: called twice has no list of blocks"):
+        learn(none, stream(1), out=tmp_path / "p", training=settings)
+    with pytest.raises(InputError, match="leave one out"):
+        network_to_train(backbone(), replace(settings, compile=True))
