@@ -1,5 +1,6 @@
 """What a card computes, against the same on the CPU; not run where there is no card."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from intarsia.evaluation.theorem import diagnose
 from intarsia.pool import merged
 from intarsia.regularizers.choices import Step
 from intarsia.study.methods import METHODS
+from intarsia.training import fine_tuning
+from intarsia.training.schedule import Batch
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 NEAR: dict[str, Any] = {"rtol": 0.0, "atol": 0.02}
@@ -128,3 +131,55 @@ def test_every_method_answers_on_a_card_as_on_a_cpu(name: str, tmp_path: Path) -
         if stage.modules is not None:
             answers[-1] = torch.cat([answers[-1], stage.modules.mean.logits(images())])
     torch.testing.assert_close(answers[1], answers[0], rtol=0.02, atol=0.05)
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=KINDS)
+@pytest.mark.parametrize("how", STEPS)
+def test_no_step_waits_for_the_card(
+    adapter: Adapter, how: Step, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the end of an epoch's first step to the end of its last, torch raises where the card is waited for."""
+    train, steps = fine_tuning.train, 0
+
+    def watched(*args: Any, after_step: Callable[[Batch], None], **options: Any) -> list[float]:
+        def after(batch: Batch) -> None:
+            nonlocal steps
+            if batch.ends_epoch:
+                torch.cuda.set_sync_debug_mode("default")
+            after_step(batch)
+            torch.cuda.set_sync_debug_mode("default" if batch.ends_epoch else "error")
+            steps += 1
+
+        try:
+            return train(*args, after_step=after, **options)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(fine_tuning, "train", watched)
+    for regularizer in HELD:
+        training = replace(QUICK, step=how, batch_size=3)
+        learned(tmp_path / regularizer.kind, "cuda", regularizer, adapter=adapter, training=training)
+    assert steps > 20
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+@pytest.mark.parametrize("more", [{}, {"accumulate": 2}, {"grad_checkpointing": True}], ids=("", "parts", "again"))
+def test_a_card_learns_in_every_precision_nearly_the_same(precision: Any, more: dict[str, Any], tmp_path: Path) -> None:
+    pools = [
+        learned(tmp_path / name, "cuda", ITA(1.0), training=replace(QUICK, precision=name, **options))
+        for name, options in (("fp32", {}), (precision, more))
+    ]
+    exact, near = (pool.mean().logits(images()) for pool in pools)
+    torch.testing.assert_close(near, exact, rtol=0.1, atol=0.1)
+    fishers = [pool.fisher() for pool in pools]
+    assert all(f is not None and {s.dtype for s in f.sums.values()} == {torch.float32} for f in fishers)
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32])
+def test_the_kernel_takes_what_autocast_gives(kind: torch.dtype) -> None:
+    a, g = randn(16, 65, 192, seed=0).to(kind), randn(16, 65, 130, seed=1).to(torch.bfloat16)
+    expected = torch.bmm(g.double().transpose(1, 2), a.to(torch.bfloat16).double()).square().sum(0)
+    got = torch.zeros(130, 192, device="cuda")
+    add_squares(got, a.cuda(), g.cuda())
+    torch.testing.assert_close(got.cpu().double(), expected, rtol=1e-4, atol=1e-3)

@@ -14,19 +14,26 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cases import ADAPTERS, GREY, KINDS, QUICK, backbone, repeated, split_backbone, stream
-from intarsia import IEL, ITA, LoRA, Pool, learn
+from intarsia import IEL, ITA, Backbone, LoRA, Pool, TaskStream, learn
 from intarsia.adapters import Adapter
 from intarsia.backbones.forward import normalized, outputs, read_ahead
+from intarsia.curvature import taps
+from intarsia.curvature.squares import add_squares
 from intarsia.data.pixels import Lazy
 from intarsia.errors import InputError
+from intarsia.numerics import products_in
 from intarsia.regularizers.choices import Step
 from intarsia.regularizers.l2 import L2
-from intarsia.training import fine_tuning
+from intarsia.training import fine_tuning, steps
 from intarsia.training.loop import network_to_train
 from intarsia.training.schedule import Batch
 from intarsia.training.settings import Settings
+from intarsia.training.state import LearnerState, PreparedTask
+from intarsia.training.task import prepare
 
 CPU = torch.device("cpu")
+FEATURES, FISHER = 0.02, 0.05
+"""Relative errors of bfloat16 at most."""
 HELD = ITA(1.0), IEL(1.0), L2(0.1)
 STEPS: tuple[Step, ...] = ("proximal", "decoupled", "coupled")
 each_adapter = pytest.mark.parametrize("adapter", ADAPTERS, ids=KINDS)
@@ -271,6 +278,60 @@ def test_activations_are_computed_again_one_part_or_block_at_a_time(how: dict[st
         assert ahead == ["a of 4", "b of 4"]
         assert events == ["b of 4", "back b of 4", "a of 4", "back a of 4"]
         assert kept < 10
+
+
+# Precision
+
+
+def test_tf32_is_set_for_the_work_alone_and_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, set[str]] = {}
+
+    def looking(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def look(*args: Any, **options: Any) -> Any:
+            seen.setdefault(name, set()).add(torch.get_float32_matmul_precision())
+            return real(*args, **options)
+
+        return look
+
+    for where, name in ((fine_tuning, "batch_drift"), (steps, "outputs"), (taps, "logit_vectors")):
+        monkeypatch.setattr(where, name, looking(name, getattr(where, name)))
+    learn(backbone(), stream(1), out=tmp_path / "p", training=replace(QUICK, precision="tf32"))
+    assert seen == {"batch_drift": {"high"}, "outputs": {"high"}, "logit_vectors": {"high"}}
+    assert torch.get_float32_matmul_precision() == "highest"
+    with pytest.raises(InputError), products_in("tf32", CPU):
+        raise InputError("in the middle")
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.fixture(scope="module")
+def prepared() -> dict[str, PreparedTask]:
+    """A task of the built-in stream after steps 1 to 4, by precision; its reference heads are those of its features."""
+    theta0, tasks = Backbone.load(), TaskStream.load(max_per_class=4)
+    return {p: prepare(theta0, tasks[0], LearnerState(), Settings(precision=p))[0] for p in ("fp32", "bf16")}
+
+
+def test_features_and_fisher_in_bfloat16_lie_near_those_in_float32(prepared: dict[str, PreparedTask]) -> None:
+    """Nearer than half of the images come to the other half: docs/performance.md has the figures."""
+    exact, near = prepared["fp32"], prepared["bf16"]
+    away = float((near.features - exact.features).norm() / exact.features.norm())
+    assert 1e-4 < away < FEATURES
+    apart = [(near.fisher.sums[n] - f).square().sum() for n, f in exact.fisher.sums.items()]
+    error = float(sum(apart) / sum(f.square().sum() for f in exact.fisher.sums.values())) ** 0.5
+    assert 1e-4 < error < FISHER
+    assert exact.fisher.error is not None
+    assert error < exact.fisher.error
+    assert {s.dtype for s in near.fisher.sums.values()} == {torch.float32}
+
+
+def test_sums_of_squares_stay_in_float32() -> None:
+    """In bfloat16, 1 is too small beside 256 to be added."""
+    into = torch.full((2, 3), 256.0)
+    for _ in range(8):
+        add_squares(into, torch.ones(1, 1, 3), torch.ones(1, 1, 2, dtype=torch.bfloat16))
+    assert torch.equal(into, torch.full((2, 3), 264.0))
+
+
+# Blocks
 
 
 def test_blocks_are_the_longest_list_with_trainable_weights_inside() -> None:

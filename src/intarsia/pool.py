@@ -26,6 +26,7 @@ from intarsia.merging.model import ComposedModel
 from intarsia.merging.recipe import Recipe
 from intarsia.merging.rules.table import merged_vector
 from intarsia.merging.rules.vectors import best_scale, coefficients
+from intarsia.store.card import Card
 from intarsia.store.index import INDEX, Index
 from intarsia.store.lock import RUN
 from intarsia.store.module import Module, Trace
@@ -151,7 +152,8 @@ class Pool(Store):
 
         positive = all(w > 0 for w in recipe.weights.values())
         network = merge(self.backbone, self.adapter, modules, recipe.weights)
-        return self._model(recipe, network, joined, kind, before if positive else None)
+        cards = {module.task: module.card for module in modules}
+        return self._model(recipe, network, joined, kind, before if positive else None, cards)
 
     def _heads(self, recipe: Recipe, heads: Heads, known: int) -> tuple[list[Module], Head, Heads]:
         """The modules a recipe needs, its heads, and of which kind they are."""
@@ -230,9 +232,10 @@ class Pool(Store):
         head: Head,
         heads: Heads,
         before: Callable[[int], ComposedModel] | None = None,
+        known: Mapping[str, Card] | None = None,
     ) -> ComposedModel:
         backbone = self.backbone
-        cards = {t: self.card(t) for t in recipe.tasks}
+        cards = {t: (known or {}).get(t) or self.card(t) for t in recipe.tasks}
         record = {
             "name": recipe.name,
             "weights": dict(recipe.weights),

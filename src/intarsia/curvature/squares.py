@@ -22,19 +22,17 @@ def add_squares(into: Tensor, a: Tensor, g: Tensor, weight: float = 1.0) -> None
         g: output gradients (B, N, O).
         weight: factor.
     """
-    if a.dtype != g.dtype:  # autocast's: the layer saw its input in the gradient's type
-        a = a.to(g.dtype)
     if into.is_cuda and (kernel := _kernel()) is not None:
-        kernel(into, a, g, weight)
+        kernel(into, a.to(g.dtype), g, weight)  # under autocast the layer saw its input in the gradient's type
     else:
-        add_squares_by_products(into, a, g, weight)
+        add_squares_by_products(into, a.to(into.dtype), g.to(into.dtype), weight)
 
 
 def add_squares_by_products(into: Tensor, a: Tensor, g: Tensor, weight: float = 1.0, chunk: int = _CHUNK) -> None:
     """The same on any device, ``chunk`` numbers of per-image gradient at a time."""
     step = max(1, chunk // into.numel())
     for start in range(0, len(a), step):
-        per_image = torch.bmm(g[start : start + step].transpose(1, 2), a[start : start + step]).to(into)  # (b, O, I)
+        per_image = torch.bmm(g[start : start + step].transpose(1, 2), a[start : start + step])  # (b, O, I)
         into.add_(per_image.square_().sum(0), alpha=weight)
 
 

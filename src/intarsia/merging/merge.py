@@ -66,18 +66,17 @@ def moved(backbone: Backbone, by: Callable[[str, Tensor], Tensor], what: str = "
     Raises:
         InputError: an update has another shape than its weight, or the sum is not finite.
     """
-    network = copy.deepcopy(backbone.model)
-    for name, path in backbone.targets.items():
-        layer = network.get_submodule(path)
-        assert isinstance(layer, nn.Linear)
-        theta0 = layer.weight.detach()
+    new: dict[int, nn.Parameter] = {}
+    for name, weight in backbone.weights.items():
+        theta0 = weight.detach()
         update = by(name, theta0)
         if update.shape != theta0.shape:
             raise InputError(f"{name}: an update {tuple(update.shape)} for a weight {tuple(theta0.shape)}")
-        theta0.add_(update)
-        if not finite(theta0):
+        merged = (theta0 + update).to(theta0.dtype)
+        if not finite(merged):
             raise InputError(
                 f"{name}: the weight merged of {what} is not finite, expected numbers that {theta0.dtype} holds: use "
                 "smaller coefficients (--scale, --weights)"
             )
-    return network
+        new[id(weight)] = nn.Parameter(merged, requires_grad=False)
+    return copy.deepcopy(backbone.model, new)  # which takes these in place of copies

@@ -22,6 +22,9 @@ from intarsia.errors import InputError
 from intarsia.numerics import finite
 from intarsia.strict_json import LARGEST_JSON, parse_json
 
+Unchanged = tuple[int, int, int]
+"""Size, time of the last change in ns, and inode of a file."""
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -77,24 +80,32 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def read(path: Path, seen: Seen | None = None, *, largest: int | None = None) -> bytes:
+def read(
+    path: Path, seen: Seen | None = None, *, largest: int | None = None, known: dict[Path, Unchanged] | None = None
+) -> bytes:
     """The bytes of a file.
 
     Args:
         path: the file.
         seen: what it held when it was written.
         largest: bytes it may have; as many as it had, if that is known.
+        known: files whose bytes were what they should be, and how they stood then: while they stand so they are not
+            hashed again. This one is put there.
 
     Raises:
         InputError: it is missing, too large or not what it was.
     """
     with reading(path):
         most = seen.size if seen is not None and seen.size is not None else largest
-        if most is not None and (size := path.stat().st_size) > most:
+        there = path.stat()
+        if most is not None and (size := there.st_size) > most:
             raise ValueError(f"{size:,} bytes, expected at most {most:,}")
         data = path.read_bytes()
-        if seen is not None:
+        stands = there.st_size, there.st_mtime_ns, there.st_ino
+        if seen is not None and not (known and known.get(path) == stands and len(data) == there.st_size):
             seen.check(data)
+        if seen is not None and known is not None:
+            known[path] = stands
     return data
 
 

@@ -29,7 +29,18 @@ from intarsia.curvature.fisher import DiagonalFisher
 from intarsia.errors import InputError
 from intarsia.heads.head import Head
 from intarsia.store.card import Card
-from intarsia.store.files import Seen, flush, parse_metadata, parse_tensors, read, reading, save, write, writing
+from intarsia.store.files import (
+    Seen,
+    Unchanged,
+    flush,
+    parse_metadata,
+    parse_tensors,
+    read,
+    reading,
+    save,
+    write,
+    writing,
+)
 from intarsia.store.index import CARRIED, FISHER, INDEX, Index
 from intarsia.store.module import Module, Trace
 from intarsia.strict_json import parse_json
@@ -51,6 +62,7 @@ class Store:
     def __init__(self, path: Path, index: Index) -> None:
         self.path = path
         self.index = index
+        self._checked: dict[Path, Unchanged] = {}
 
     @cached_property
     def _home(self) -> Path:
@@ -98,11 +110,14 @@ class Store:
         with reading(self.path / self._of_task(task, "")):
             return Trace.from_files(lambda name: self.read(self._of_task(task, name)), task)
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, *, again: bool = False) -> bytes:
         """What a file of the pool holds, as it was written.
+
+        It is hashed once; then while its size and time of change are what they were it is taken to be the same.
 
         Args:
             name: as ``pool.json`` calls it.
+            again: hash it whatever was seen before.
 
         Raises:
             InputError: it is missing, damaged, or lies outside the pool's folder.
@@ -112,7 +127,7 @@ class Store:
             raise InputError(f"{path} leads out of the pool, to {path.resolve()}: put the file itself there")
         if not path.exists() and Index.read(self.path).files.keys() != self.index.files.keys():
             raise InputError(f"{path} is gone: the pool has changed since it was opened; open it again")
-        return read(path, self.index.files[name])
+        return read(path, self.index.files[name], known=None if again else self._checked)
 
     def fisher(self, task: str | None = None) -> DiagonalFisher | None:
         """The running Fisher of all tasks, or the Fisher of one where it was kept (None where it was not)."""

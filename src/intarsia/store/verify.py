@@ -51,7 +51,7 @@ def verify(store: Store, progress: Progress = silent) -> list[Damage]:
             done += 1
             progress("files", done, len(index.files))
             try:
-                data = store.read(name)
+                data = store.read(name, again=True)
                 with reading(store.path / name):
                     if name.endswith(".safetensors"):
                         parse_tensors(data)

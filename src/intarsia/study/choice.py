@@ -25,9 +25,9 @@ class Source:
     split: Path | None = None
     """A JSON file: task -> list of its classes."""
     max_per_class: int | None = None
-    """Use at most so many training and test images per class."""
+    """Most training and test images of a class."""
     only: tuple[str, ...] = ()
-    """Names of the tasks to use; all if none is named."""
+    """Tasks to use; all if none is named."""
     order: Order | None = None
     """Order of the classes: as named (fixed), or drawn by the seed (shuffled)."""
     test_fraction: float | None = None

@@ -34,11 +34,11 @@ class Training:
     weight_decay: float | None = None
     """AdamW's weight decay."""
     precision: Precision | None = None
-    """Of the network's products: in training, features and Fisher; tf32 and bf16 are faster where there are units."""
+    """Of the network's products; Fisher, too."""
     accumulate: int | None = None
-    """Compute each batch in so many parts: less memory, the same step, a forward pass more."""
+    """Parts that a batch is computed in."""
     grad_checkpointing: bool | None = None
-    """Compute the blocks' activations again in the backward pass: less memory, a forward pass more."""
+    """Keep no activations: less memory, more time."""
     compile: bool | None = None
     """Compile the network that is trained, once per task: a minute each, for slightly faster steps; on a CPU it needs a
     C++ compiler."""
