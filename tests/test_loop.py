@@ -1,5 +1,8 @@
 """The training loop's economies: images read ahead, no waiting within an epoch, parts, activations computed again."""
 
+import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -32,6 +35,7 @@ from intarsia.training.state import LearnerState, PreparedTask
 from intarsia.training.task import prepare
 
 CPU = torch.device("cpu")
+CARD = Path(__file__).parents[1] / "benchmarks" / "performance" / "card.py"
 FEATURES, FISHER = 0.02, 0.05
 """Relative errors of bfloat16 at most."""
 HELD = ITA(1.0), IEL(1.0), L2(0.1)
@@ -353,3 +357,25 @@ def test_without_blocks_or_compiled_it_is_refused_by_name(tmp_path: Path) -> Non
         learn(none, stream(1), out=tmp_path / "p", training=settings)
     with pytest.raises(InputError, match="leave one out"):
         network_to_train(backbone(), replace(settings, compile=True))
+
+
+# The script for a card
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_script_for_a_card_runs_to_its_end_tiny(precision: str, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    options = ["--device", "cpu", "--small", "--precision", precision, "--rows", str(rows), "--json"]
+    done = subprocess.run([sys.executable, str(CARD), *options], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)["rows"]
+    assert [json.loads(line)["what"] for line in rows.read_text().splitlines()] == [row["what"] for row in found]
+    assert len(found) == 11
+    assert not [row for row in found if "error" in row and not isinstance(row["error"], float)]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
+def test_without_a_card_its_script_says_so_in_one_line() -> None:
+    done = subprocess.run([sys.executable, str(CARD)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "no CUDA device is here" in done.stderr
