@@ -459,6 +459,31 @@ def test_json_that_is_enormous_is_not_read(copied: Path) -> None:
         read_split(copied / "split.json")
 
 
+def test_a_file_is_hashed_once_while_it_stands_as_it_was(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its size, time of change and inode; to ``verify``, that is no proof."""
+    check, hashed = storage.Seen.check, list[int]()
+
+    def counted(seen: storage.Seen, data: bytes) -> None:
+        hashed.append(len(data))
+        check(seen, data)
+
+    monkeypatch.setattr(storage.Seen, "check", counted)
+    pool = Pool.open(copied, backbone())
+    first = pool.mean()
+    once = len(hashed)
+    assert once == 6 * len(pool.tasks)  # every file of every module, cards too
+    assert same(pool.mean().state_dict(), first.state_dict())
+    assert len(hashed) == once
+    path = copied / "modules" / "task01" / "vector.safetensors"
+    there, data = path.stat(), path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    os.utime(path, ns=(there.st_atime_ns, there.st_mtime_ns))
+    assert [damage.file for damage in verify(pool)] == ["modules/task01/vector.safetensors"]
+    os.utime(path, ns=(there.st_atime_ns, there.st_mtime_ns + 1))
+    with pytest.raises(InputError, match="its bytes have changed"):
+        pool.mean()
+
+
 def test_a_link_out_of_the_pool_is_not_followed(copied: Path, tmp_path: Path) -> None:
     vector = copied / "modules" / "task01" / "vector.safetensors"
     vector.rename(tmp_path / "elsewhere")

@@ -22,8 +22,8 @@ from intarsia.errors import InputError
 from intarsia.numerics import finite
 from intarsia.strict_json import LARGEST_JSON, parse_json
 
-Unchanged = tuple[int, int, int]
-"""Size, time of the last change in ns, and inode of a file."""
+Known = dict[Path, tuple[int, int, int]]
+"""Files whose bytes were what they should be, and their size, time of change in ns and inode then."""
 
 
 @dataclass(frozen=True)
@@ -80,17 +80,14 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def read(
-    path: Path, seen: Seen | None = None, *, largest: int | None = None, known: dict[Path, Unchanged] | None = None
-) -> bytes:
+def read(path: Path, seen: Seen | None = None, *, largest: int | None = None, known: Known | None = None) -> bytes:
     """The bytes of a file.
 
     Args:
         path: the file.
         seen: what it held when it was written.
         largest: bytes it may have; as many as it had, if that is known.
-        known: files whose bytes were what they should be, and how they stood then: while they stand so they are not
-            hashed again. This one is put there.
+        known: while a file is as it stands there, it is not hashed again; this one is put there.
 
     Raises:
         InputError: it is missing, too large or not what it was.

@@ -29,25 +29,12 @@ from intarsia.curvature.fisher import DiagonalFisher
 from intarsia.errors import InputError
 from intarsia.heads.head import Head
 from intarsia.store.card import Card
-from intarsia.store.files import (
-    Seen,
-    Unchanged,
-    flush,
-    parse_metadata,
-    parse_tensors,
-    read,
-    reading,
-    save,
-    write,
-    writing,
-)
+from intarsia.store.files import Known, Seen, flush, parse_metadata, parse_tensors, read, reading, save, write, writing
 from intarsia.store.index import CARRIED, FISHER, INDEX, Index
 from intarsia.store.module import Module, Trace
 from intarsia.strict_json import parse_json
 
 LOG = "log.jsonl"
-
-
 Parsed = TypeVar("Parsed")
 
 
@@ -62,7 +49,7 @@ class Store:
     def __init__(self, path: Path, index: Index) -> None:
         self.path = path
         self.index = index
-        self._checked: dict[Path, Unchanged] = {}
+        self._checked: Known = {}
 
     @cached_property
     def _home(self) -> Path:
@@ -113,11 +100,9 @@ class Store:
     def read(self, name: str, *, again: bool = False) -> bytes:
         """What a file of the pool holds, as it was written.
 
-        It is hashed once; then while its size and time of change are what they were it is taken to be the same.
-
         Args:
             name: as ``pool.json`` calls it.
-            again: hash it whatever was seen before.
+            again: hash it, though it was hashed before and its size and time of change are what they were.
 
         Raises:
             InputError: it is missing, damaged, or lies outside the pool's folder.
