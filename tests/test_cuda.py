@@ -157,8 +157,9 @@ def test_no_step_waits_for_the_card(
 
     monkeypatch.setattr(fine_tuning, "train", watched)
     for regularizer in HELD:
-        training = replace(QUICK, step=how, batch_size=3)
-        learned(tmp_path / regularizer.kind, "cuda", regularizer, adapter=adapter, training=training)
+        options: dict[str, Any] = {"adapter": adapter, "training": replace(QUICK, step=how, batch_size=3)}
+        tasks = replace(stream(3), augmentation="photo")
+        learn(backbone().to("cuda"), tasks, out=tmp_path / regularizer.kind, regularizer=regularizer, **options)
     assert steps > 20
 
 

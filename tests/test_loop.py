@@ -188,8 +188,7 @@ def test_no_step_looks_at_a_number_of_the_device(
             return train(*args, after_step=after, **options)
 
     monkeypatch.setattr(fine_tuning, "train", watched)
-    tasks = stream(2)
-    monkeypatch.setattr(type(tasks), "augmentation", "photo", raising=False)
+    tasks = replace(stream(2), augmentation="photo")
     for regularizer in HELD[:2]:
         settings = replace(QUICK, step=step, batch_size=3)
         learn(
