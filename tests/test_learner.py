@@ -110,7 +110,7 @@ def by_hand(task: int, adapter: Adapter, training: Settings) -> tuple[dict[str, 
     variance = at_theta0.var(0, correction=0).sum() + 1e-3 * (1 + at_theta0.square().sum(1).mean())
     with theta0.attach(adapter, seeds.generator("adapter")) as attachment:
         parameters = [*attachment.parameters(), weight, bias]
-        optimizer = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=0.0, fused=True)
+        optimizer = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=0.0)
         for epoch in range(training.epochs):
             batches = torch.randperm(len(images), generator=order).split(training.batch_size)
             for number, index in enumerate(batches):

@@ -69,9 +69,12 @@ class Trained:
         self.adapter.load(_under("parameter", tensors))
         self.head.load_state_dict(_under("head", tensors))
         moments: dict[int, dict[str, Tensor]] = {}
+        of: list[Tensor] = [p.detach() for group in self.optimizer.param_groups for p in group["params"]]
         for name, value in _under("optimizer", tensors).items():
             index, _, what = name.partition(".")
-            moments.setdefault(int(index), {})[what] = value
+            like = of[int(index)]  # a fused kernel takes no other strides than the parameter's
+            moved = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
+            moments.setdefault(int(index), {})[what] = moved
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         self.generator.set_state(tensors["generator"])
         self.losses[:] = losses

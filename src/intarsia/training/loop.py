@@ -108,8 +108,13 @@ def train(
 
 
 def adamw(settings: Settings, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
-    """AdamW as the settings say, one kernel for all parameters."""
-    return torch.optim.AdamW(list(parameters), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+    """AdamW as the settings say; on a card one kernel for all parameters.
+
+    On a CPU that kernel mixes up the numbers of tensors whose strides differ, and says nothing.
+    """
+    trained = list(parameters)
+    card = trained[0].is_cuda
+    return torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay, fused=card, foreach=not card)
 
 
 def network_to_train(backbone: Backbone, settings: Settings) -> Callable[[Tensor], Tensor]:
