@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from intarsia.curvature import CURVATURES, Curvature, Estimate, Metric
 from intarsia.curvature.estimators import Estimator
 from intarsia.curvature.fisher import DiagonalFisher, DiagonalMetric
 from intarsia.curvature.taps import pull_back
+from intarsia.numerics import Precision
 from intarsia.task_vector import TaskVector
 
 # A Kronecker-factored curvature (K-FAC, Martens and Grosse, arXiv 1503.05671): F_n tau = G tau A / N
@@ -77,6 +78,7 @@ def kronecker_fisher(
     estimator: Estimator = "rademacher",
     probes: int = 1,
     generator: torch.Generator | None = None,
+    precision: Precision = "fp32",
 ) -> KroneckerFisher:
     sums: dict[str, Tensor] = {}
     count = 0
@@ -86,7 +88,8 @@ def kronecker_fisher(
             for key, x in ((f"{name}.A", a / a.shape[1] ** 0.5), (f"{name}.G", g)):
                 sums[key] = sums.get(key, torch.zeros(())) + torch.einsum("bni,bnj->ij", x, x)
 
-        pull_back(backbone, head, images, factors, estimator=estimator, probes=probes, generator=generator)
+        how: dict[str, Any] = {"estimator": estimator, "probes": probes, "generator": generator, "precision": precision}
+        pull_back(backbone, head, images, factors, **how)
         count += len(images)
     return KroneckerFisher(sums, count)
 
