@@ -12,6 +12,19 @@ class DivergenceError(InputError):
     """A number left the finite ones; the pool is as it was before the task."""
 
 
+class LostProcessError(Exception):
+    """Another process of a run has ended, and this one cannot go on alone.
+
+    Args:
+        message: what to do.
+        told: by another process, too.
+    """
+
+    def __init__(self, message: str, *, told: bool) -> None:
+        super().__init__(message)
+        self.told = told
+
+
 def first_line(error: BaseException) -> str:
     """Of an error's message, 200 letters at most; its type where it has none."""
     lines = str(error).strip().splitlines()

@@ -140,26 +140,30 @@ class Learn:
         chosen = plan.chosen
         out = self._folder(dict(plan.source), chosen.method)
 
+        from intarsia import processes
         from intarsia.adapters.records import build_adapter
         from intarsia.backbones.backbone import Backbone
-        from intarsia.console import shown
+        from intarsia.console import ERR, OUT, shown
         from intarsia.machine import on_device
         from intarsia.regularizers.records import build_regularizer
         from intarsia.training.checkpoint import Checkpoint, stopping
         from intarsia.training.fine_tuning import Configuration
         from intarsia.training.learner import learn
 
+        here = processes.start()
+        ERR.quiet = OUT.quiet = not here.leads
         device = on_device(plan.device)
         adapter = build_adapter(chosen.adapter, chosen.rank)
         regularizer = build_regularizer(chosen.method, chosen.strength)
         stream = self._stream(plan, out)
         theta0 = Backbone.load(plan.backbone, targets=plan.targets).to(device)
-        tell_of(stream, theta0)
+        if here.leads:
+            tell_of(stream, theta0)
         if self.run_.dry_run:
             how = Configuration(adapter, regularizer, chosen.settings, stream.augmentation)
             return self._estimate(theta0, stream, how, plan.keep_fishers)
         new = not self.resume or Checkpoint.of(out).exists
-        with shown([task.name for task in stream]) as progress, stopping(out):
+        with shown([task.name for task in stream]) as progress, stopping(out), processes.together(here):
             pool = learn(
                 theta0,
                 stream,
@@ -173,6 +177,8 @@ class Learn:
                 checkpoints=self.run_.checkpoint,
                 progress=progress,
             )
+        if not here.leads:
+            return {}
         if new:
             from dataclasses import replace
 

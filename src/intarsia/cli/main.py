@@ -11,7 +11,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from intarsia.errors import InputError
+from intarsia.errors import InputError, LostProcessError
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -63,7 +63,11 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         _run(sys.argv[1:] if arguments is None else arguments)
     except InputError as error:
-        print(f"intarsia: {error}", file=sys.stderr)
+        _say(error)
+        raise SystemExit(2) from None
+    except LostProcessError as lost:
+        if not lost.told:
+            print(f"intarsia: {lost}", file=sys.stderr)
         raise SystemExit(2) from None
     except BrokenPipeError:  # the reader of our output, say ``head``, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -78,8 +82,14 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"intarsia: out of memory ({error}): use a smaller --batch-size, or fewer images", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt as stop:
-        print(f"intarsia: stopped{f': {stop}' if str(stop) else ''}", file=sys.stderr)
+        _say(f"stopped{f': {stop}' if str(stop) else ''}")
         raise SystemExit(143 if isinstance(stop, Terminated) else 130) from None
+
+
+def _say(what: object) -> None:
+    """One line, of one process: of those that torchrun starts together, the first."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"intarsia: {what}", file=sys.stderr)
 
 
 def _run(arguments: list[str]) -> None:
@@ -95,7 +105,7 @@ def _run(arguments: list[str]) -> None:
             stream.reconfigure(errors="replace")
     verb = parsed(arguments)
     result = verb.run()
-    if verb.json:
+    if verb.json and os.environ.get("RANK", "0") == "0":
         print(json.dumps(result, indent=1))
 
 

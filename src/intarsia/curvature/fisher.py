@@ -19,6 +19,7 @@ from intarsia.curvature.choices import Estimator
 from intarsia.curvature.squares import add_squares
 from intarsia.curvature.taps import pull_back
 from intarsia.numerics import Precision, wide
+from intarsia.processes import current
 
 
 class DiagonalMetric(dict[str, Tensor]):
@@ -159,6 +160,12 @@ def diagonal_fisher(
         how = {"estimator": estimator, "probes": probes, "generator": generator, "precision": precision}
         pull_back(backbone, head, images, squares, **how)
         count += len(images)
+    if (here := current()).count > 1:
+        images_of_all = torch.tensor([count], device=next(iter(halves[0].values())).device)
+        here.sum_([images_of_all])
+        for half in halves:
+            here.sum_(half.values())
+        count = int(images_of_all)
     if count == 0:
         raise ValueError("a Fisher needs at least one image")
     sums = {name: f + halves[1][name] for name, f in halves[0].items()}

@@ -87,10 +87,12 @@ class Checkpoint:
     Args:
         folder: ``<pool>/.run``.
         each_epoch: keep what training needs at every epoch border; else a run goes on from its last whole task.
+        writes: else it is only read.
     """
 
     folder: Path
     each_epoch: bool = True
+    writes: bool = True
 
     @classmethod
     def of(cls, pool: Path) -> "Checkpoint":
@@ -183,7 +185,7 @@ class Checkpoint:
         Raises:
             InputError: it cannot be written.
         """
-        if self.each_epoch:
+        if self.each_epoch and self.writes:
             tensors = trained.tensors()
             about = {"task": task, "epochs": epochs, "losses": trained.losses, "digest": digest(tensors)}
             save(tensors, self.folder / EPOCH, {"about": json.dumps(about)}, exact=True)

@@ -20,6 +20,7 @@ from intarsia.data.choices import Augmentation
 from intarsia.errors import DivergenceError
 from intarsia.heads.head import Head
 from intarsia.heads.trained_head import RegularizedHead
+from intarsia.processes import current
 from intarsia.progress import Progress, Timings, silent
 from intarsia.regularizers.protocol import FLOOR, Penalty, Regularizer
 from intarsia.task_vector import TaskVector
@@ -211,7 +212,10 @@ def _train(
         found = F.cross_entropy(head(features - drift if settings.center_features else features), target)
         return Loss(found, settings.drift_penalty * drift.square().sum() / spread)
 
+    here = current()
+
     def before_step(batch: Batch) -> None:
+        here.add_gradients(adapter.parameters())  # the head's are whole: every process has all features
         if settings.step == "coupled":
             penalty.add_gradient(adapter)
         elif settings.step == "decoupled":
@@ -231,6 +235,8 @@ def _train(
         if checkpoint:
             checkpoint.save(task.name, epochs, trained)
 
+    first = checkpoint.restore(task.name, trained) if checkpoint else 0
+    here.agree(True)  # all have read what the first one will write over
     sums = train(
         optimizer,
         settings,
@@ -241,7 +247,7 @@ def _train(
         progress=progress,
         complaint=lambda what: _diverged(configuration, task.name, what),
         losses=trained.losses,
-        first=checkpoint.restore(task.name, trained) if checkpoint else 0,
+        first=first,
         before_step=before_step,
         after_step=after_step,
         after_epoch=after_epoch,

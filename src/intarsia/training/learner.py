@@ -5,7 +5,7 @@ They are in ``task``; what a step knows of the tasks before is a ``LearnerState`
 does not grow with their number, but for the heads and class statistics, which grow with the classes.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from intarsia.data.stream import TaskStream
 from intarsia.errors import DivergenceError, InputError
 from intarsia.machine import give_back_memory
 from intarsia.pool import Pool
+from intarsia.processes import Processes, current
 from intarsia.progress import Progress, silent
 from intarsia.regularizers.protocol import Regularizer
 from intarsia.regularizers.records import build_regularizer, regularizer_record
 from intarsia.store.index import INDEX
-from intarsia.store.lock import one_writer
+from intarsia.store.lock import RUN, one_writer
 from intarsia.training.checkpoint import Checkpoint
 from intarsia.training.fine_tuning import Configuration
 from intarsia.training.recommended import Hyperparameters, resolve
@@ -87,12 +88,16 @@ def learn(
             return open_for_adding(path, backbone, adapter)
         return Pool.create(path, backbone, adapter, record)
 
+    here = current()
+    if not here.leads:
+        return _follow(here, opened, path, stream, adapter, regularizer, settings, resume)
     opened()  # what is refused here is refused before a lock is put there
     with one_writer(path) as folder:
         pool, checkpoint = opened(), Checkpoint(folder, each_epoch=checkpoints)
         pool.tidy()
         if resume and not checkpoint.exists and all(task.name in pool.tasks for task in stream):
             checkpoint.end()  # of a run that died while it cleaned up
+            here.agree(False)
             return pool
         asked = _asked(pool, record, stream, keep_fishers)
         if resume:
@@ -107,8 +112,34 @@ def learn(
             first = settings.fisher_over == "others"
             checkpoint.begin(asked, state.fisher if first else None, state.reference if first else None)
         configuration = Configuration(adapter, regularizer, settings, stream.augmentation)
+        here.agree(True)  # the others may look what there is
+        here.agree(True)  # they have, and it may change
         _learn(pool, stream, configuration, state, checkpoint, keep_fishers, progress)
         checkpoint.end()
+    return pool
+
+
+def _follow(
+    here: Processes,
+    opened: Callable[[], Pool],
+    path: Path,
+    stream: TaskStream,
+    adapter: Adapter,
+    regularizer: Regularizer,
+    settings: Settings,
+    resume: bool,
+) -> Pool:
+    """``learn`` in a process that does not lead: the same steps, and nothing is written."""
+    if not here.agree(True):
+        return opened()
+    pool, checkpoint = opened(), Checkpoint(path / RUN, writes=False)
+    stream.decode(pool.backbone.preprocessing)
+    state = _state(pool, checkpoint, settings) if resume else LearnerState.of(pool)
+    here.agree(True)
+    configuration = Configuration(adapter, regularizer, settings, stream.augmentation)
+    for learned in learned_tasks(pool.backbone, stream, configuration, state, known=pool.tasks, checkpoint=checkpoint):
+        del learned
+        give_back_memory()
     return pool
 
 

@@ -20,6 +20,7 @@ from intarsia.backbones.forward import Pixels, read_ahead
 from intarsia.data.augmentation import Augmentation, augment
 from intarsia.errors import DivergenceError, InputError
 from intarsia.numerics import autocast, products_in, wide
+from intarsia.processes import current
 from intarsia.progress import Progress, silent
 from intarsia.training.schedule import Batch, batches
 from intarsia.training.settings import Settings
@@ -122,12 +123,13 @@ def network_to_train(backbone: Backbone, settings: Settings) -> Callable[[Tensor
 
     Compiled, in another precision, in parts, its blocks' activations computed again, as the settings say. Of the parts'
     activations one part's are held at a time: each is computed again as the gradients of its features are known, so
-    that any loss of all features has its exact gradient. That costs a forward pass more.
+    that any loss of all features has its exact gradient. That costs a forward pass more. Where several processes work
+    together, each passes its part of the batch through the network, and all get all features.
 
     Raises:
         InputError: there is nothing to compile with, or there are no blocks.
     """
-    network, device = backbone.model, backbone.device
+    network, device, here = backbone.model, backbone.device, current()
     blocks = _blocks(backbone, settings)
     if settings.compile:
         if device.type == "cpu" and not any(map(shutil.which, CXX)):
@@ -142,11 +144,13 @@ def network_to_train(backbone: Backbone, settings: Settings) -> Callable[[Tensor
             return network(images)
 
     def features(images: Tensor) -> Tensor:
-        parts = images.chunk(settings.accumulate)
+        rows = here.rows(len(images))  # its part of the batch; of none, one image without any weight
+        parts = images[rows if rows.start < rows.stop else slice(0, 1)].chunk(settings.accumulate)
         run = partial(_again, whole) if torch.is_grad_enabled() and len(parts) > 1 else whole
         with autocast(settings.precision, device):
             found = [run(part) for part in parts]
-        return found[0] if len(found) == 1 else torch.cat(found)
+        own = found[0] if len(found) == 1 else torch.cat(found)
+        return here.joined(own[: rows.stop - rows.start], rows, len(images))
 
     return features
 

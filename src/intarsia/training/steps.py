@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from intarsia.backbones.backbone import Backbone
-from intarsia.backbones.forward import normalized, outputs
+from intarsia.backbones.forward import BATCH, Pixels, normalized, outputs
 from intarsia.class_stats.gaussians import Gaussians
 from intarsia.class_stats.mixtures import fit_mixtures
 from intarsia.class_stats.statistics import PER_CLASS, ClassStatistics, per_class, sample
+from intarsia.curvature.estimators import logit_vectors
 from intarsia.curvature.fisher import DiagonalFisher, diagonal_fisher
 from intarsia.curvature.head_fisher import head_fisher
+from intarsia.data.pixels import chosen
 from intarsia.data.stream import Task
 from intarsia.errors import DivergenceError
 from intarsia.heads.alignment import align, pretune_plainly
@@ -26,6 +28,7 @@ from intarsia.heads.pretraining import pretune
 from intarsia.heads.trained_head import RegularizedHead
 from intarsia.machine import give_back_memory
 from intarsia.numerics import Precision, autocast, products_in
+from intarsia.processes import current
 from intarsia.progress import Progress, silent
 from intarsia.regularizers.protocol import FLOOR
 from intarsia.training.schedule import Seeds
@@ -42,16 +45,20 @@ def features_of(backbone: Backbone, task: Task, progress: Progress = silent, pre
     Raises:
         DivergenceError: some are not finite, or so large that their squares are not.
     """
-    device = backbone.device
-    with products_in(precision, device), autocast(precision, device):
-        features = outputs(
-            backbone.features,
-            task.train.pixels(backbone.preprocessing),
-            backbone.preprocessing,
-            device,
-            progress=progress,
-            phase=f"{task.name}: features",
-        ).float()
+    device, images, here = backbone.device, task.train.pixels(backbone.preprocessing), current()
+    rows = here.rows(len(images), BATCH)
+    own = torch.zeros(0, backbone.width)
+    if rows.start < rows.stop:
+        with products_in(precision, device), autocast(precision, device):
+            own = outputs(
+                backbone.features,
+                _part(images, rows),
+                backbone.preprocessing,
+                device,
+                progress=progress,
+                phase=f"{task.name}: features",
+            ).float()
+    features = here.joined(own.to(device), rows, len(images)).cpu() if here.count > 1 else own
     if not float(features.abs().max()) <= LARGEST_FEATURE:
         bad = int((~(features.abs() <= LARGEST_FEATURE)).any(1).sum())
         raise DivergenceError(
@@ -60,6 +67,12 @@ def features_of(backbone: Backbone, task: Task, progress: Progress = silent, pre
             "comes after training, use a smaller learning rate or strength"
         )
     return features
+
+
+def _part(images: Pixels, rows: slice) -> Pixels:
+    """Some rows of images, in order; all of them as they are."""
+    whole = rows == slice(0, len(images))
+    return images if whole else chosen(images, torch.arange(rows.start, rows.stop))
 
 
 def class_statistics(features: Tensor, task: Task, settings: Settings, seeds: Seeds) -> ClassStatistics:
@@ -121,10 +134,13 @@ def fisher_at_theta0(
     Raises:
         DivergenceError: it is not finite.
     """
-    images = task.train.pixels(backbone.preprocessing)
+    images, generator = task.train.pixels(backbone.preprocessing), seeds.generator("fisher")
+    rows = current().rows(len(images), BATCH)
+    for _ in range(0, rows.start, BATCH):  # the draws of the batches that other processes have
+        logit_vectors(torch.zeros(BATCH, len(reference)), settings.fisher, settings.probes, generator)
     phase = f"{task.name}: Fisher"
     with closing(
-        normalized(images, backbone.preprocessing, backbone.device, progress=progress, phase=phase)
+        normalized(_part(images, rows), backbone.preprocessing, backbone.device, progress=progress, phase=phase)
     ) as batches:
         fisher = diagonal_fisher(
             backbone,
@@ -132,7 +148,7 @@ def fisher_at_theta0(
             batches,
             estimator=settings.fisher,
             probes=settings.probes,
-            generator=seeds.generator("fisher"),
+            generator=generator,
             precision=settings.precision,
         )
     if not math.isfinite(numbers := sum(float(f.sum()) for f in fisher.sums.values())):
