@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from cases import contents
 from intarsia.cli.main import main
+from intarsia.parallel.processes import ALONE, Processes, current, together
 from intarsia.pool import Pool
-from intarsia.processes import ALONE, Processes, current, together
 
 RUN = ["--data", "sketches", "--only", "animals", "food", "--max-per-class", "8", "--epochs", "2", "--run.no-evaluate"]
 

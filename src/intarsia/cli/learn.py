@@ -140,11 +140,11 @@ class Learn:
         chosen = plan.chosen
         out = self._folder(dict(plan.source), chosen.method)
 
-        from intarsia import processes
         from intarsia.adapters.records import build_adapter
         from intarsia.backbones.backbone import Backbone
         from intarsia.console import ERR, OUT, shown
         from intarsia.machine import on_device
+        from intarsia.parallel import processes
         from intarsia.regularizers.records import build_regularizer
         from intarsia.training.checkpoint import Checkpoint, stopping
         from intarsia.training.fine_tuning import Configuration

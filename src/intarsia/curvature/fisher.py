@@ -19,7 +19,7 @@ from intarsia.curvature.choices import Estimator
 from intarsia.curvature.squares import add_squares
 from intarsia.curvature.taps import pull_back
 from intarsia.numerics import Precision, wide
-from intarsia.processes import current
+from intarsia.parallel.processes import current
 
 
 class DiagonalMetric(dict[str, Tensor]):

@@ -20,7 +20,7 @@ from intarsia.data.choices import Augmentation
 from intarsia.errors import DivergenceError
 from intarsia.heads.head import Head
 from intarsia.heads.trained_head import RegularizedHead
-from intarsia.processes import current
+from intarsia.parallel.processes import current
 from intarsia.progress import Progress, Timings, silent
 from intarsia.regularizers.protocol import FLOOR, Penalty, Regularizer
 from intarsia.task_vector import TaskVector
@@ -196,7 +196,7 @@ def _train(
     """Train adapter and head in place; the mean loss of each epoch."""
     settings, task = configuration.settings, prepared.task
     images, labels = task.train.pixels(backbone.preprocessing), task.train.labels
-    generator, network = seeds.generator("training"), network_to_train(backbone, settings)
+    generator, network, here = seeds.generator("training"), network_to_train(backbone, settings), current()
     spread = _spread(prepared.features.to(backbone.device))
     drifts = settings.center_features or settings.drift_penalty > 0
     optimizer = adamw(settings, [*adapter.parameters(), *head.parameters()])
@@ -211,8 +211,6 @@ def _train(
         drift = batch_drift(adapter, network, x, features)
         found = F.cross_entropy(head(features - drift if settings.center_features else features), target)
         return Loss(found, settings.drift_penalty * drift.square().sum() / spread)
-
-    here = current()
 
     def before_step(batch: Batch) -> None:
         here.add_gradients(adapter.parameters())  # the head's are whole: every process has all features

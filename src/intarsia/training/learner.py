@@ -16,8 +16,8 @@ from intarsia.curvature.fisher import DiagonalFisher
 from intarsia.data.stream import TaskStream
 from intarsia.errors import DivergenceError, InputError
 from intarsia.machine import give_back_memory
+from intarsia.parallel.processes import Processes, current
 from intarsia.pool import Pool
-from intarsia.processes import Processes, current
 from intarsia.progress import Progress, silent
 from intarsia.regularizers.protocol import Regularizer
 from intarsia.regularizers.records import build_regularizer, regularizer_record

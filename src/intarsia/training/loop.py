@@ -20,7 +20,7 @@ from intarsia.backbones.forward import Pixels, read_ahead
 from intarsia.data.augmentation import Augmentation, augment
 from intarsia.errors import DivergenceError, InputError
 from intarsia.numerics import autocast, products_in, wide
-from intarsia.processes import current
+from intarsia.parallel.processes import current
 from intarsia.progress import Progress, silent
 from intarsia.training.schedule import Batch, batches
 from intarsia.training.settings import Settings

@@ -28,7 +28,7 @@ from intarsia.heads.pretraining import pretune
 from intarsia.heads.trained_head import RegularizedHead
 from intarsia.machine import give_back_memory
 from intarsia.numerics import Precision, autocast, products_in
-from intarsia.processes import current
+from intarsia.parallel.processes import current
 from intarsia.progress import Progress, silent
 from intarsia.regularizers.protocol import FLOOR
 from intarsia.training.schedule import Seeds
