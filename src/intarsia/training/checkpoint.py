@@ -76,10 +76,6 @@ class Trained:
             moved = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
             moments.setdefault(int(index), {})[what] = moved
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-        for parameter, state in self.optimizer.state.items():
-            for name, value in state.items():
-                if value.shape == parameter.shape:  # a fused step goes through memory in the parameter's own order
-                    state[name] = torch.empty_like(parameter).copy_(value)
         self.generator.set_state(tensors["generator"])
         self.losses[:] = losses
 
