@@ -341,8 +341,12 @@ def test_what_is_uneven_or_lost_is_said_with_what_to_try(world: Path, tmp_path: 
     given = ["--data", f"folder:{tmp_path / 'photos'}", "--backbone", small_vit(world), "--epochs", 1]
     given += ["--out", tmp_path / "p"]
     (uneven, *_) = result("learn", *given)["notes"]
-    for part in ("'blue'", "26", "'red'", "2", "--max-per-class"):
+    for part in ("'blue'", "26", "'red'", "2", "--training.class-balanced"):
         assert part in uneven
+    balanced = [*given[:-1], tmp_path / "balanced", "--training.class-balanced"]
+    (uneven, *_) = result("learn", *balanced)["notes"]
+    assert "Add images" in uneven
+    assert "--training.class-balanced" not in uneven
 
 
 def test_a_run_that_ends_below_the_frozen_backbone_says_so_with_what_to_try(

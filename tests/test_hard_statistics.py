@@ -81,6 +81,7 @@ def test_heads_of_any_features_are_finite_and_do_not_lean_on_rounding(given_: Ha
     bounded(tuned, given_, 1.0)
     bounded(discriminant(Gaussians.of(x, y, classes)), given_, 1e12)
     bounded(initial_heads(Gaussians.of(x, y, classes)), given_, 1e6)
+    bounded(discriminant(Gaussians.of(x, y, classes, shrunken=True)), given_, 1e12)
 
 
 @settings(max_examples=100)

@@ -40,10 +40,11 @@ from intarsia.evaluation.landscape import loss_paths
 from intarsia.heads.discriminant import initial_heads
 from intarsia.heads.head import Head
 from intarsia.heads.trained_head import RegularizedHead
+from intarsia.merging.merge import merge
 from intarsia.regularizers.choices import Step
 from intarsia.regularizers.quadratic import Quadratic
 from intarsia.training.fine_tuning import Configuration, batch_drift, fine_tune, steps_due
-from intarsia.training.loop import CXX
+from intarsia.training.loop import CXX, train
 from intarsia.training.schedule import Seeds, batches
 from intarsia.training.settings import Settings
 from intarsia.training.state import LearnerState
@@ -410,6 +411,68 @@ def test_reference_heads_are_the_closed_form_of_all_classes_seen() -> None:
     torch.testing.assert_close(after.reference.tensors(), initial_heads(Gaussians.join(own)).tensors())
 
 
+def uneven() -> TaskStream:
+    """Two tasks of two classes, of which one has 12 images and the other 2."""
+    kept = [torch.tensor([*range(12), 12, 13]), torch.tensor([0, 1, *range(12, 24)])]
+    even = stream(2, train=12)
+    tasks = [replace(t, train=t.train.select(index)) for t, index in zip(even, kept, strict=True)]
+    return TaskStream("uneven", tuple(tasks))
+
+
+@each_adapter
+def test_balanced_classes_have_shrunken_means_wherever_they_are_measured(adapter: Adapter, tmp_path: Path) -> None:
+    """At theta0, in the mean of the modules, and in how far the mean feature moves: no class counts by its images."""
+    balanced, theta0 = replace(QUICK, class_balanced=True), backbone()
+    pool = learn(theta0, uneven(), adapter=adapter, training=balanced, out=tmp_path / "pool")
+    for number, task in enumerate(uneven()):
+        module, x, labels = pool.module(task.name), GREY.normalize(task.train.tensor(GREY)), task.train.labels
+        assert torch.bincount(labels).tolist() == ([12, 2], [2, 12])[number]
+        at_theta0 = theta0.features(x)
+        expected = Gaussians.of(at_theta0, labels, 2, shrunken=True)
+        plain = Gaussians.of(at_theta0, labels, 2)
+        torch.testing.assert_close(module.statistics.centres, expected.centres.float())
+        assert not torch.allclose(expected.centres, plain.centres, rtol=1e-2)
+        first = pool.tasks[: number + 1]
+        together = merge(theta0, adapter, [pool.module(t) for t in first], dict.fromkeys(first, 1 / len(first)))
+        with torch.no_grad():
+            seen = Gaussians.of(together(x), labels, 2, shrunken=True)
+        torch.testing.assert_close(module.prototypes.classes.centres, seen.centres, rtol=1e-4, atol=1e-4)
+        alone = merge(theta0, adapter, [module], {task.name: 1.0})
+        with torch.no_grad():
+            moved = alone(x) - at_theta0
+        shift = torch.stack([moved[labels == kind].mean(0) for kind in range(2)]).mean(0)
+        torch.testing.assert_close(module.shift, shift, rtol=1e-4, atol=1e-5)
+
+
+def test_batches_are_balanced_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen = list[Tensor]()
+
+    def spied(optimizer: Any, settings: Any, labels: Tensor, generator: Any, loss: Any, **more: Any) -> list[float]:
+        def counted(batch: Any) -> Any:
+            seen.append(torch.bincount(labels[batch.index], minlength=2))
+            return loss(batch)
+
+        return train(optimizer, settings, labels, generator, counted, **more)
+
+    monkeypatch.setattr("intarsia.training.fine_tuning.train", spied)
+    for balanced, counts in ((True, [14, 14]), (False, [24, 4])):
+        seen.clear()
+        learn(
+            backbone(),
+            uneven().subset([0]),
+            training=replace(QUICK, class_balanced=balanced),
+            out=tmp_path / str(balanced),
+        )
+        assert torch.stack(seen).sum(0).tolist() == counts  # two epochs of 14 images
+
+
+def test_a_record_older_than_balancing_is_read_as_it_was() -> None:
+    record = replace(QUICK, class_balanced=True).record()
+    assert Settings.from_record(record).class_balanced
+    del record["class_balanced"]
+    assert Settings.from_record(record) == QUICK
+
+
 def papers_heads(theta0: Backbone, tasks: TaskStream, training: Settings) -> list[tuple[list[ClassStatistics], Head]]:
     """Of each task: the class statistics and reference heads known after it, by a loop written out."""
     made: list[tuple[list[ClassStatistics], Head]] = []
@@ -721,7 +784,7 @@ def test_rarer_proximal_steps_are_as_large_as_those_left_out(every: int, images:
     implicit = replace(PLAIN, epochs=2, batch_size=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("intarsia.training.fine_tuning.PROXIMAL_EVERY", every)
-        due = [steps_due(batch) for batch in batches(implicit, images, seeded(0))]
+        due = [steps_due(batch) for batch in batches(implicit, torch.zeros(images, dtype=torch.long), seeded(0))]
     assert sum(due[:images]) == sum(due[images:]) == images
     assert max(due) <= every
 

@@ -141,6 +141,32 @@ def test_covariance_of_several_tasks_is_that_of_their_residuals_together() -> No
     torch.testing.assert_close(classes.centres, torch.cat([t.centres for t in tasks]))
 
 
+def test_shrunken_means_by_hand() -> None:
+    """Two features, one of them constant. Of the other the variance is 6/4 within classes, 18 between their means."""
+    features = torch.tensor([[2.0, 5], [4, 5], [2, 5], [4, 5], [-4, 5], [-2, 5]], dtype=torch.float64)
+    features[:, 0] *= 10  # whatever its scale
+    labels = torch.tensor([0, 0, 0, 0, 1, 1])
+    plain, made = Gaussians.of(features, labels, 2), Gaussians.of(features, labels, 2, shrunken=True)
+    within = 6 / 4
+    k = within / (18 - within * (1 / 4 + 1 / 2) / 2)
+    assert made.centres[:, 0].tolist() == pytest.approx([30 * 4 / (4 + k), -30 * 2 / (2 + k)])
+    assert made.centres[:, 1].tolist() == [5, 5]
+    assert torch.equal(made.scatter, plain.scatter)
+
+
+def test_shrunken_means_of_few_images_lie_nearer_to_the_true_ones() -> None:
+    """Ten classes of 80 and 2 images in 40 features; those of many stay within a hundredth where they were."""
+    counts = torch.tensor([80, 2]).repeat(5)
+    labels = torch.arange(10).repeat_interleave(counts)
+    true = randn(10, 40, seed=1) / 2
+    features = true[labels] + randn(len(labels), 40, seed=2)
+    plain, made = (Gaussians.of(features, labels, 10, shrunken=shrunken).centres for shrunken in (False, True))
+    error = [(found - true).square().sum(1) for found in (plain, made)]
+    few = counts == 2
+    assert float(error[1][few].mean()) < 0.6 * float(error[0][few].mean())
+    assert float((made - plain)[~few].norm() / plain[~few].norm()) < 0.1
+
+
 def test_fewer_images_than_features_can_be_drawn_from() -> None:
     features, labels = randn(6, 20, seed=3, dtype=torch.float32), torch.arange(2).repeat(3)
     for made in (ClassStatistics.of(features, labels, 2), fitted(features, labels, 2)):

@@ -3,8 +3,8 @@
     L = CE + a * MSE(logits now, logits then) + b * CE(buffered labels)
 
 the two terms on batches of the buffer drawn apart. The buffer is a reservoir: every image ever trained on is in it with
-the same probability, offered once, in its task's last epoch. Logits of classes that were not known when an image was
-kept are not compared.
+the same probability, offered in its task's last epoch (once, unless classes are balanced). Logits of classes that were
+not known when an image was kept are not compared.
 """
 
 from collections.abc import Iterator

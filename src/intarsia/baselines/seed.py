@@ -213,7 +213,7 @@ class SEED:
                 return Loss((1 - distillation) * found + distillation * F.mse_loss(features, then))
 
             optimizer = adamw(settings, [*adapter.parameters(), *narrow.parameters(), *head.parameters()])
-            train(optimizer, settings, images, generator, loss, name=task.name, progress=progress)
+            train(optimizer, settings, images, labels, generator, loss, name=task.name, progress=progress)
             state, vector = adapter.state(), adapter.vector()
         return Expert(state, moved(backbone, lambda name, _: vector[name]), narrow, dict(before.known))
 

@@ -148,4 +148,4 @@ def _train(model: ModelInTraining, task: Task, strategy: Strategy, progress: Pro
         return Loss(found, term)
 
     optimizer = adamw(settings, [*model.adapter.parameters(), *head.parameters()])
-    train(optimizer, settings, images, model.generator, loss, name=task.name, progress=progress)
+    train(optimizer, settings, images, labels, model.generator, loss, name=task.name, progress=progress)

@@ -190,6 +190,6 @@ def _train(
         return Loss(F.mse_loss(logits, wanted[batch.index].to(logits.device, non_blocking=True)))
 
     optimizer = adamw(settings, [*tau.values(), change, more])
-    train(optimizer, settings, images, generator, loss, name=task.name, progress=progress)
+    train(optimizer, settings, images, task.train.labels, generator, loss, name=task.name, progress=progress)
     vector = TaskVector({name: p.detach().clone() for name, p in tau.items()})
     return vector, TangentHead(start.weight, start.bias, change.detach().clone(), more.detach().clone())

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from intarsia.class_stats.shrinkage import Covariance
+from intarsia.class_stats.shrinkage import Covariance, spread
+
+LEAST_APART = 0.1
+"""Share of the variance among class means that is never taken for chance."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,19 @@ class Gaussians:
     freedom: int
 
     @classmethod
-    def of(cls, features: Tensor, labels: Tensor, classes: int) -> "Gaussians":
-        """Of features (N, D) with labels (N,) in 0 .. classes - 1; every class has one."""
+    def of(cls, features: Tensor, labels: Tensor, classes: int, *, shrunken: bool = False) -> "Gaussians":
+        """Of features (N, D) with labels (N,) in 0 .. classes - 1; every class has one.
+
+        ``shrunken``: the means of classes with few images are drawn to the others (``shrunken_means``).
+        """
         features = features.double()
         centres = torch.stack([features[labels == c].mean(0) for c in range(classes)])
         residual = features - centres[labels]
-        return cls(centres, residual.T @ residual, len(features) - classes)
+        found = cls(centres, residual.T @ residual, len(features) - classes)
+        if shrunken and classes > 1:
+            counts = torch.bincount(labels, minlength=classes).to(centres)
+            return cls(shrunken_means(found, counts), found.scatter, found.freedom)
+        return found
 
     @classmethod
     def join(cls, parts: Sequence["Gaussians"]) -> "Gaussians":
@@ -39,5 +49,33 @@ class Gaussians:
 
     def covariance(self) -> Covariance:
         """Within classes, shrunk."""
-        within = self.scatter.diagonal() / max(self.freedom, 1)
-        return Covariance.shrunk(self.scatter, self.freedom, self.centres.square().mean(0) + within)
+        return Covariance.shrunk(self.scatter, self.freedom, self.mean_square())
+
+    def variance(self) -> Tensor:
+        """Of each feature within classes, (D,)."""
+        return self.scatter.diagonal() / max(self.freedom, 1)
+
+    def mean_square(self) -> Tensor:
+        """Of each feature, (D,), all classes equally likely."""
+        return self.centres.square().mean(0) + self.variance()
+
+
+def shrunken_means(classes: Gaussians, counts: Tensor) -> Tensor:
+    """Class means (C, D), each drawn to the middle of all by as much as chance moves it.
+
+    m_c -> m + n_c / (n_c + k) (m_c - m), k the variance within classes over that of the true means, both averaged over
+    standardised features: empirical Bayes, as James and Stein (1961) have it. A mean of two images lies far out by
+    chance alone, and a discriminant seldom answers what lies far out.
+
+    Args:
+        classes: two or more.
+        counts: (C,) images of each.
+    """
+    within = classes.variance()
+    unit = spread(within, classes.mean_square()).square()
+    apart, chance = float((classes.centres.var(0) / unit).sum()), float((within / unit).sum())
+    true = max(apart - chance * float((1 / counts).mean()), LEAST_APART * apart)
+    if true == 0:
+        return classes.centres
+    middle = classes.centres.mean(0)
+    return middle + (classes.centres - middle) * (counts / (counts + chance / true))[:, None]

@@ -29,7 +29,9 @@ class ClassPrototypes:
     step: FeatureDrift
 
     @classmethod
-    def of(cls, before: Tensor, after: Tensor, labels: Tensor, classes: int) -> "ClassPrototypes":
+    def of(
+        cls, before: Tensor, after: Tensor, labels: Tensor, classes: int, *, shrunken: bool = False
+    ) -> "ClassPrototypes":
         """Measure it.
 
         Args:
@@ -37,8 +39,9 @@ class ClassPrototypes:
             after: (N, D) in mean(1 .. t).
             labels: (N,) in 0 .. classes - 1.
             classes: C.
+            shrunken: see ``Gaussians.of``.
         """
-        return cls(Gaussians.of(after, labels, classes), fit_drift(before, after))
+        return cls(Gaussians.of(after, labels, classes, shrunken=shrunken), fit_drift(before, after))
 
     def tensors(self) -> dict[str, Tensor]:
         """What a module keeps."""

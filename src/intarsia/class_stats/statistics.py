@@ -40,8 +40,18 @@ class ClassStatistics:
     mixtures: Mixtures | None = None
 
     @classmethod
-    def of(cls, features: Tensor, labels: Tensor, classes: int, mixtures: Mixtures | None = None) -> "ClassStatistics":
+    def of(
+        cls,
+        features: Tensor,
+        labels: Tensor,
+        classes: int,
+        mixtures: Mixtures | None = None,
+        *,
+        shrunken: bool = False,
+    ) -> "ClassStatistics":
         """Of features (N, D) at theta0 with labels (N,) in 0 .. classes - 1, in the features' type.
+
+        ``shrunken``: see ``Gaussians.of``.
 
         Raises:
             ValueError: a class has no image.
@@ -50,7 +60,7 @@ class ClassStatistics:
         if len(missing := set(range(classes)) - set(labels.tolist())):
             raise ValueError(f"class {min(missing)} has no image to take statistics from")
         check_finite(features, "features")
-        found = Gaussians.of(features, labels, classes)
+        found = Gaussians.of(features, labels, classes, shrunken=shrunken)
         return cls(found.centres.to(features.dtype), found.scatter.to(features.dtype), found.freedom, mixtures)
 
     def __len__(self) -> int:

@@ -55,7 +55,8 @@ def outcome(pool: Pool, stream: TaskStream, *, as_json: bool) -> dict[str, Any]:
         tried = _tried(pool, stream, found, progress) if len(pool.tasks) > 1 else None
         as_the_paper = pool.index.settings["protocol"] == "paper"
         own = own_heads_accuracy(pool, stream, progress, answers) if as_the_paper else None
-    notes = warnings(stream, found, frozen)
+    balanced = all(pool.card(task).settings.get("class_balanced", False) for task in pool.tasks)
+    notes = warnings(stream, found, frozen, balanced=balanced)
     if not as_json:
         _print(pool, stream, found, frozen, tried, notes)
         if own is not None:
@@ -91,15 +92,23 @@ def _tried(pool: Pool, stream: TaskStream, found: Evaluation, progress: Progress
     return Tried(newest, expert, before, accuracy(pool.unlearn(newest), f"{newest} unlearned"))
 
 
-def warnings(stream: TaskStream, found: Evaluation, frozen: Evaluation) -> list[str]:
-    """What a user should know of the result, and what to try, a line each."""
+def warnings(stream: TaskStream, found: Evaluation, frozen: Evaluation, *, balanced: bool = False) -> list[str]:
+    """What a user should know of the result, and what to try, a line each.
+
+    Args:
+        stream: what was measured.
+        found: all modules.
+        frozen: the backbone without them.
+        balanced: classes were balanced already.
+    """
     lines = []
     counts = {kind: n for task in stream for kind, n in zip(task.classes, _counts(task), strict=True)}
     most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
     if counts[most] >= UNEVEN * counts[least]:
+        remedy = "" if balanced else ", or learn with --training.class-balanced"
         lines.append(
             f"uneven: class {most!r} has {counts[most]} training images, {least!r} has {counts[least]}; classes with "
-            f"few are seldom answered. Add images of them, or try --max-per-class {max(2, UNEVEN * counts[least] // 2)}"
+            f"few are seldom answered. Add images of them{remedy}"
         )
     lost = frozen.final_accuracy - found.final_accuracy
     if lost > 0:

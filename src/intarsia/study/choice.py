@@ -27,7 +27,7 @@ class Source:
     max_per_class: int | None = None
     """Most training and test images of a class."""
     only: tuple[str, ...] = ()
-    """Tasks to use; all if none is named."""
+    """Tasks to use, by name; if not given, all."""
     order: Order | None = None
     """Order of the classes: as named (fixed), or drawn by the seed (shuffled)."""
     test_fraction: float | None = None

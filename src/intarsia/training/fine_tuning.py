@@ -29,7 +29,7 @@ from intarsia.training.loop import Loss, adamw, network_to_train, train, trainin
 from intarsia.training.schedule import Batch, Seeds
 from intarsia.training.settings import Settings
 from intarsia.training.state import LearnerState, PreparedTask
-from intarsia.training.steps import features_of, starting_head
+from intarsia.training.steps import features_of, mean_feature, prototypes_of, starting_head
 
 CPU = torch.device("cpu")
 LONGEST = 0.4
@@ -138,8 +138,8 @@ def fine_tune(
         adapter_parameters=parameters,
         head=head.trained().to(CPU),
         drift=fit_drift(prepared.features, alone),
-        shift=(alone - prepared.features).mean(0) * settings.center_features,
-        prototypes=ClassPrototypes.of(before, after, task.train.labels, len(task.classes)),
+        shift=mean_feature(alone - prepared.features, task, settings) * settings.center_features,
+        prototypes=prototypes_of(before, after, task, settings),
         measures={
             "losses": losses,
             "relative_norm": norm / float(TaskVector(backbone.trainable).norm()),
@@ -239,6 +239,7 @@ def _train(
         optimizer,
         settings,
         images,
+        labels,
         generator,
         loss,
         name=task.name,

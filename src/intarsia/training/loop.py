@@ -45,6 +45,7 @@ def train(
     optimizer: torch.optim.Optimizer,
     settings: Settings,
     images: Pixels,
+    labels: Tensor,
     generator: torch.Generator,
     loss: Callable[[Batch, Tensor], Loss],
     *,
@@ -63,6 +64,7 @@ def train(
         optimizer: of all that is trained.
         settings: say how many epochs, images per step, and the learning rate.
         images: uint8 (N, C, R, R) of the task.
+        labels: (N,) of the task's images.
         generator: of the batches' order.
         loss: of a batch and its images, uint8 (B, C, R, R), on the CPU.
         name: of the task.
@@ -83,7 +85,7 @@ def train(
     losses = [0.0] * settings.epochs if losses is None else losses
     total: Tensor | None = None
     device = next(p.device for group in optimizer.param_groups for p in group["params"])
-    order = batches(settings, len(images), generator, first)
+    order = batches(settings, labels, generator, first)
     # the next epoch's order is drawn after what this one's last batch draws
     ahead = read_ahead(images, order, lambda batch: batch.index, device, ends=lambda batch: batch.ends_epoch)
     with closing(ahead), products_in(settings.precision, device):

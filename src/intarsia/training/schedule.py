@@ -74,22 +74,42 @@ def cosine(settings: Settings, epoch: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * epoch / settings.epochs))
 
 
-def batches(settings: Settings, images: int, generator: torch.Generator, first: int = 0) -> Iterator[Batch]:
+def batches(settings: Settings, labels: Tensor, generator: torch.Generator, first: int = 0) -> Iterator[Batch]:
     """Every epoch's batches, each epoch's order drawn as it begins; the last, smaller batch is used too.
 
     A last batch of one image joins the one before: it has no gradient under feature centering.
 
     Args:
         settings: say how many epochs, images per batch, and the learning rate.
-        images: N.
+        labels: (N,) of the images.
         generator: of the orders, on the CPU.
         first: the epoch to begin with; the generator is as it was after the one before.
     """
     for epoch in range(first, settings.epochs):
         factor = cosine(settings, epoch)
-        parts = list(torch.randperm(images, generator=generator).split(settings.batch_size))
+        order = class_balanced(labels, generator) if settings.class_balanced else _shuffled(len(labels), generator)
+        parts = list(order.split(settings.batch_size))
         if len(parts) > 1 and len(parts[-1]) == 1 < settings.batch_size:
             parts[-2:] = [torch.cat(parts[-2:])]
         for number, index in enumerate(parts, start=1):
             warm = min(1.0, (epoch + number / len(parts)) / settings.warmup) if settings.warmup else 1.0
             yield Batch(index, epoch, number, len(parts), factor, settings.lr * factor * warm)
+
+
+def class_balanced(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """(N,) positions of images with labels (N,), in random order: every class equally often, to one image.
+
+    Of a class, every image comes once before any comes again. Even classes: every image once.
+    """
+    kinds = labels.unique().tolist()
+    share = math.ceil(len(labels) / len(kinds))
+    drawn = []
+    for kind in kinds:
+        own = (labels == kind).nonzero().squeeze(1)
+        rounds = [own[_shuffled(len(own), generator)] for _ in range(math.ceil(share / len(own)))]
+        drawn.append(torch.cat(rounds)[:share])
+    return torch.cat(drawn)[_shuffled(share * len(kinds), generator)][: len(labels)]
+
+
+def _shuffled(count: int, generator: torch.Generator) -> Tensor:
+    return torch.randperm(count, generator=generator)

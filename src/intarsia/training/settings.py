@@ -11,7 +11,7 @@ from intarsia.regularizers.choices import Step
 Protocol = Literal["recommended", "paper"]
 Precision = Literal["fp32", "tf32", "bf16"]
 """As ``numerics.Precision``; there torch is needed."""
-LATER: dict[str, Any] = {"accumulate": 1, "grad_checkpointing": False}
+LATER: dict[str, Any] = {"accumulate": 1, "grad_checkpointing": False, "class_balanced": False}
 """What a record need not say: what was done before there was the setting."""
 DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
 """What ``precision`` was called in older records."""
@@ -49,7 +49,7 @@ class Training:
     lambda_h: float | None = None
     """Pull of the head's Fisher towards its reference head."""
     lambda_0: float | None = None
-    """Plain pull of the head towards its reference head."""
+    """Plain pull of the head towards the same."""
     center_features: bool | None = None
     """Put the mean feature of every batch back to where it was at theta0 before the head sees it: a drift that all
     images share is undone in the composed model too, and left in, the first steps would chase nothing else."""
@@ -68,6 +68,8 @@ class Training:
     """Draws per batch of the random Fisher estimators."""
     fisher_over: Literal["earlier", "others"] | None = None
     """Tasks whose Fisher and heads a module knows: those before it, or all others (every task is prepared first)."""
+    class_balanced: bool | None = None
+    """For uneven classes: all come equally often, and class means of few images are drawn to the others."""
     seed: int | None = None
     """Seed of everything random."""
 
@@ -123,6 +125,7 @@ class Settings(Training):
     fisher: Estimator = "rademacher"
     probes: int = 1
     fisher_over: Literal["earlier", "others"] = "earlier"
+    class_balanced: bool = False
     seed: int = 0
 
     @property

@@ -14,6 +14,7 @@ from intarsia.backbones.backbone import Backbone
 from intarsia.backbones.forward import BATCH, Pixels, normalized, outputs
 from intarsia.class_stats.gaussians import Gaussians
 from intarsia.class_stats.mixtures import fit_mixtures
+from intarsia.class_stats.prototypes import ClassPrototypes
 from intarsia.class_stats.statistics import PER_CLASS, ClassStatistics, per_class, sample
 from intarsia.curvature.estimators import logit_vectors
 from intarsia.curvature.fisher import DiagonalFisher, diagonal_fisher
@@ -80,7 +81,20 @@ def class_statistics(features: Tensor, task: Task, settings: Settings, seeds: Se
     labels, classes, mixtures = task.train.labels, len(task.classes), None
     if settings.as_the_paper:
         mixtures = fit_mixtures(features, labels, classes, seed=seeds.of("statistics") % 2**31)
-    return ClassStatistics.of(features, labels, classes, mixtures)
+    return ClassStatistics.of(features, labels, classes, mixtures, shrunken=settings.class_balanced)
+
+
+def prototypes_of(before: Tensor, after: Tensor, task: Task, settings: Settings) -> ClassPrototypes:
+    """Of step 6: see ``ClassPrototypes.of``."""
+    labels, classes = task.train.labels, len(task.classes)
+    return ClassPrototypes.of(before, after, labels, classes, shrunken=settings.class_balanced)
+
+
+def mean_feature(features: Tensor, task: Task, settings: Settings) -> Tensor:
+    """(D,) of features (N, D) of a task's images: as training batches weight them, all classes alike if balanced."""
+    if not settings.class_balanced:
+        return features.mean(0)
+    return Gaussians.of(features, task.train.labels, len(task.classes)).centres.mean(0).to(features.dtype)
 
 
 def reference_heads(
