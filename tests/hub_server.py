@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 COMMIT = "c0ffee" + "0" * 34
 
@@ -29,10 +30,10 @@ def hub(repositories: Mapping[str, Path]) -> Iterator[tuple[str, list[str]]]:
 
         def answer(self, *, body: bool) -> None:
             asked.append(f"{self.command} {self.path}")
-            path = self.path.partition("?")[0]
+            path, _, query = self.path.partition("?")
             file = re.fullmatch(r"/(?:datasets/)?([\w.-]+/[\w.-]+)/resolve/([\w.-]+)/(.+)", path)
             about = re.fullmatch(
-                r"/api/(?:models|datasets)/([\w.-]+/[\w.-]+)(?:/(?:revision|tree)/([\w.-]+))?(?:/.*)?", path
+                r"/api/(?:models|datasets)/([\w.-]+/[\w.-]+)(?:/(?:revision|tree)/([\w.-]+))?(?:/(.*))?", path
             )
             found = file or about
             if found is None or found[1] not in repositories or found[2] not in (None, "main", "v1", COMMIT):
@@ -41,7 +42,9 @@ def hub(repositories: Mapping[str, Path]) -> Iterator[tuple[str, list[str]]]:
                 return
             folder = repositories[found[1]]
             if about:
-                self.send(200, json.dumps(self.listing(folder, found[1], "/tree/" in path)).encode(), {}, body=body)
+                below, recursive = folder / unquote(about[3] or ""), "recursive=false" not in query.lower()
+                listing = self.tree(folder, below, recursive) if "/tree/" in path else self.about(folder, found[1])
+                self.send(200, json.dumps(listing).encode(), {}, body=body)
                 return
             assert file is not None
             if not (folder / file[3]).is_file():
@@ -51,13 +54,20 @@ def hub(repositories: Mapping[str, Path]) -> Iterator[tuple[str, list[str]]]:
             etag = f'"{hashlib.sha256(data).hexdigest()}"'
             self.send(200, data, {"ETag": etag, "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}, body=body)
 
-        def listing(self, folder: Path, name: str, tree: bool) -> object:
+        def tree(self, folder: Path, below: Path, recursive: bool) -> object:
+            return [
+                {
+                    "type": "file" if p.is_file() else "directory",
+                    "path": p.relative_to(folder).as_posix(),
+                    "size": p.stat().st_size if p.is_file() else 0,
+                    "oid": "0" * 40,
+                }
+                for p in sorted(below.rglob("*") if recursive else below.iterdir())
+                if p.is_file() or not recursive
+            ]
+
+        def about(self, folder: Path, name: str) -> object:
             files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
-            if tree:
-                return [
-                    {"type": "file", "path": str(p.relative_to(folder)), "size": p.stat().st_size, "oid": "0" * 40}
-                    for p in files
-                ]
             siblings = [{"rfilename": str(p.relative_to(folder))} for p in files]
             return {"id": name, "modelId": name, "sha": COMMIT, "private": False, "tags": [], "siblings": siblings}
 

@@ -93,6 +93,7 @@ def test_python_and_the_commands_take_the_same_stream_by_default() -> None:
     stream = TaskStream.load(max_per_class=2)
     assert plans.load({"max_per_class": 2}, 0).record() == stream.record()  # of ``learn``
     assert plans.stream_name(parsed(["learn"]).plan().source) == stream.name
+    assert plans.stream_name({"data": "hf:owner/pets@v1?config=fine:image,label"}) == "pets-fine"
     assert Bench().stream(0).name == stream.name  # of ``compare``
 
 

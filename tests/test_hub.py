@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hub_server import hub
 from networks import NETWORKS
+from test_sources import configured
 
 from intarsia.cli.main import main
 
@@ -39,6 +40,22 @@ def test_a_backbone_of_the_hub_is_fetched_once_and_found_again_offline(network: 
     again = ls(spec, tmp_path / "home", address, offline=True)
     assert again.returncode == 0, again.stderr
     assert again.stdout == first.stdout
+
+
+def test_a_configuration_of_a_data_set_is_fetched(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    configured(tmp_path / "animals")
+    with hub({"maker/animals": tmp_path / "animals"}) as (address, asked):
+        env = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+
+        def load(spec: str) -> subprocess.CompletedProcess[str]:
+            code = f"import intarsia; print(*intarsia.TaskStream.load({spec!r}).classes)"
+            return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+
+        found = load("hf:maker/animals@v1?config=fine:image,label")
+        assert found.stdout == "carp cat dog\n", found.stderr
+        assert not any(request.endswith(".parquet") for request in asked if "coarse" in request)
+        assert "hf:maker/animals has several configurations: coarse, fine" in load("hf:maker/animals").stderr
 
 
 def test_ls_lists_what_would_be_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -403,6 +403,44 @@ def test_columns_that_are_not_clear_are_named_with_what_to_write(hub: Path) -> N
         TaskStream.load(f"hf:{root}:image,nonsense")
 
 
+def configured(folder: Path) -> Path:
+    """A data set with two configurations, declared as the hub does it: at the head of its README."""
+    import datasets  # noqa: PLC0415
+
+    kinds = {"coarse": ["pet", "fish"], "fine": ["cat", "dog", "carp"]}
+    head = ["---", "configs:"]
+    for config, names in kinds.items():
+        types = {"image": datasets.Image(), "label": datasets.ClassLabel(names=names)}
+        head += [f"- config_name: {config}", "  data_files:"]
+        for split, count in (("train", 9), ("test", 3)):
+            columns = {"image": [png(10 * i) for i in range(count)], "label": [i % len(names) for i in range(count)]}
+            table(folder / config, split, columns, types)
+            head += [f"  - split: {split}", f"    path: {config}/data/{split}-*"]
+    (folder / "README.md").write_text("\n".join([*head, "---", ""]))
+    return folder
+
+
+def test_a_configuration_is_named_where_there_are_several(hub: Path) -> None:
+    root = configured(hub / "animals")
+    stream = TaskStream.load(f"hf:{root}?config=fine:image,label")
+    assert (stream.name, stream.classes) == ("animals-fine", ("carp", "cat", "dog"))
+    assert TaskStream.load(f"hf:{root}?config=coarse").classes == ("fish", "pet")
+    assert reloaded(json.loads(json.dumps(stream.source()))).classes == stream.classes
+    with pytest.raises(InputError, match=r"several configurations: coarse, fine\. .*animals\?config=coarse"):
+        TaskStream.load(f"hf:{root}")
+    with pytest.raises(InputError, match=r"no configuration 'nonsense'; there are coarse, fine"):
+        TaskStream.load(f"hf:{root}?config=nonsense")
+
+
+def test_a_data_set_of_one_configuration_has_no_other(hub: Path) -> None:
+    root = configured(hub / "alone")
+    head = (root / "README.md").read_text()
+    (root / "README.md").write_text(head[: head.index("- config_name: fine")] + "---\n")
+    assert TaskStream.load(f"hf:{root}").classes == TaskStream.load(f"hf:{root}?config=coarse").classes
+    with pytest.raises(InputError, match=r"no configuration 'fine'; there are coarse"):
+        TaskStream.load(f"hf:{root}?config=fine")
+
+
 def test_images_without_a_label_are_left_out_and_said(hub: Path) -> None:
     import datasets  # noqa: PLC0415
 
@@ -424,14 +462,23 @@ def test_a_data_set_that_is_not_there_and_one_without_the_library(hub: Path, mon
 def test_where_a_data_set_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sets" / "pets").mkdir(parents=True)
-    assert hub_parts("owner/pets") == ("owner/pets", None, ())
-    assert hub_parts("owner/pets@v1:img,label") == ("owner/pets", "v1", ("img", "label"))
-    assert hub_parts("sets/pets:img,label") == ("sets/pets", None, ("img", "label"))
+    assert hub_parts("owner/pets") == ("owner/pets", None, None, ())
+    assert hub_parts("owner/pets@v1:img,label") == ("owner/pets", "v1", None, ("img", "label"))
+    assert hub_parts("owner/pets@v1?config=a b:img,label") == ("owner/pets", "v1", "a b", ("img", "label"))
+    assert hub_parts("sets/pets:img,label") == ("sets/pets", None, None, ("img", "label"))
+    for wrong in ("owner/pets?split=train", "owner/pets?config=", "owner/pets?config=a&revision=v1"):
+        with pytest.raises(InputError, match=r"expected the one option \?config="):
+            hub_parts(wrong)
     assert absolute("hf:owner/pets@v1:img,label") == "hf:owner/pets@v1:img,label"
     local = absolute("hf:sets/pets:img,label")
     assert local == f"hf:{tmp_path / 'sets' / 'pets'}:img,label"
     assert kept(local, tmp_path / "pool") == "hf:../sets/pets:img,label"
     assert absolute(kept(local, tmp_path / "pool"), tmp_path / "pool") == local
+    configured = absolute("hf:sets/pets?config=a:img,label")
+    assert configured == f"hf:{tmp_path / 'sets' / 'pets'}?config=a:img,label"
+    assert kept(configured, tmp_path / "pool") == "hf:../sets/pets?config=a:img,label"
+    (tmp_path / "sets" / "what?config=a").mkdir()
+    assert hub_parts("sets/what?config=a") == ("sets/what?config=a", None, None, ())
     inside = absolute("hf:./sets/pets")
     assert kept(inside, tmp_path / "sets") == "hf:./pets"
     assert absolute("csv:list.csv") == f"csv:{tmp_path / 'list.csv'}"

@@ -1,8 +1,9 @@
 """Specs of backbones and streams: options they carry, and where the files lie that a spec names.
 
 A backbone's spec is ``<library>/<which>``, with ``@`` a file or revision and ``?`` options:
-``timm/<name>@<file>?image-size=70&features=mean``. A spec may end in a path: ``timm/<name>@<file>``, ``hf/<folder>``,
-``timm/local-dir:<folder>``, ``folder:<dir>``, ``csv:<file>``, ``hf:<dir>``.
+``timm/<name>@<file>?image-size=70&features=mean``. A data set's is ``hf:<name>?config=<name>:<columns>``. A spec may
+end in a path: ``timm/<name>@<file>``, ``hf/<folder>``, ``timm/local-dir:<folder>``, ``folder:<dir>``, ``csv:<file>``,
+``hf:<dir>``.
 
 In memory such a path is absolute, so that the working directory does not matter. On disk it is relative to the folder
 of the pool (or merged model) that names it where it lies below or beside that folder, so that both can be moved
@@ -12,7 +13,7 @@ together; else it is absolute.
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 from urllib.parse import parse_qsl, urlencode
 
 from intarsia.errors import InputError
@@ -53,14 +54,17 @@ def parsed(spec: str) -> tuple[str, Options]:
     Raises:
         InputError: an option that there is not.
     """
-    name, mark, text = spec.rpartition("?")
-    if not mark or "=" not in text:
-        return spec, Options()
-    given = dict(parse_qsl(text, keep_blank_values=True))
+    name, given = _asked(spec)
     size = given.pop("image-size", None)
     if (size is not None and not size.isdecimal()) or given.keys() - {"features"}:
         raise InputError(f"backbone {spec!r}: expected options like ?image-size=70&features=mean")
     return name, Options(int(size) if size else None, given.get("features"))  # pyright: ignore[reportArgumentType]
+
+
+def _asked(spec: str) -> tuple[str, dict[str, str]]:
+    """A spec without the options behind its ``?``, and these by name; without a ``=`` they are none."""
+    name, mark, text = spec.rpartition("?")
+    return (name, dict(parse_qsl(text, keep_blank_values=True))) if mark and "=" in text else (spec, {})
 
 
 def with_options(spec: str, options: Options) -> str:
@@ -99,16 +103,43 @@ def kept(spec: str, folder: Path) -> str:
     return head + dotted + options
 
 
-def hub_parts(where: str, base: Path | None = None) -> tuple[str, str | None, tuple[str, ...]]:
-    """A data set's ``<name or dir>[@revision][:<column>,<column>]`` apart: name or folder, revision, columns."""
+class DataSet(NamedTuple):
+    """A data set of a hub, or a folder of one: its name or folder, revision, configuration, and columns."""
+
+    place: str
+    revision: str | None = None
+    config: str | None = None
+    columns: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What a stream of it is called."""
+        return "-".join(filter(None, (Path(self.place).resolve().name, self.config)))
+
+
+def hub_parts(where: str, base: Path | None = None) -> DataSet:
+    """``<name or dir>[@revision][?config=<name>][:<column>,<column>]`` apart.
+
+    Raises:
+        InputError: an option that there is not.
+    """
     place, colon, tail = where.rpartition(":")
     if not colon or "/" in tail or "\\" in tail:
         place, tail = where, ""
     columns = tuple(part.strip() for part in tail.split(",")) if tail else ()
-    if ((base or Path()) / (there := Path(place).expanduser())).exists():
-        return str(there), None, columns
+    asked: dict[str, str] = {}
+
+    def is_there() -> bool:
+        return ((base or Path()) / Path(place).expanduser()).exists()
+
+    if not is_there():
+        place, asked = _asked(place)
+    if asked.keys() - {"config"} or "" in asked.values():
+        raise InputError(f"hf:{where}: expected the one option ?config=<name> before the columns")
+    if is_there():
+        return DataSet(str(Path(place).expanduser()), None, asked.get("config"), columns)
     place, _, revision = place.partition("@")
-    return place, revision or None, columns
+    return DataSet(place, revision or None, asked.get("config"), columns)
 
 
 def _parted(spec: str, base: Path) -> tuple[str, str, str]:
@@ -116,7 +147,7 @@ def _parted(spec: str, base: Path) -> tuple[str, str, str]:
     for start in DATA:
         if spec.startswith(start):
             path = spec.removeprefix(start)
-            local = start != "hf:" or is_folder(hub_parts(path, base)[0], base)
+            local = start != "hf:" or is_folder(hub_parts(path, base).place, base)
             return (start, path, "") if local else (spec, "", "")
     for start, before in (("timm/local-dir:", "local-dir:"), ("timm/", "@"), ("hf/", "hf/")):
         if not spec.startswith(start) or before not in spec:

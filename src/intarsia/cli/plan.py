@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from intarsia.backbones.locations import hub_parts
 from intarsia.backbones.names import BUILTIN, TARGETS
 from intarsia.data.choices import DEFAULT_STREAM
 from intarsia.errors import InputError
@@ -185,6 +186,8 @@ def load(source: Mapping[str, Any], seed: int) -> "TaskStream":
 def stream_name(source: Mapping[str, Any]) -> str:
     """What a stream is called in the name of a folder: ``chalk``, or a folder's own name."""
     kind, _, place = str(source.get("data", DEFAULT_STREAM)).partition(":")
+    if kind == "hf":
+        return hub_parts(place).name
     return Path(place).resolve().name if place else kind
 
 

@@ -121,7 +121,7 @@ class TaskStream(Sequence[Task]):
 
         Args:
             spec: `chalk` (the default) or `sketches`, built in; `folder:<dir>`, `csv:<file>`, or `hf:<name or dir>`
-                with `[@revision][:<image column>,<label column>]`; see docs/data.md.
+                with `[@revision][?config=<name>][:<image column>,<label column>]`; see docs/data.md.
             tasks: Cut the classes into so many tasks of equal size, the first ones larger by one where that does not
                 divide. Without it and without `split`: the ten themes of the built-in data sets, one task of all
                 classes for a folder.

@@ -1,15 +1,17 @@
 """A data set of a hub, or a local folder of one (Parquet and alike), through the library ``datasets``.
 
-    hf:<name or folder>[@revision][:<image column>,<label column>]
+    hf:<name or folder>[@revision][?config=<name>][:<image column>,<label column>]
 
-Which columns hold images and labels, which splits train and test, and the classes' names are found in its description.
-Images are decoded here, from the bytes in the table, as those of files are.
+A configuration (the hub's "subset") is named where there are several. Which columns hold images and labels, which
+splits train and test, and the classes' names are found in its description. Images are decoded here, from the bytes in
+the table, as those of files are.
 """
 
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from intarsia.backbones.locations import hub_parts
 from intarsia.data.files import ImageFile, Row
@@ -28,10 +30,11 @@ def open_hub(where: str, asked: Asked) -> Source:
     Raises:
         InputError: ``datasets`` is not installed, there is no such data set, or its columns or splits are not clear.
     """
-    place, revision, columns = hub_parts(where)
-    parts = _load(place, revision)
+    asked_for = hub_parts(where)
+    place = asked_for.place
+    parts = _load(place, asked_for.revision, asked_for.config)
     first = next(iter(parts.values()))
-    image, label = _columns(f"hf:{where}", first.features, columns)
+    image, label = _columns(f"hf:{where}", first.features, asked_for.columns)
     found = {PARTS[name.lower()]: part for name, part in parts.items() if name.lower() in PARTS}
     if "train" not in found:
         if len(parts) > 1:
@@ -47,10 +50,10 @@ def open_hub(where: str, asked: Asked) -> Source:
         if split in found:
             lacking = _gather(f"{place}, {split}", found[split], image, label, files[side])
             notes += [f"left out: {lacking} images of split {split!r} without a label"] if lacking else []
-    return Listing(Path(place).name, place, files, "a split named test", notes).source(asked)
+    return Listing(asked_for.name, place, files, "a split named test", notes).source(asked)
 
 
-def _load(place: str, revision: str | None) -> dict[str, Any]:
+def _load(place: str, revision: str | None, config: str | None) -> dict[str, Any]:
     """Split -> its table."""
     try:
         import datasets  # noqa: PLC0415  an extra
@@ -59,14 +62,30 @@ def _load(place: str, revision: str | None) -> dict[str, Any]:
             f"hf:{place} needs the library datasets, which is not installed: pip install 'intarsia[hf]'"
         ) from error
     try:
-        found = datasets.load_dataset(place, revision=revision)
+        found = datasets.load_dataset(place, config, revision=revision)
     except Exception as error:  # of the hub, the network, the files or the disk
+        known = _configs(place, revision)
+        if known and config not in known and (config or len(known) > 1):
+            lacks = f"no configuration {config!r}; there are" if config else "several configurations:"
+            at = f"hf:{place}@{revision}" if revision else f"hf:{place}"
+            example = urlencode({"config": known[0]})
+            raise InputError(f"{at} has {lacks} {listed(known)}. Name one, for example {at}?{example}") from error
         reason = first_line(error)
         raise InputError(
             f"hf:{place} cannot be loaded ({reason}): expected a data set's name on the hub, or a folder of Parquet "
             "files. Look at the name, the network, or the folder."
         ) from error
     return {str(name): part for name, part in found.items()}
+
+
+def _configs(place: str, revision: str | None) -> list[str]:
+    """The configurations of a data set; none if they cannot be had."""
+    import datasets  # noqa: PLC0415
+
+    try:
+        return datasets.get_dataset_config_names(place, revision=revision)
+    except Exception:  # what went wrong is told already
+        return []
 
 
 def _columns(spec: str, features: Mapping[str, Any], named: Sequence[str]) -> tuple[str, str]:

@@ -21,7 +21,11 @@ SOURCES: dict[str, Opener] = {
     "csv": open_csv,
     "hf": open_hub,
 }
-SHOWN = {"folder": "folder:<dir>", "csv": "csv:<file>", "hf": "hf:<name or dir>[@revision][:<image>,<label> column]"}
+SHOWN = {
+    "folder": "folder:<dir>",
+    "csv": "csv:<file>",
+    "hf": "hf:<name or dir>[@revision][?config=<name>][:<image>,<label> column]",
+}
 """How a spec is shown that does not stand alone."""
 
 
