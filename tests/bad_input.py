@@ -132,11 +132,6 @@ def renamed(to: str) -> Callable[[], None]:
     return spoil
 
 
-def one_image_of(kind: str) -> None:
-    for path in Path(f"photos/train/{kind}").glob("[12].png"):
-        path.unlink()
-
-
 def other_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[], None]:
     def spoil() -> None:
         tensors = load_file("weights.safetensors")
@@ -260,7 +255,6 @@ BAD: dict[str, list[Bad]] = {
         Bad("a pipe", LEARN, lambda: os.mkfifo("photos/train/red/pipe.png")),
         Bad("a class on one side only", LEARN, lambda: shutil.rmtree("photos/test/red")),
         Bad("a class without images", LEARN, lambda: [path.unlink() for path in Path("photos/test/red").iterdir()]),
-        Bad("a class with one image to train", LEARN, lambda: one_image_of("red")),
         Bad("no image to predict", "predict pool"),
         Bad("an image to predict that is not there", "predict pool photos/no.png"),
         Bad("a text to predict", "predict pool notes.png", lambda: put("notes.png", "notes")),

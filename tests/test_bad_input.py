@@ -83,7 +83,6 @@ SAYS: dict[str, tuple[str, ...]] = {
     "a pipe": ("'photos/train/red/pipe.png'", "device", "remove it"),
     "a class on one side only": ("'photos'", "in train but not in test: red", "in both", "--split"),
     "a class without images": ("'photos'", "not in test: red", "without images: test/red", "--split"),
-    "a class with one image to train": ("'red'", "1 image", "at least 2", "leave the class out"),
     "no image to predict": ("predict", "image files"),
     "an image to predict that is not there": ("'photos/no.png'", "no such image"),
     "a text to predict": ("'notes.png'", "not an image", REPLACE),

@@ -14,7 +14,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 from torch.nn import functional as F
 
 from cases import GREY, QUICK, backbone, inputs, randn, same, seeded, stream, tiny_vit
-from intarsia import Backbone, Full, LoRA, TaskVector
+from intarsia import Backbone, Full, LoRA, TaskStream, TaskVector
 from intarsia.baselines.derpp import DERpp, Reservoir
 from intarsia.baselines.ewc import EWC, Consolidated
 from intarsia.baselines.finetune import FineTuning
@@ -427,6 +427,37 @@ def test_frozen_is_the_discriminant_of_all_features_at_theta0() -> None:
     torch.testing.assert_close(
         learned("frozen", 2)[-1].model.logits(x), expected(theta0.features(GREY.normalize(x))), rtol=1e-3, atol=1e-3
     )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_learns_classes_of_one_image(name: str) -> None:
+    tasks = stream(3, train=1)
+    *_, last = METHODS[name]().train(backbone(), tasks, QUICK)
+    assert bool(last.model.logits(tasks[0].test.tensor(GREY)).isfinite().all())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_learns_tasks_of_one_class(name: str) -> None:
+    images, labels = stream(1, classes=5)[0].train.tensor(GREY), stream(1, classes=5)[0].train.labels
+    split = {"a": ["class0", "class1", "class2"], "b": ["class3"], "c": ["class4"]}
+    tasks = TaskStream.from_arrays((images, labels), (images, labels), [f"class{i}" for i in range(5)], split=split)
+    *_, last = METHODS[name]().train(backbone(), tasks, QUICK)
+    logits = last.model.logits(tasks[0].test.tensor(GREY))
+    assert logits.shape[1] == 5
+    assert bool(logits.isfinite().all())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_takes_balanced_classes(name: str) -> None:
+    even = stream(2, train=8)
+    few = [replace(t, train=t.train.select(torch.tensor([0, 1, *range(8, 16)]))) for t in even]
+    tasks = TaskStream("uneven", tuple(few))
+    x, found = tasks[0].test.tensor(GREY), list[Tensor]()
+    for balanced in (False, True):
+        *_, last = METHODS[name]().train(backbone(), tasks, replace(QUICK, class_balanced=balanced))
+        found.append(last.model.logits(x))
+    assert bool(found[1].isfinite().all())
+    assert not torch.equal(found[0], found[1])
 
 
 def test_a_loss_that_is_not_finite_stops_by_name() -> None:

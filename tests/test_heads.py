@@ -209,6 +209,20 @@ def test_discriminant_is_the_log_posterior_of_gaussians_with_one_covariance() ->
     assert float((logits.argmax(1) == labels).double().mean()) > 0.6
 
 
+def test_classes_of_one_image_have_the_spread_between_them() -> None:
+    """As one class of all their images would have it: S is their covariance, shrunk, and logits are of its size."""
+    features, labels = 7 * randn(12, 4, seed=1), torch.arange(12)
+    made = Gaussians.of(features, labels, 12)
+    whole = Gaussians.of(features, torch.zeros(12, dtype=torch.long), 1)
+    torch.testing.assert_close(made.covariance().dense(), whole.covariance().dense(), rtol=1e-4, atol=1e-4)
+    head = discriminant(made)
+    assert head(features.float()).argmax(1).tolist() == labels.tolist()
+    assert float(head(features.float()).std()) < 10
+    drawn, _ = sample([ClassStatistics.of(features.float(), labels, 12)], 200, seeded(0))
+    residual = drawn - features.float().repeat_interleave(200, 0)
+    torch.testing.assert_close(residual.T.cov().double(), made.covariance().dense(), rtol=0.2, atol=5.0)
+
+
 def test_discriminant_does_not_depend_on_where_the_features_lie() -> None:
     """Rows sum to zero: what all classes share, as a board's grey, does not reach the logits' differences."""
     made = discriminant(Gaussians.of(randn(40, 5, seed=1).float() + 100, torch.arange(40) % 4, 4))

@@ -397,6 +397,25 @@ def test_few_images_and_a_large_batch_are_still_trained_on(tmp_path: Path) -> No
         assert card.measures["head_moved"] > 0
 
 
+@each_adapter
+@METHODS
+@pytest.mark.parametrize("classes", [1, 3])
+def test_classes_of_one_image_are_learned(
+    classes: int, adapter: Adapter, regularizer: ITA | IEL, tmp_path: Path
+) -> None:
+    """Nothing is known of the spread within classes: heads take that between them, and are as sure as others."""
+    tasks = stream(2, classes=classes, train=1)
+    pool = learn(backbone(), tasks, adapter=adapter, regularizer=regularizer, training=QUICK, out=tmp_path / "p")
+    for task in tasks:
+        module = pool.module(task.name)
+        assert module.statistics.freedom == 0
+        assert all(0 <= loss < 20 for loss in module.card.measures["losses"])
+        assert (float(pool.vector(task.name).norm()) > 0) == (classes > 1)
+    logits = pool.mean().logits(tasks[0].test.tensor(GREY))
+    assert bool(logits.isfinite().all())
+    assert float(logits.std()) < 50
+
+
 PAPER = replace(PLAIN, protocol="paper", step="decoupled", warmup=0.0, epochs=3, iel_start="zero", fisher="exact")
 
 

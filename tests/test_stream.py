@@ -195,8 +195,10 @@ def test_a_split_from_a_file_leaves_other_classes_unread(flat: Path, tmp_path: P
 def test_a_limit_per_class(flat: Path) -> None:
     stream = TaskStream.load(f"folder:{flat}", test_fraction=0.3, max_per_class=2)
     assert torch.bincount(stream[0].train.labels).tolist() == [2] * 6
-    with pytest.raises(InputError, match="max_per_class is 1"):
-        TaskStream.load(f"folder:{flat}", test_fraction=0.5, max_per_class=1)
+    single = TaskStream.load(f"folder:{flat}", test_fraction=0.5, max_per_class=1)
+    assert torch.bincount(single[0].train.labels).tolist() == [1] * 6
+    with pytest.raises(InputError, match="max_per_class is 0"):
+        TaskStream.load(f"folder:{flat}", test_fraction=0.5, max_per_class=0)
 
 
 def refused(said: str, folder: Path, **options: Any) -> None:
@@ -218,7 +220,7 @@ def test_a_folder_that_is_not_there_or_holds_nothing(tmp_path: Path) -> None:
 def test_too_few_images(sided: Path) -> None:
     for index in range(1, 4):
         (sided / "train" / "dog" / f"{index}.png").unlink()
-    refused(r"'dog' of 'photos' has 1 image to train: expected at least 2", sided)
+    assert torch.bincount(TaskStream.load(f"folder:{sided}")[0].train.labels).min() == 1
     for path in (sided / "test" / "bee").iterdir():
         path.unlink()
     refused(r"in train but not in test: bee", sided, split={"a": ["bee"]})
@@ -306,7 +308,7 @@ def test_a_broken_file_is_found_when_decoding_and_named(flat: Path) -> None:
         ({"a": [1]}, r"Task 'a' of the split has \[1\]"),
         ({"a": {"bee": 1}}, "Task 'a' of the split"),
         (["bee"], "The split is a list"),
-        ({"a": ["bee"], "A": ["cat"]}, "2 tasks are named 'a'"),
+        ({"a": ["bee"], "A": ["cat"]}, "'a' and 'A' differ in capitals"),
         ({"a/b": ["bee"]}, "'a/b' has '/' in it"),
         ({"a\\b": ["bee"]}, "has '.*' in it"),
         ({"a\nb": ["bee"]}, "in it: expected printable"),
@@ -388,7 +390,7 @@ def test_numpy_arrays_and_colour() -> None:
         (torch.zeros(4, 8, 8).byte(), torch.zeros(3).long(), ["a"], "training labels .* expected 4 integers"),
         (torch.zeros(4, 8, 8).byte(), torch.zeros(4), ["a"], "training labels .*float32"),
         (torch.zeros(4, 8, 8).byte(), torch.arange(4), ["a", "b"], "labels run from 0 to 3: expected 0 to 1"),
-        (torch.zeros(4, 8, 8).byte(), torch.arange(4), list("abcd"), "Class 'a' of 'arrays' has 1 image to train"),
+        (torch.zeros(4, 8, 8).byte(), torch.arange(4), list("abcde"), "Class 'e' of 'arrays' has no image to train"),
         (
             torch.zeros(4, 8, 8).byte(),
             torch.zeros(4).long(),

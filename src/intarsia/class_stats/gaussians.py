@@ -49,7 +49,7 @@ class Gaussians:
 
     def covariance(self) -> Covariance:
         """Within classes, shrunk."""
-        return Covariance.shrunk(self.scatter, self.freedom, self.mean_square())
+        return Covariance.shrunk(*spread_out(self.centres, self.scatter, self.freedom), self.mean_square())
 
     def variance(self) -> Tensor:
         """Of each feature within classes, (D,)."""
@@ -58,6 +58,14 @@ class Gaussians:
     def mean_square(self) -> Tensor:
         """Of each feature, (D,), all classes equally likely."""
         return self.centres.square().mean(0) + self.variance()
+
+
+def spread_out(centres: Tensor, scatter: Tensor, freedom: int) -> tuple[Tensor, int]:
+    """Scatter (D, D) within classes and its freedom; of the class means (C, D) if all classes have but one image."""
+    if freedom or len(centres) == 1:
+        return scatter, freedom
+    away = centres - centres.mean(0)
+    return away.T @ away, len(centres) - 1
 
 
 def shrunken_means(classes: Gaussians, counts: Tensor) -> Tensor:

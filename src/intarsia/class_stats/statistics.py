@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from intarsia.class_stats.gaussians import Gaussians
+from intarsia.class_stats.gaussians import Gaussians, spread_out
 from intarsia.class_stats.mixtures import Mixtures
 from intarsia.class_stats.shrinkage import basis_of
 from intarsia.numerics import check_finite
@@ -69,7 +69,7 @@ class ClassStatistics:
     @cached_property
     def basis(self) -> Tensor:
         """(D, D), lower triangular: ``basis_of`` the scatter; features = centre + basis @ noise. It is not stored."""
-        return basis_of(self.scatter, self.freedom)
+        return basis_of(*spread_out(self.centres, self.scatter, self.freedom))
 
     def gaussians(self) -> Gaussians:
         """The classes with one covariance, in double precision."""

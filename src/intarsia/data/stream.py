@@ -140,8 +140,8 @@ class TaskStream(Sequence[Task]):
             InputError: A source, task or class that there is not or that there is twice; too few images; an image
                 outside of a class. Whether a file can be read, `decode` tells.
         """
-        if max_per_class is not None and max_per_class < 2:
-            raise InputError(f"max_per_class is {max_per_class}: expected at least 2.")
+        if max_per_class is not None and max_per_class < 1:
+            raise InputError(f"max_per_class is {max_per_class}: expected at least 1.")
         if bits is not None and not 8 <= bits <= 31:
             raise InputError(f"bits is {bits}: expected 8 to 31, of a grey value.")
         split = read_split(Path(split)) if isinstance(split, str | Path) else split

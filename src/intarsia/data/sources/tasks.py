@@ -38,13 +38,13 @@ def tasks_of(source: Source, groups: Split, limit: int | None, storage: Storage,
         bits: of grey values of more than 8; if None, as many as hold the largest of all training images.
 
     Raises:
-        InputError: a class has too few images.
+        InputError: a class has no image on a side.
     """
     tasks = []
     for name, kinds in groups.items():
         train, test = (source.gather(side, kinds, limit) for side in SIDES)
-        _check_counts(source.name, kinds, train, "train", least=2)
-        _check_counts(source.name, kinds, test, "test", least=1)
+        _check_counts(source.name, kinds, train, "train")
+        _check_counts(source.name, kinds, test, "test")
         tasks.append(Task(name, tuple(kinds), train, test))
     if bits is None and (bits := _depth(tasks)) is not None:
         source.notes.append(
@@ -68,11 +68,9 @@ def _depth(tasks: Sequence[Task]) -> int | None:
     return depth(files, firsts)
 
 
-def _check_counts(name: str, kinds: Sequence[str], images: ImageSet, side: Side, least: int) -> None:
+def _check_counts(name: str, kinds: Sequence[str], images: ImageSet, side: Side) -> None:
     for kind, count in zip(kinds, torch.bincount(images.labels, minlength=len(kinds)).tolist(), strict=True):
-        if count < least:
-            found = f"{count} image" + "s" * (count != 1)
+        if not count:
             raise InputError(
-                f"Class {kind!r} of {name!r} has {found} to {side}: expected at least {least}. "
-                "Add some or leave the class out."
+                f"Class {kind!r} of {name!r} has no image to {side}: expected at least one. Add some or leave it out."
             )
