@@ -20,6 +20,7 @@ from cases import (
     inputs,
     newton,
     randn,
+    redraw,
     repeated,
     same,
     seeded,
@@ -27,7 +28,7 @@ from cases import (
     split_backbone,
     stream,
 )
-from intarsia import IA3, Full, InputError, LoRA, TaskVector, learn
+from intarsia import IA3, Backbone, Full, InputError, LoRA, TaskVector, learn
 from intarsia.adapters import AdaptedLinear, Adapter, Attachment
 from intarsia.adapters.records import adapter_record
 from intarsia.merging.model import ComposedModel
@@ -415,6 +416,30 @@ def test_a_weight_used_twice_is_learned_merged_and_kept(how: str, tmp_path: Path
     model.save(tmp_path / "m")
     again = ComposedModel.load(tmp_path / "m", theta0)
     torch.testing.assert_close(again.logits(images), model.logits(images))
+
+
+@each_adapter
+def test_layers_may_have_the_names_of_an_adapters_own_parts(adapter: Adapter) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            for name in ("weight", "parts", "base"):
+                self.add_module(name, nn.Linear(64, 64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.flatten(1)
+            for layer in self.children():
+                x = layer(x).tanh()
+            return x
+
+    theta0 = Backbone(redraw(Named(), 1, torch.float64), name="named", preprocessing=GREY, targets=["*"])
+    assert list(theta0.trainable) == ["weight.weight", "parts.weight", "base.weight"]
+    with theta0.attach(adapter, seeded(1)) as attachment:
+        shake(attachment, 2)
+        found = theta0.features(inputs(3))
+        moved = {name: w + attachment.vector()[name] for name, w in theta0.trainable.items()}
+    dense = torch.func.functional_call(theta0.model, moved, (inputs(3),))
+    torch.testing.assert_close(found, dense)
 
 
 def test_ia3_refuses_a_total_that_is_no_factor_per_row() -> None:

@@ -254,6 +254,14 @@ def test_more_tensors_than_the_network_has_do_no_harm(weights: Path, tmp_path: P
     assert more.hash == plain.hash
 
 
+def test_weights_that_were_saved_in_parallel_are_those_without_their_prefix(weights: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file  # noqa: PLC0415
+
+    save_file({f"module.{name}": value for name, value in load_file(weights).items()}, tmp_path / "w.safetensors")
+    found, plain = (Backbone.load(f"timm/test_vit@{path}") for path in (tmp_path / "w.safetensors", weights))
+    assert found.hash == plain.hash
+
+
 def test_weights_that_do_not_fit_are_refused(weights: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file  # noqa: PLC0415
 

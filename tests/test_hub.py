@@ -63,7 +63,14 @@ def test_ls_lists_what_would_be_trained(tmp_path: Path, capsys: pytest.CaptureFi
     found = main(["ls", "--backbone", spec, "--image-size", "48"])
     assert found is None
     said = " ".join(capsys.readouterr().out.split())
-    for part in ("attention blocks.*.attn.k (2)", "mlp blocks.*.mlp.gate_proj (2)", "size 48", "features 32"):
+    for part in (
+        "attention blocks.*.attn.k (2)",
+        "mlp blocks.*.mlp.gate_proj (2)",
+        "size 48",
+        "mean [",
+        "std [",
+        "features 32",
+    ):
         assert part in said
     main(["ls", "--backbone", spec, "--network.targets", "*attn.q", "--json"])
     assert json.loads(capsys.readouterr().out)["trained"] == {"attention": ["blocks.0.attn.q", "blocks.1.attn.q"]}

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cases import seeded, settings
@@ -18,6 +18,7 @@ def alike(images: int) -> torch.Tensor:
 
 
 @given(images=st.integers(1, 50), size=st.integers(2, 9), epochs=st.integers(1, 3))
+@example(images=33, size=32, epochs=2)
 def test_every_epoch_sees_every_image_once(images: int, size: int, epochs: int) -> None:
     made = list(batches(settings(epochs=epochs, batch_size=size), alike(images), seeded(1)))
     alone = images % size == 1 and images > 1  # a last batch of one image joins the one before

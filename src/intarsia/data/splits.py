@@ -4,7 +4,6 @@ Orders and held-out images are drawn by hashing the seed with the position: the 
 one class's part does not depend on which other classes there are.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -90,9 +89,16 @@ def check_tasks(tasks: Sequence[tuple[str, Sequence[str]]]) -> None:
     Raises:
         InputError: A name that cannot be used or is used twice; a task without classes; a class in two tasks.
     """
-    for name, count in Counter(name.casefold() for name, _ in tasks).items():
-        if count > 1:
-            raise InputError(f"{count} tasks are named {name!r}: expected a name of its own for each.")
+    seen: dict[str, str] = {}
+    for task, _ in tasks:
+        if (other := seen.get(task.casefold())) == task:
+            raise InputError(f"Two tasks are named {task!r}: expected a name of its own for each.")
+        if other is not None:
+            raise InputError(
+                f"Tasks {other!r} and {task!r} differ in capitals only, and would be one folder on some systems. "
+                "Rename one of them."
+            )
+        seen[task.casefold()] = task
     for task, kinds in tasks:
         check_name("Task", task)
         for kind in kinds:

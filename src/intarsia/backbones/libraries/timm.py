@@ -21,6 +21,8 @@ from intarsia.errors import InputError, first_line
 from intarsia.numerics import finite
 
 HUB, FOLDER = "hf-hub:", "local-dir:"
+PARALLEL = "module."
+"""What ``nn.DataParallel`` writes before every name."""
 
 
 class TokenFeatures(nn.Module):
@@ -165,13 +167,15 @@ def _state(path: Path, what: str) -> dict[str, Tensor]:
     refuse_pickle(path, what)
     try:
         with path.open("rb"):  # of a file that may not be read, safetensors says that there is none
-            return load_file(path)
+            state = load_file(path)
     except OSError as error:
         raise InputError(f"weights {path} cannot be read: {error.strerror or error}") from error
     except SafetensorError as error:
         raise InputError(
             f"weights {path}: not a readable safetensors file ({first_line(error)}); get it again"
         ) from error
+    in_parallel = all(name.startswith(PARALLEL) for name in state)
+    return {name.removeprefix(PARALLEL): value for name, value in state.items()} if in_parallel else state
 
 
 def _fit(model: nn.Module, name: str, path: str, state: Mapping[str, Tensor]) -> None:
