@@ -466,12 +466,14 @@ def test_balanced_classes_have_shrunken_means_wherever_they_are_measured(adapter
 def test_batches_are_balanced_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen = list[Tensor]()
 
-    def spied(optimizer: Any, settings: Any, labels: Tensor, generator: Any, loss: Any, **more: Any) -> list[float]:
-        def counted(batch: Any) -> Any:
-            seen.append(torch.bincount(labels[batch.index], minlength=2))
-            return loss(batch)
+    def spied(optimizer: Any, settings: Any, images: Any, labels: Tensor, *rest: Any, **more: Any) -> list[float]:
+        generator, loss = rest
 
-        return train(optimizer, settings, labels, generator, counted, **more)
+        def counted(batch: Any, own: Tensor) -> Any:
+            seen.append(torch.bincount(labels[batch.index], minlength=2))
+            return loss(batch, own)
+
+        return train(optimizer, settings, images, labels, generator, counted, **more)
 
     monkeypatch.setattr("intarsia.training.fine_tuning.train", spied)
     for balanced, counts in ((True, [14, 14]), (False, [24, 4])):
