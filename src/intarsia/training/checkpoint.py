@@ -4,12 +4,14 @@
     .run/epoch.safetensors   of the task being learned: adapter parameters, head, optimizer, generator, after an epoch
     .run/fisher.safetensors  the running Fisher the run began with, where all tasks' Fishers are taken first
     .run/reference.safetensors  the reference heads it began with, likewise
+    .run/engine/             what workers have given back, of a run that has some (``engines.staging``)
 
 Nothing random is carried from task to task, and steps 1 to 4 of a task are a function of its images, its place and what
 the pool holds: they are done again, and come out the same to the bit. What can not be had again is training.
 """
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +35,7 @@ from intarsia.store.store import parse_fisher, save_fisher
 from intarsia.strict_json import parse_json
 
 ASKED, EPOCH, FISHER, REFERENCE = "run.json", "epoch.safetensors", "fisher.safetensors", "reference.safetensors"
+STAGED = "engine"
 
 
 @dataclass(frozen=True)
@@ -223,6 +226,7 @@ class Checkpoint:
 
     def end(self) -> None:
         """The run is over: there is nothing to go on with. What says that there was one goes last."""
+        shutil.rmtree(self.folder / STAGED, ignore_errors=True)
         for path in (*self.folder.glob(".*.new"), *(self.folder / name for name in (EPOCH, FISHER, REFERENCE, ASKED))):
             path.unlink(missing_ok=True)
 

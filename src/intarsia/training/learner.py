@@ -5,9 +5,10 @@ They are in ``task``; what a step knows of the tasks before is a ``LearnerState`
 does not grow with their number, but for the heads and class statistics, which grow with the classes.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from intarsia.adapters.protocol import Adapter
 from intarsia.adapters.records import build_adapter
@@ -31,6 +32,40 @@ from intarsia.training.state import LearnedTask, LearnerState, PreparedTask
 from intarsia.training.task import finish, prepare
 
 
+class Engine(Protocol):
+    """Where, and in what order, the tasks of a stream are learned: see ``engines``."""
+
+    def training(self, given: Training | None) -> Training:
+        """A user's settings, as the engine needs them.
+
+        Raises:
+            InputError: they contradict it.
+        """
+        ...
+
+    def check(self, regularizer: Regularizer) -> None:
+        """Refuse what it cannot do, before anything is written.
+
+        Raises:
+            InputError: so.
+        """
+        ...
+
+    def learned_tasks(
+        self,
+        backbone: Backbone,
+        stream: TaskStream,
+        configuration: Configuration,
+        state: LearnerState,
+        *,
+        known: Collection[str] = (),
+        checkpoint: Checkpoint | None = None,
+        progress: Progress = silent,
+    ) -> Generator[LearnedTask]:
+        """As the function of that name, whose arguments these are."""
+        ...
+
+
 def learn(
     backbone: Backbone,
     stream: TaskStream,
@@ -43,13 +78,14 @@ def learn(
     resume: bool = False,
     keep_fishers: bool = False,
     checkpoints: bool = True,
+    engine: Engine | None = None,
     progress: Progress = silent,
 ) -> Pool:
     """Learn every task of a stream as a module of a pool.
 
     Args:
         backbone: theta0.
-        stream: the tasks; all of their images are decoded before anything is written.
+        stream: the tasks; all of their images are decoded before anything is written, or by an engine's workers.
         out: the pool's folder, new or empty; with ``add`` an existing pool.
         adapter: what a task vector is made of; if None ``LoRA(16)``, and with ``add`` as in the pool.
         regularizer: ``ITA(alpha)`` or ``IEL(beta)``; if None, ITA with the strength recommended for the adapter, and
@@ -63,6 +99,8 @@ def learn(
             is finished is left as it is.
         keep_fishers: keep each task's own Fisher in its module.
         checkpoints: keep what is trained at every epoch border; else a run goes on from its last whole task.
+        engine: what learns the tasks beside each other, say ``engines.ray.Ray(workers=2)``; if None, they are learned
+            here, one after another.
         progress: told how far the work is.
 
     Returns:
@@ -78,10 +116,15 @@ def learn(
         >>> pool = learn(Backbone.load(), TaskStream.load(), out="runs/first")
     """
     path = Path(out)
+    if engine is not None:
+        training = engine.training(training)
     chosen = hyperparameters(adapter, regularizer, training, Pool.open(path, backbone) if add else None)
     adapter = adapter or build_adapter(chosen.adapter, chosen.rank)
     regularizer = regularizer or build_regularizer(chosen.method, chosen.strength)
     settings, record = chosen.settings, {**regularizer_record(regularizer), **chosen.settings.record()}
+
+    if engine is not None:
+        engine.check(regularizer)
 
     def opened() -> Pool:
         if add or (resume and (path / INDEX).exists()):
@@ -106,7 +149,8 @@ def learn(
             checkpoint.refuse()
             for task in stream:
                 pool.check_new(task.name, task.classes)
-        stream.decode(backbone.preprocessing, progress)
+        if engine is None:
+            stream.decode(backbone.preprocessing, progress)
         state = _state(pool, checkpoint, settings) if resume else LearnerState.of(pool)
         if not resume:
             first = settings.fisher_over == "others"
@@ -114,7 +158,7 @@ def learn(
         configuration = Configuration(adapter, regularizer, settings, stream.augmentation)
         here.agree(True)  # the others may look what there is
         here.agree(True)  # they have, and it may change
-        _learn(pool, stream, configuration, state, checkpoint, keep_fishers, progress)
+        _learn(pool, stream, configuration, state, checkpoint, keep_fishers, engine, progress)
         checkpoint.end()
     return pool
 
@@ -177,19 +221,24 @@ def _learn(
     state: LearnerState,
     checkpoint: Checkpoint,
     keep_fishers: bool,
+    engine: Engine | None,
     progress: Progress,
 ) -> None:
     """Learn the stream's tasks that are not in the pool, each as a module of it."""
     known, running = pool.tasks, pool.fisher()
+    learn_them = learned_tasks if engine is None else engine.learned_tasks
+    found = learn_them(
+        pool.backbone, stream, configuration, state, known=known, checkpoint=checkpoint, progress=progress
+    )
     try:
-        for learned in learned_tasks(
-            pool.backbone, stream, configuration, state, known=known, checkpoint=checkpoint, progress=progress
-        ):
-            running = learned.fisher if running is None else running + learned.fisher
-            pool.log(learned.log)
-            pool.add(learned.module, running, learned.reference, own_fisher=learned.fisher if keep_fishers else None)
-            del learned
-            give_back_memory()
+        with closing(found):
+            for learned in found:
+                running = learned.fisher if running is None else running + learned.fisher
+                pool.log(learned.log)
+                own = learned.fisher if keep_fishers else None
+                pool.add(learned.module, running, learned.reference, own_fisher=own)
+                del learned
+                give_back_memory()
     except DivergenceError:
         checkpoint.end()  # it would come to the same again
         raise
@@ -241,7 +290,7 @@ def learned_tasks(
     known: Collection[str] = (),
     checkpoint: Checkpoint | None = None,
     progress: Progress = silent,
-) -> Iterator[LearnedTask]:
+) -> Generator[LearnedTask]:
     """Learn the tasks of a stream one after another, those that are not ``known``.
 
     Args:

@@ -1,0 +1,241 @@
+"""Ray: every task in a worker of its own, on this machine or on a cluster."""
+
+import logging
+import os
+import signal
+import threading
+import uuid
+import warnings
+from collections.abc import Collection, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from intarsia.backbones.backbone import Backbone
+from intarsia.data.stream import TaskStream
+from intarsia.engines.cluster import Calls
+from intarsia.engines.parallel import Parallel
+from intarsia.engines.staging import Staging
+from intarsia.engines.worker import Job, Worker
+from intarsia.errors import InputError, first_line
+from intarsia.progress import Progress, silent
+from intarsia.regularizers.protocol import Regularizer
+from intarsia.training.checkpoint import Checkpoint
+from intarsia.training.fine_tuning import Configuration
+from intarsia.training.settings import Settings, Training
+from intarsia.training.state import LearnedTask, LearnerState
+
+TRIES = 10
+"""How often a call whose worker died is made again."""
+WAKES = 0.5
+"""Seconds between two looks for a signal."""
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+"""Of Ray's environment where nothing else is said: nobody is told that it is used, nor of what will change in it."""
+
+
+@dataclass(frozen=True)
+class Ray:
+    """Learn every task of a stream beside the others, each in a worker of Ray: ``learn(..., engine=Ray(workers=2))``.
+
+    The modules are those of one process with ``fisher_over="others"``: on CPUs, bit for bit, where that has as many
+    threads as a worker.
+
+    Args:
+        address: of a cluster that runs, ``auto`` for the one this machine is part of; None begins one on this machine,
+            which ends with the run.
+        workers: at once; as many as there is room for if None.
+        gpus_per_worker: a part of one, one or more; 0 works on CPUs.
+        threads: of torch in each worker, and of whatever is computed here meanwhile.
+
+    Raises:
+        InputError: a number out of range.
+    """
+
+    address: str | None = None
+    workers: int | None = None
+    gpus_per_worker: float = 0.0
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for flag, count in {"workers": self.workers, "threads-per-worker": self.threads}.items():
+            if count is not None and count < 1:
+                raise InputError(f"--{flag} {count}: expected 1 or more")
+        if not 0 <= self.gpus_per_worker < float("inf"):
+            raise InputError(f"--gpus-per-worker {self.gpus_per_worker}: expected a number, 0 or more")
+
+    def training(self, given: Training | None) -> Training:
+        """A user's settings for this engine.
+
+        Raises:
+            InputError: modules are to know the Fishers of earlier tasks only.
+        """
+        if given is not None and given.fisher_over == "earlier":
+            raise InputError(
+                "engine ray: every module knows the Fishers of all others: leave fisher-over 'earlier' out, or say "
+                "'others'"
+            )
+        return replace(given or Training(), fisher_over="others")
+
+    def check(self, regularizer: Regularizer) -> None:
+        """Refuse what cannot be learned in parallel, and where Ray is not installed.
+
+        Raises:
+            InputError: so.
+        """
+        if regularizer.through_mean:
+            raise InputError(
+                f"engine ray: {regularizer.kind} trains every module through those before it, one after another: use "
+                "ita, or leave the engine out"
+            )
+        _library()
+
+    def learned_tasks(
+        self,
+        backbone: Backbone,
+        stream: TaskStream,
+        configuration: Configuration,
+        state: LearnerState,
+        *,
+        known: Collection[str] = (),
+        checkpoint: Checkpoint | None = None,
+        progress: Progress = silent,
+    ) -> Generator[LearnedTask]:
+        """Learn the tasks that are not ``known``; the arguments are those of ``learner.learned_tasks``.
+
+        Raises:
+            InputError: there is no such cluster, or it has no room for a worker; or what a worker raised.
+            DivergenceError: as for one process.
+        """
+        device = "cuda" if self.gpus_per_worker else "cpu"
+        job = Job.of(backbone, stream, configuration, device=device, threads=self.threads)
+        staging = Staging.of(checkpoint.folder if checkpoint and checkpoint.each_epoch else None)
+        with self._started() as ray:
+            cluster = RayCluster(ray, job, {"num_cpus": self.threads, "num_gpus": self.gpus_per_worker})
+            calls = Calls(cluster, staging, self.workers)
+            yield from Parallel(
+                cluster, calls, backbone, stream, configuration, state, known, self.threads, progress
+            ).learned_tasks()
+
+    @contextmanager
+    def _started(self) -> Iterator[Any]:
+        """Ray, running; what was begun for the block ends with it."""
+        ray = _library()
+        if ray.is_initialized():
+            yield ray
+            return
+        cores = os.process_cpu_count() if hasattr(os, "process_cpu_count") else len(os.sched_getaffinity(0))
+        here = {"num_cpus": (self.workers or max(1, (cores or 1) // self.threads)) * self.threads}
+        try:
+            with _own_signals(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                ray.init(
+                    address=self.address or "local",
+                    include_dashboard=None if self.address else False,
+                    log_to_driver=False,
+                    logging_level=logging.CRITICAL,
+                    **({} if self.address else here),
+                )
+            self._check_room(ray.cluster_resources())
+            yield ray
+        except (ConnectionError, ray.exceptions.RaySystemError, ValueError) as error:
+            if ray.is_initialized():
+                raise
+            raise InputError(f"Ray at {self.address or 'this machine'} cannot be had: {first_line(error)}") from error
+        finally:
+            ray.shutdown()
+
+    def _check_room(self, there: dict[str, float]) -> None:
+        wanted = {"CPU": self.threads, "GPU": self.gpus_per_worker}
+        for what, count in wanted.items():
+            if there.get(what, 0) < count:
+                raise InputError(f"a worker needs {count:g} {what}, Ray has {there.get(what, 0):g}")
+
+
+class RayCluster:
+    """Workers of Ray.
+
+    Args:
+        ray: the library, initialized.
+        job: what they work on.
+        needs: of each call, as Ray's options.
+    """
+
+    def __init__(self, ray: Any, job: Job, needs: dict[str, float]) -> None:
+        self._ray = ray
+        self._key = uuid.uuid4().hex
+        self._job = [ray.put(job)]  # in a list, Ray hands the reference on: a worker reads the job once
+        self._remote = ray.remote(_work).options(max_retries=TRIES, **needs)
+
+    def put(self, data: bytes) -> Any:
+        """See ``Cluster``."""
+        return self._ray.put(data)
+
+    def get(self, reference: Any) -> bytes:
+        """See ``Cluster``."""
+        try:
+            found = self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError:  # a fault of ours: its traceback is wanted
+            raise
+        except self._ray.exceptions.RayError as error:
+            died = ChildProcessError(first_line(error))
+            raise InputError(f"a worker of Ray died {TRIES + 1} times, or what it gave is lost ({died})") from died
+        if isinstance(found, InputError):
+            raise found
+        return found
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """See ``Cluster``."""
+        return self._remote.remote(self._key, self._job, method, *arguments)
+
+    def wait(self, references: Sequence[Any]) -> Any:
+        """See ``Cluster``."""
+        ready: list[Any] = []
+        while not ready:
+            ready, _ = self._ray.wait(list(references), num_returns=1, timeout=WAKES)
+        return ready[0]
+
+
+_workers: dict[str, Worker] = {}
+"""Of this process, if it is a worker: the run it works for -> what it has loaded."""
+
+
+def _work(key: str, job: list[Any], method: str, *arguments: Any) -> bytes | InputError:
+    """One call in a worker; bad input is given back, and not raised: Ray would dress it in its traceback."""
+    if key not in _workers:
+        _workers.clear()
+        _workers[key] = Worker(_library().get(job[0]))
+    try:
+        return getattr(_workers[key], method)(*arguments)
+    except InputError as error:
+        return error
+
+
+def _library() -> Any:
+    """Ray, quiet.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray  # noqa: PLC0415  optional, and slow to import
+    except ImportError as error:
+        raise InputError("engine ray needs Ray, which is not installed: pip install 'intarsia[ray]'") from error
+    return ray
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """What this process does with signals stays as it is."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
