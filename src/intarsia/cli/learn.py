@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from intarsia.adapters.choices import AdapterKind
 from intarsia.cli import plan as plans
 from intarsia.cli.flags import Inline, Json
-from intarsia.cli.options import Loading, Network, Rehearsal
+from intarsia.cli.options import Loading, Network, Rehearsal, Workers
 from intarsia.cli.plan import Plan
 from intarsia.errors import InputError
 from intarsia.regularizers.choices import Method
@@ -65,6 +65,7 @@ class Learn:
     """Start from the paper's settings in place of those recommended; flags still win."""
     config: Path | None = None
     """Repeat the run that wrote this config.json, into another --out; flags still win."""
+    at: Inline[Workers] = field(default_factory=Workers)
     json: Json = False
     network: Network = field(default_factory=Network)
     run_: Run = field(default_factory=Run)
@@ -77,7 +78,7 @@ class Learn:
         """
         base = self._base()
         chosen = resolve(
-            self.training,
+            self._training(),
             method=self.method,
             adapter=self.adapter,
             rank=self.rank,
@@ -96,6 +97,14 @@ class Learn:
             self.add or base.add,
             self.device or base.device,
         )
+
+    def _training(self) -> Training:
+        """The settings given; the engine of Ray sets some."""
+        if self.at.engine == "local":
+            return self.training
+        from intarsia.engines.ray import Ray
+
+        return Ray().training(self.training)
 
     def _base(self) -> Plan | None:
         """What is begun with where flags say nothing."""
@@ -126,7 +135,7 @@ class Learn:
 
     def run(self) -> dict[str, Any]:
         """Learn and evaluate."""
-        plan = self.plan()
+        plan, engine = self.plan(), self.at.chosen()
         if self.preset is not None and self.source.data is None:
             from intarsia.study.paper import preset
 
@@ -175,6 +184,7 @@ class Learn:
                 resume=self.resume,
                 keep_fishers=plan.keep_fishers,
                 checkpoints=self.run_.checkpoint,
+                engine=engine,
                 progress=progress,
             )
         if not here.leads:

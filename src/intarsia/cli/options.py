@@ -1,7 +1,7 @@
 """Options that several verbs share: which modules are composed, on what device."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -10,6 +10,7 @@ from intarsia.errors import InputError
 from intarsia.merging.choices import Rule
 
 if TYPE_CHECKING:
+    from intarsia.engines.ray import Ray
     from intarsia.merging.model import ComposedModel
     from intarsia.merging.recipe import Recipe
     from intarsia.pool import Pool
@@ -109,6 +110,38 @@ class Network:
 
     targets: tuple[str, ...] = ()
     """Layers whose weights are trained: attention, mlp (both if not given), or patterns like '*.qkv'."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Where tasks are learned."""
+
+    engine: Literal["local", "ray"] = "local"
+    """One task after another in this process, or all beside each other in workers of Ray (ita; every module under the
+    Fishers of all others)."""
+    address: str | None = None
+    """Ray's cluster: auto, or host:port; one on this machine alone if not given."""
+    workers: int | None = None
+    """Workers of Ray at once; as many as there is room for if not given."""
+    gpus_per_worker: float | None = None
+    """GPUs of each, or a part of one; on CPUs if not given."""
+    threads_per_worker: int | None = None
+    """Torch's threads in each; 1 if not given."""
+
+    def chosen(self) -> "Ray | None":
+        """The engine; None for this process.
+
+        Raises:
+            InputError: flags of Ray without it, or a number out of range.
+        """
+        given = [f.name for f in fields(self) if f.name != "engine" and getattr(self, f.name) is not None]
+        if self.engine == "local":
+            if given:
+                raise InputError(f"--{given[0].replace('_', '-')}: expected --engine ray with it")
+            return None
+        from intarsia.engines.ray import Ray
+
+        return Ray(self.address, self.workers, self.gpus_per_worker or 0.0, self.threads_per_worker or 1)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from intarsia.backbones.backbone import Backbone
+from intarsia.backbones.torchvision_guard import import_torchvision
 from intarsia.data.stream import TaskStream
 from intarsia.engines.cluster import Calls
 from intarsia.engines.parallel import Parallel
@@ -205,6 +206,7 @@ def _work(key: str, job: list[Any], method: str, *arguments: Any) -> bytes | Inp
     """One call in a worker; bad input is given back, and not raised: Ray would dress it in its traceback."""
     if key not in _workers:
         _workers.clear()
+        import_torchvision()  # before a network of timm is read
         _workers[key] = Worker(_library().get(job[0]))
     try:
         return getattr(_workers[key], method)(*arguments)

@@ -216,8 +216,10 @@ class Checkpoint:
             raise InputError(f"{path} is damaged ({error}): remove it, and task {task!r} begins anew") from error
 
     def where(self) -> str:
-        """The task and epoch at the last border, in words."""
+        """The task and epoch at the last border, or what workers have given back, in words."""
         path = self.folder / EPOCH
+        if (self.folder / STAGED).is_dir():
+            return f"with {len(list((self.folder / STAGED).glob('[0-9]*')))} results of its workers kept"
         try:
             about = parse_json(parse_metadata(path.read_bytes())["about"])
             return f"in task {about['task']!r} after epoch {about['epochs']}"
