@@ -4,6 +4,7 @@ Convention: images are uint8 `(N, C, H, W)`, decoded `(N, C, R, R)`; labels are 
 """
 
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,6 +72,10 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process is sent: not what was decoded, it decodes by itself."""
+        return {**self.__dict__, "_decoded": {}}
 
     def use(self, storage: Storage, bits: int | None = None) -> None:
         """Keep what is decoded from now on there; ``bits`` says how files of more than 8 are read, if it is known."""

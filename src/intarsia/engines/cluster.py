@@ -24,7 +24,7 @@ class Cluster(Protocol):
         ...
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """Have a method of ``Worker`` called somewhere, references replaced by their bytes; a reference to what it gives."""
+        """Have a method of ``Worker`` called, references replaced by their bytes; a reference to what it gives."""
         ...
 
     def wait(self, references: Sequence[Any]) -> Any:

@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from intarsia.backbones.backbone import Backbone
 from intarsia.backbones.torchvision_guard import import_torchvision
 from intarsia.data.stream import TaskStream
@@ -25,7 +23,7 @@ from intarsia.progress import Progress, silent
 from intarsia.regularizers.protocol import Regularizer
 from intarsia.training.checkpoint import Checkpoint
 from intarsia.training.fine_tuning import Configuration
-from intarsia.training.settings import Settings, Training
+from intarsia.training.settings import Training
 from intarsia.training.state import LearnedTask, LearnerState
 
 TRIES = 10
@@ -124,10 +122,10 @@ class Ray:
         """Ray, running; what was begun for the block ends with it."""
         ray = _library()
         if ray.is_initialized():
+            self._check_room(ray.cluster_resources())
             yield ray
             return
-        cores = os.process_cpu_count() if hasattr(os, "process_cpu_count") else len(os.sched_getaffinity(0))
-        here = {"num_cpus": (self.workers or max(1, (cores or 1) // self.threads)) * self.threads}
+        here = {"num_cpus": (self.workers or max(1, (os.cpu_count() or 1) // self.threads)) * self.threads}
         try:
             with _own_signals(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -180,8 +178,9 @@ class RayCluster:
         except self._ray.exceptions.RayTaskError:  # a fault of ours: its traceback is wanted
             raise
         except self._ray.exceptions.RayError as error:
-            died = ChildProcessError(first_line(error))
-            raise InputError(f"a worker of Ray died {TRIES + 1} times, or what it gave is lost ({died})") from died
+            raise InputError(
+                f"a worker of Ray died {TRIES + 1} times, or what it gave is lost ({first_line(error)})"
+            ) from error
         if isinstance(found, InputError):
             raise found
         return found

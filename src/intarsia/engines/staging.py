@@ -1,6 +1,6 @@
 """What workers have given back, kept in a run's folder until the run is over: a driver that dies loses none of it.
 
-    .run/engine/<number>-<what>   SHA-256, and the bytes: features, fisher, tune or place of a task, by its number
+.run/engine/<number>-<what>   SHA-256, and the bytes: features, fisher, tune or place of a task, by its number
 """
 
 import hashlib

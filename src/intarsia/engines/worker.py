@@ -139,9 +139,7 @@ class Worker:
         """
         timings, settings = Timings(), self.job.configuration.settings
         reference = Head.from_tensors(unpack(heads)[1]["reference"])
-        fisher = fisher_at_theta0(
-            self.backbone, self.stream[name], reference, settings, Seeds(settings.seed, number)
-        )
+        fisher = fisher_at_theta0(self.backbone, self.stream[name], reference, settings, Seeds(settings.seed, number))
         timings.lap("fisher")
         return pack_fisher(fisher.to(torch.device("cpu")), seconds=timings.seconds)
 

@@ -109,8 +109,8 @@ class Checkpoint:
 
     @property
     def trained(self) -> bool:
-        """Some of a task's training is kept."""
-        return (self.folder / EPOCH).is_file()
+        """Some of a task's training is kept, or what workers have given back."""
+        return (self.folder / EPOCH).is_file() or (self.folder / STAGED).is_dir()
 
     def refuse(self) -> None:
         """Refuse to begin where a run was stopped.

@@ -243,7 +243,8 @@ def _learn(
         checkpoint.end()  # it would come to the same again
         raise
     except InputError as error:
-        if not isinstance(error.__cause__, OSError):  # not of the disk: it would come to the same again
+        mended = engine is not None and checkpoint.trained  # an image, a machine: workers had it to themselves
+        if not mended and not isinstance(error.__cause__, OSError):  # it would come to the same again
             if pool.tasks == known and not checkpoint.trained:
                 checkpoint.end()  # nothing to go on with
             raise
