@@ -1,0 +1,129 @@
+"""Two workers against one: the same tasks learned by Ray, alternating, and again with workers killed; medians.
+
+    python benchmarks/performance/scaling.py --json
+
+Ray's start is not counted, the workers' loading of backbone and stream is. Give it a quiet machine of two cores.
+"""
+
+import json
+import logging
+import os
+import signal
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import tyro
+from rich.console import Console
+from torch import Tensor
+
+from intarsia import ITA, Backbone, LoRA, TaskStream, Training, learn
+from intarsia.engines.ray import Ray
+from intarsia.store.files import read_json
+from intarsia.store.index import INDEX
+
+
+@dataclass(frozen=True)
+class Deadly(LoRA):
+    """LoRA whose process is killed where it is attached, as often as a folder has files."""
+
+    folder: str = ""
+
+    def initial(self, name: str, theta0: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """As LoRA's, if one lives to see it."""
+        for file in Path(self.folder).iterdir():
+            file.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().initial(name, theta0, generator)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Measure how much sooner two workers are done than one."""
+
+    data: str = "chalk"
+    """The stream."""
+    tasks: int = 8
+    """Its first tasks."""
+    max_per_class: int = 80
+    """Training and test images of each class."""
+    epochs: int = 4
+    """Passes over a task's images."""
+    rounds: int = 3
+    """Runs of each kind."""
+    kills: int = 5
+    """Workers that are killed."""
+    json: bool = False
+    """Print JSON instead of lines."""
+
+
+def files(pool: Path) -> dict[str, Any]:
+    """Name -> hash of every file of a pool."""
+    return read_json(pool / INDEX)["files"]
+
+
+def measure(asked: Scaling, folder: Path) -> dict[str, Any]:
+    """All figures; those of several processes on one module are None until that is built."""
+    import ray  # noqa: PLC0415  an extra
+
+    torch.set_num_threads(1)
+    theta0, stream = Backbone.load(), TaskStream.load(asked.data, max_per_class=asked.max_per_class)
+    stream = stream.subset(range(asked.tasks))
+    training = Training(epochs=asked.epochs, fisher_over="others")
+
+    def run(name: str, engine: Ray | None, adapter: LoRA | None = None) -> tuple[Path, float]:
+        out, began = folder / name, time.perf_counter()
+        adapter = adapter or LoRA(16)
+        learn(theta0, stream, out=out, adapter=adapter, regularizer=ITA(0.1), training=training, engine=engine)
+        return out, time.perf_counter() - began
+
+    one, alone = run("one", None)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
+    try:
+        equal = files(run("warm", Ray())[0]) == files(one)
+        seconds: dict[int, list[float]] = {1: [], 2: []}
+        for number in range(asked.rounds):
+            for workers, took in seconds.items():
+                out, second = run(f"{workers}-{number}", Ray(workers=workers))
+                took.append(second)
+                equal = equal and files(out) == files(one)
+        kills = folder / "kills"
+        kills.mkdir()
+        for number in range(asked.kills):
+            (kills / str(number)).touch()
+        survived, _ = run("killed", Ray(), Deadly(16, folder=str(kills)))
+        left = len(list(kills.iterdir()))
+    finally:
+        ray.shutdown()
+    there = files(survived)
+    lost = [name for name, seen in files(one).items() if there.get(name) != seen]
+    return {
+        "ray_equal": equal,
+        "ddp_max_difference": None,
+        "ray_speedup_2": round(median(seconds[1]) / median(seconds[2]), 3),
+        "ddp_speedup_2": None,
+        "killed_workers": asked.kills - left,
+        "lost": len({name.split("/")[1] for name in lost if name.startswith("modules/")}),
+        "seconds": {"one process": round(alone, 2), **{str(n): [round(s, 2) for s in t] for n, t in seconds.items()}},
+    }
+
+
+def main() -> None:
+    """Run it."""
+    asked = tyro.cli(Scaling, description=__doc__)
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(asked, Path(folder))
+    if asked.json:
+        print(json.dumps(found))
+        return
+    for name, value in found.items():
+        Console().print(f"{name}: {value}")
+
+
+if __name__ == "__main__":
+    main()
