@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_cli import refused
 from test_engines import APART, OPTIONS, each_adapter
 from torch import Tensor
 
@@ -129,11 +130,43 @@ def test_a_worker_that_has_no_room_is_refused(nodes: Any, tmp_path: Path) -> Non
     assert not (tmp_path / "p").exists()
 
 
+@pytest.mark.parametrize("address", ["auto", "127.0.0.1:1"])
+def test_a_cluster_that_is_not_there_is_a_line(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def init(**options: Any) -> None:
+        """As Ray where there is none: that takes it half a minute."""
+        assert options["address"] == address
+        assert "num_cpus" not in options  # of a cluster that runs
+        raise ConnectionError("Could not find any running Ray instance.\nMore of it.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    flags = ["--engine", "ray", "--address", address, "--only", "animals", "--max-per-class", "2"]
+    said = refused(capsys, "learn", *flags, "--out", tmp_path / "p")
+    assert said == f"intarsia: Ray at {address} cannot be had: Could not find any running Ray instance\n"
+    assert not (tmp_path / "p").exists()
+
+
 def processes(session: int) -> list[str]:
     """Of Ray that do work, in a session of processes. (Two that only report end within a minute of its death.)"""
     listed = subprocess.run(["ps", "-eo", "sid,args"], capture_output=True, text=True, check=True).stdout
     own = [line for line in listed.splitlines() if line.split(maxsplit=1)[0] == str(session)]
     return [line for line in own if any(what in line for what in ("gcs_server", "raylet/raylet", "ray::IDLE", "_work"))]
+
+
+def kill_worker(session: int) -> None:
+    """Kill one that is at work."""
+
+    def busy() -> list[int]:
+        listed = subprocess.run(["ps", "-eo", "pid,sid,ppid,args"], capture_output=True, text=True, check=True).stdout
+        mine = {line.split()[0] for line in listed.splitlines() if f" {session} " in line and "raylet/raylet" in line}
+        rows = [line.split(maxsplit=3) for line in listed.splitlines()]
+        return [int(pid) for pid, _, parent, what in rows if parent in mine and what.startswith("ray::_work")]
+
+    until(lambda: bool(busy()))
+    os.kill(busy()[0], signal.SIGKILL)
 
 
 def until(there: Callable[[], bool]) -> None:
@@ -153,14 +186,16 @@ def test_a_driver_that_is_killed_or_stopped_goes_on(tmp_path: Path, capsys: pyte
     for how, at, code in ((signal.SIGKILL, "*-fisher", -9), (signal.SIGINT, "*-tune", 130)):
         given = ["--resume", "--run.no-evaluate"] if out.exists() else flags
         command = [sys.executable, "-m", "intarsia", "learn", *given, "--out", str(out), "--engine", "ray"]
-        with subprocess.Popen(
-            [*command, "--workers", "2"], stderr=subprocess.PIPE, text=True, start_new_session=True
-        ) as driver:
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with subprocess.Popen([*command, "--workers", "2", "--json"], start_new_session=True, **pipes) as driver:
+            if how is signal.SIGINT:
+                kill_worker(driver.pid)
             until(lambda at=at: bool(list(staged.glob(at))) or driver.poll() is not None)
             driver.send_signal(how)
-            _, said = driver.communicate(timeout=DEADLINE)
+            printed, said = driver.communicate(timeout=DEADLINE)
         assert driver.returncode == code, said
         assert "Traceback" not in said
+        assert not printed  # of what Ray tells of the dead worker
         until(lambda: not processes(driver.pid))
         if how is signal.SIGINT:
             last = said.strip().splitlines()[-1]

@@ -3,11 +3,12 @@
 import logging
 import os
 import signal
+import sys
 import threading
 import uuid
 import warnings
 from collections.abc import Collection, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -125,25 +126,28 @@ class Ray:
             self._check_room(ray.cluster_resources())
             yield ray
             return
+        # what Ray says of workers that died, it prints: standard output is for results
         here = {"num_cpus": (self.workers or max(1, (os.cpu_count() or 1) // self.threads)) * self.threads}
-        try:
-            with _own_signals(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                ray.init(
-                    address=self.address or "local",
-                    include_dashboard=None if self.address else False,
-                    log_to_driver=False,
-                    logging_level=logging.CRITICAL,
-                    **({} if self.address else here),
-                )
-            self._check_room(ray.cluster_resources())
-            yield ray
-        except (ConnectionError, ray.exceptions.RaySystemError, ValueError) as error:
-            if ray.is_initialized():
-                raise
-            raise InputError(f"Ray at {self.address or 'this machine'} cannot be had: {first_line(error)}") from error
-        finally:
-            ray.shutdown()
+        with redirect_stdout(sys.stderr):
+            try:
+                with _own_signals(), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    ray.init(
+                        address=self.address or "local",
+                        include_dashboard=None if self.address else False,
+                        log_to_driver=False,
+                        logging_level=logging.CRITICAL,
+                        **({} if self.address else here),
+                    )
+                self._check_room(ray.cluster_resources())
+                yield ray
+            except (ConnectionError, ray.exceptions.RaySystemError, ValueError) as error:
+                if ray.is_initialized():
+                    raise
+                where, why = self.address or "this machine", first_line(error).rstrip(".")
+                raise InputError(f"Ray at {where} cannot be had: {why}") from None  # nothing to go on with
+            finally:
+                ray.shutdown()
 
     def _check_room(self, there: dict[str, float]) -> None:
         wanted = {"CPU": self.threads, "GPU": self.gpus_per_worker}
