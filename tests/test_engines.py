@@ -32,6 +32,7 @@ from intarsia.training.state import LearnedTask
 APART = {"log.jsonl"}
 OTHERS = replace(QUICK, fisher_over="others")
 OPTIONS: dict[str, Any] = {"adapter": LoRA(2), "regularizer": ITA(0.1), "training": OTHERS}
+pytestmark = pytest.mark.slow
 each_adapter = pytest.mark.parametrize("adapter", ADAPTERS, ids=KINDS)
 
 
