@@ -24,6 +24,7 @@ from intarsia.engines.ray import Ray
 from intarsia.engines.staging import Staging
 from intarsia.engines.worker import Job, Worker
 from intarsia.errors import DivergenceError
+from intarsia.parallel.processes import Processes
 from intarsia.training.checkpoint import Checkpoint
 from intarsia.training.fine_tuning import Configuration
 from intarsia.training.settings import Training
@@ -263,6 +264,9 @@ def test_what_ray_cannot_learn_is_refused_in_a_line(tmp_path: Path, monkeypatch:
     for wrong in (lambda: Ray(workers=0), lambda: Ray(threads=0), lambda: Ray(gpus_per_worker=-1.0)):
         with pytest.raises(InputError, match="expected"):
             wrong()
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="leave torchrun out"):
+        patch.setattr("intarsia.engines.ray.current", lambda: Processes(count=2))
+        learn(backbone(), stream(), out=tmp_path / "p", engine=Ray(), **OPTIONS)
     assert Ray().training(None).fisher_over == "others"
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match=r"pip install 'intarsia\[ray\]'"):
@@ -275,7 +279,7 @@ def test_flags_of_ray_need_ray_and_set_what_it_needs(capsys: pytest.CaptureFixtu
     for flags, said in (
         (["--workers", "2"], "--workers: expected --engine ray"),
         (["--gpus-per-worker", "0"], "--gpus-per-worker: expected --engine ray"),
-        (["--engine", "ray", "--workers", "0"], "--workers 0: expected 1 or more"),
+        (["--engine", "ray", "--workers", "0"], "workers 0: expected 1 or more"),
         (["--engine", "ray", "--training.fisher-over", "earlier"], "leave fisher-over 'earlier' out"),
         (["--engine", "ray", "--method", "iel"], "iel trains every module"),
     ):

@@ -97,12 +97,13 @@ def test_python_and_the_commands_take_the_same_stream_by_default() -> None:
     assert Bench().stream(0).name == stream.name  # of ``compare``
 
 
+WORKERS = ("--engine", "--address", "--workers", "--gpus-per-worker")
 IMAGES = ("--image-size", "--features", "--augment", "--skip-broken", "--cache")
 
 
 def test_the_everyday_flags_are_flat_and_all_others_grouped() -> None:
     flat = {flag.name for flag in flags(Learn) if not flag.group}
-    assert flat == {*(f"--{name}" for name in EVERYDAY.split()), "--config", *IMAGES}
+    assert flat == {*(f"--{name}" for name in EVERYDAY.split()), "--config", *IMAGES, *WORKERS}
     assert {flag.group for flag in flags(Learn) if flag.group} == {"training", "source", "network", "run"}
     assert {f.name for cls in (Training, Source) for f in fields(cls)} >= FLAT
 
@@ -251,7 +252,7 @@ def test_an_image_typed_after_tasks_is_an_image(tmp_path: Path) -> None:
 def test_every_flag_that_a_message_or_a_page_names_is_one() -> None:
     """Git's and those of the benchmarks are told apart by their line, or named here."""
     names = {name for verb in VERBS for flag in flags(verb_of(verb)) for name in (flag.name, flag.off)}
-    names |= {"--help", "--version", "--rounds", "--readers", "--batch", "--images"}
+    names |= {"--help", "--version", "--rounds", "--readers", "--batch", "--images", "--head"}
     pages = [*(ROOT / "src").rglob("*.py"), ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     others = re.compile(r"git|benchmarks/|--line|--<|python |pip install")
     wrong = []

@@ -117,16 +117,13 @@ class Workers:
     """Where tasks are learned."""
 
     engine: Literal["local", "ray"] = "local"
-    """One task after another in this process, or all beside each other in workers of Ray (ita; every module under the
-    Fishers of all others)."""
+    """Learn here, or all tasks at once on Ray."""
     address: str | None = None
-    """Ray's cluster: auto, or host:port; one on this machine alone if not given."""
+    """Ray's cluster, auto or host:port, if any."""
     workers: int | None = None
-    """Workers of Ray at once; as many as there is room for if not given."""
+    """Of Ray; as many as have room if not given."""
     gpus_per_worker: float | None = None
-    """GPUs of each, or a part of one; on CPUs if not given."""
-    threads_per_worker: int | None = None
-    """Torch's threads in each; 1 if not given."""
+    """GPUs of each, say 0.5; on CPUs if not given."""
 
     def chosen(self) -> "Ray | None":
         """The engine; None for this process.
@@ -141,7 +138,7 @@ class Workers:
             return None
         from intarsia.engines.ray import Ray
 
-        return Ray(self.address, self.workers, self.gpus_per_worker or 0.0, self.threads_per_worker or 1)
+        return Ray(self.address, self.workers, self.gpus_per_worker or 0.0)
 
 
 @dataclass(frozen=True)

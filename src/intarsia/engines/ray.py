@@ -20,6 +20,7 @@ from intarsia.engines.parallel import Parallel
 from intarsia.engines.staging import Staging
 from intarsia.engines.worker import Job, Worker
 from intarsia.errors import InputError, first_line
+from intarsia.parallel.processes import current
 from intarsia.progress import Progress, silent
 from intarsia.regularizers.protocol import Regularizer
 from intarsia.training.checkpoint import Checkpoint
@@ -59,11 +60,11 @@ class Ray:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        for flag, count in {"workers": self.workers, "threads-per-worker": self.threads}.items():
+        for flag, count in {"workers": self.workers, "threads": self.threads}.items():
             if count is not None and count < 1:
-                raise InputError(f"--{flag} {count}: expected 1 or more")
+                raise InputError(f"{flag} {count}: expected 1 or more")
         if not 0 <= self.gpus_per_worker < float("inf"):
-            raise InputError(f"--gpus-per-worker {self.gpus_per_worker}: expected a number, 0 or more")
+            raise InputError(f"gpus-per-worker {self.gpus_per_worker}: expected a number, 0 or more")
 
     def training(self, given: Training | None) -> Training:
         """A user's settings for this engine.
@@ -89,6 +90,8 @@ class Ray:
                 f"engine ray: {regularizer.kind} trains every module through those before it, one after another: use "
                 "ita, or leave the engine out"
             )
+        if current().count > 1:
+            raise InputError("engine ray: it starts its own processes: leave torchrun out")
         _library()
 
     def learned_tasks(

@@ -8,7 +8,7 @@ does not grow with their number, but for the heads and class statistics, which g
 from collections.abc import Callable, Collection, Generator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from intarsia.adapters.protocol import Adapter
 from intarsia.adapters.records import build_adapter
@@ -28,42 +28,8 @@ from intarsia.training.checkpoint import Checkpoint
 from intarsia.training.fine_tuning import Configuration
 from intarsia.training.recommended import Hyperparameters, resolve
 from intarsia.training.settings import Settings, Training
-from intarsia.training.state import LearnedTask, LearnerState, PreparedTask
+from intarsia.training.state import Engine, LearnedTask, LearnerState, PreparedTask
 from intarsia.training.task import finish, prepare
-
-
-class Engine(Protocol):
-    """Where, and in what order, the tasks of a stream are learned: see ``engines``."""
-
-    def training(self, given: Training | None) -> Training:
-        """A user's settings, as the engine needs them.
-
-        Raises:
-            InputError: they contradict it.
-        """
-        ...
-
-    def check(self, regularizer: Regularizer) -> None:
-        """Refuse what it cannot do, before anything is written.
-
-        Raises:
-            InputError: so.
-        """
-        ...
-
-    def learned_tasks(
-        self,
-        backbone: Backbone,
-        stream: TaskStream,
-        configuration: Configuration,
-        state: LearnerState,
-        *,
-        known: Collection[str] = (),
-        checkpoint: Checkpoint | None = None,
-        progress: Progress = silent,
-    ) -> Generator[LearnedTask]:
-        """As the function of that name, whose arguments these are."""
-        ...
 
 
 def learn(

@@ -1,17 +1,26 @@
 """What the learner knows: carried from task to task, each step makes a new one of it."""
 
+from collections.abc import Collection, Generator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
+from intarsia.backbones.backbone import Backbone
 from intarsia.class_stats.statistics import ClassStatistics
 from intarsia.curvature.fisher import DiagonalFisher
-from intarsia.data.stream import Task
+from intarsia.data.stream import Task, TaskStream
 from intarsia.heads.head import Head
 from intarsia.pool import Pool
+from intarsia.progress import Progress, silent
+from intarsia.regularizers.protocol import Regularizer
 from intarsia.store.module import Module
 from intarsia.task_vector import TaskVector
+from intarsia.training.settings import Training
+
+if TYPE_CHECKING:
+    from intarsia.training.checkpoint import Checkpoint
+    from intarsia.training.fine_tuning import Configuration
 
 
 @dataclass(frozen=True)
@@ -94,3 +103,37 @@ class LearnedTask:
     fisher: DiagonalFisher
     reference: Head
     log: dict[str, Any]
+
+
+class Engine(Protocol):
+    """Where, and in what order, the tasks of a stream are learned: see ``engines``."""
+
+    def training(self, given: Training | None) -> Training:
+        """A user's settings, as the engine needs them.
+
+        Raises:
+            InputError: they contradict it.
+        """
+        ...
+
+    def check(self, regularizer: Regularizer) -> None:
+        """Refuse what it cannot do, before anything is written.
+
+        Raises:
+            InputError: so.
+        """
+        ...
+
+    def learned_tasks(
+        self,
+        backbone: Backbone,
+        stream: TaskStream,
+        configuration: "Configuration",
+        state: LearnerState,
+        *,
+        known: Collection[str] = (),
+        checkpoint: "Checkpoint | None" = None,
+        progress: Progress = silent,
+    ) -> Generator[LearnedTask]:
+        """As ``learner.learned_tasks``, whose arguments these are."""
+        ...
