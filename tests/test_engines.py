@@ -136,9 +136,9 @@ def test_whatever_the_order_of_the_workers_the_pool_is_that_of_one_process(
         assert none_twice(engine.made)
 
 
-@pytest.mark.parametrize("protocol", ["recommended", "paper"])
-def test_tasks_are_added_to_a_pool_beside_each_other(protocol: Any, tmp_path: Path) -> None:
-    training = replace(OTHERS, protocol=protocol)
+@pytest.mark.parametrize("change", [{"class_balanced": True}, {"protocol": "paper"}], ids=["balanced", "paper"])
+def test_tasks_are_added_to_a_pool_beside_each_other(change: dict[str, Any], tmp_path: Path) -> None:
+    training = replace(OTHERS, **change)
     for out, engine in (("one", None), ("many", InlineEngine(order=4))):
         options = {**OPTIONS, "training": training, "out": tmp_path / out, "engine": engine, "keep_fishers": True}
         learn(backbone(), stream().subset([0]), **options)

@@ -108,7 +108,7 @@ def test_the_everyday_flags_are_flat_and_all_others_grouped() -> None:
     assert {f.name for cls in (Training, Source) for f in fields(cls)} >= FLAT
 
 
-@pytest.mark.parametrize(("columns", "lines"), [(WIDTH, 100), (80, 120), (300, 100)])
+@pytest.mark.parametrize(("columns", "lines"), [(WIDTH, 105), (80, 124), (300, 105)])
 def test_help_fits_two_screens_and_the_terminal(columns: int, lines: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     assert len(help_of(Learn, "intarsia learn").splitlines()) <= lines

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from intarsia.backbones.backbone import Backbone
-from intarsia.class_stats.prototypes import ClassPrototypes
 from intarsia.class_stats.statistics import ClassStatistics
 from intarsia.data.records import reloaded
 from intarsia.data.stream import TaskStream
@@ -23,7 +22,7 @@ from intarsia.progress import Timings
 from intarsia.training.fine_tuning import Configuration
 from intarsia.training.schedule import Seeds
 from intarsia.training.state import PreparedTask
-from intarsia.training.steps import class_statistics, features_of, fisher_at_theta0
+from intarsia.training.steps import class_statistics, features_of, fisher_at_theta0, prototypes_of
 from intarsia.training.task import finish
 
 
@@ -198,5 +197,5 @@ class Worker:
             adapter.load(found.vector)
             adapter.compose(earlier, number)
             after = features_of(self.backbone, task)
-        prototypes = ClassPrototypes.of(before, after, task.train.labels, len(task.classes))
+        prototypes = prototypes_of(before, after, task, self.job.configuration.settings)
         return pack({}, prototypes=prototypes.tensors())
