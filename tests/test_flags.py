@@ -254,7 +254,7 @@ def test_every_flag_that_a_message_or_a_page_names_is_one() -> None:
     names = {name for verb in VERBS for flag in flags(verb_of(verb)) for name in (flag.name, flag.off)}
     names |= {"--help", "--version", "--rounds", "--readers", "--batch", "--images", "--head"}
     pages = [*(ROOT / "src").rglob("*.py"), ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    others = re.compile(r"git|benchmarks/|--line|--<|python |pip install")
+    others = re.compile(r"git|torchrun|benchmarks/|--line|--<|python |pip install")
     wrong = []
     for page in pages:
         for number, line in enumerate(page.read_text().splitlines(), 1):

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cases import ADAPTERS, GREY, KINDS, QUICK, backbone, repeated, split_backbone, stream
@@ -187,7 +187,11 @@ def test_no_step_looks_at_a_number_of_the_device(
         with waiting:
             return train(*args, after_step=after, **options)
 
+    def as_on_a_card(settings: Settings, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
+        return torch.optim.AdamW(list(parameters), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+
     monkeypatch.setattr(fine_tuning, "train", watched)
+    monkeypatch.setattr(fine_tuning, "adamw", as_on_a_card)  # the plain one counts its steps in numbers
     tasks = replace(stream(2), augmentation="photo")
     for regularizer in HELD[:2]:
         settings = replace(QUICK, step=step, batch_size=3)

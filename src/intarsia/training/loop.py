@@ -64,7 +64,7 @@ def train(
         optimizer: of all that is trained.
         settings: say how many epochs, images per step, and the learning rate.
         images: uint8 (N, C, R, R) of the task.
-        labels: (N,) of the task's images.
+        labels: (N,) of them.
         generator: of the batches' order.
         loss: of a batch and its images, uint8 (B, C, R, R), on the CPU.
         name: of the task.
