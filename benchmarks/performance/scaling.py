@@ -1,16 +1,20 @@
-"""Two workers against one: the same tasks learned by Ray, alternating, and again with workers killed; medians.
+"""Two workers against one: the same tasks by Ray, and by torchrun, alternating; and with workers killed; medians.
 
     python benchmarks/performance/scaling.py --json
 
-Ray's start is not counted, the workers' loading of backbone and stream is. Give it a quiet machine of two cores.
+Ray's start is not counted, the workers' loading of backbone and stream is; of torchrun's processes, what their logs say
+of each task. Give it a quiet machine of two cores.
 """
 
 import json
 import logging
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -21,7 +25,7 @@ import tyro
 from rich.console import Console
 from torch import Tensor
 
-from intarsia import ITA, Backbone, LoRA, TaskStream, Training, learn
+from intarsia import ITA, Backbone, LoRA, Pool, TaskStream, Training, learn
 from intarsia.engines.ray import Ray
 from intarsia.store.files import read_json
 from intarsia.store.index import INDEX
@@ -67,7 +71,7 @@ def files(pool: Path) -> dict[str, Any]:
 
 
 def measure(asked: Scaling, folder: Path) -> dict[str, Any]:
-    """All figures; those of several processes on one module are None until that is built."""
+    """All figures."""
     import ray  # noqa: PLC0415  an extra
 
     torch.set_num_threads(1)
@@ -102,15 +106,42 @@ def measure(asked: Scaling, folder: Path) -> dict[str, Any]:
         ray.shutdown()
     there = files(survived)
     lost = [name for name, seen in files(one).items() if there.get(name) != seen]
+    apart, took = together(asked, folder, [task.name for task in stream])
     return {
         "ray_equal": equal,
-        "ddp_max_difference": None,
+        "ddp_max_difference": apart,
         "ray_speedup_2": round(median(seconds[1]) / median(seconds[2]), 3),
-        "ddp_speedup_2": None,
+        "ddp_speedup_2": round(median(took[1]) / median(took[2]), 3),
         "killed_workers": asked.kills - left,
         "lost": len({name.split("/")[1] for name in lost if name.startswith("modules/")}),
-        "seconds": {"one process": round(alone, 2), **{str(n): [round(s, 2) for s in t] for n, t in seconds.items()}},
+        "seconds": {"one process": round(alone, 2), **rounded("ray", seconds), **rounded("torchrun", took)},
     }
+
+
+def rounded(what: str, seconds: Mapping[int, list[float]]) -> dict[str, list[float]]:
+    """Seconds of each run, by the number of workers."""
+    return {f"{what} {number}": [round(second, 2) for second in found] for number, found in seconds.items()}
+
+
+def together(asked: Scaling, folder: Path, tasks: Sequence[str]) -> tuple[float, dict[int, list[float]]]:
+    """Of one and two processes on every module: how far task vectors are apart at most, and seconds of each run."""
+    flags = ["--data", asked.data, "--only", *tasks, "--max-per-class", str(asked.max_per_class)]
+    flags += ["--epochs", str(asked.epochs), "--run.no-evaluate", "--device", "cpu"]
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    pools: dict[int, Pool] = {}
+    for number in range(asked.rounds):
+        for count, took in seconds.items():
+            out = folder / f"torchrun-{count}-{number}"
+            start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+            command = [*start, "-m", "intarsia", "learn", *flags, "--out", str(out)]
+            alone = {**os.environ, "OMP_NUM_THREADS": "1"}
+            subprocess.run(command, check=True, env=alone, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            pools[count] = Pool.open(out)
+            logged = pools[count].logged().values()
+            took.append(sum(task["set_up_seconds"] + task["training_seconds"] for task in logged))
+    one, two = ([pools[count].vector(task) for task in tasks] for count in (1, 2))
+    apart = [float((a[name] - b[name]).abs().max()) for a, b in zip(one, two, strict=True) for name in a]
+    return max(apart), seconds
 
 
 def main() -> None:

@@ -52,7 +52,7 @@ class Learn:
     """Strength of the regularizer (alpha of ITA, beta of IEL); recommended for method and adapter if not given."""
     training: Training = field(default_factory=Training)
     out: Path | None = None
-    """Folder of the pool, new or empty; runs/<stream>-<method> if not given."""
+    """Folder of the pool, new or empty; else runs/<stream>-<method>."""
     add: bool = False
     """Add the stream's tasks to the pool in --out, with the pool's own settings unless told otherwise."""
     resume: bool = False
@@ -62,7 +62,7 @@ class Learn:
     preset: str | None = None
     """A cell of the paper's table, by name (see `intarsia presets`): sets all but --data and --out."""
     paper: bool = False
-    """Start from the paper's settings in place of those recommended; flags still win."""
+    """Start from the paper's settings; flags still win."""
     config: Path | None = None
     """Repeat the run that wrote this config.json, into another --out; flags still win."""
     at: Inline[Workers] = field(default_factory=Workers)

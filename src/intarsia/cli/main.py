@@ -104,6 +104,8 @@ def _run(arguments: list[str]) -> None:
         if isinstance(stream, TextIOWrapper):  # a letter that the terminal has not is no reason to stop
             stream.reconfigure(errors="replace")
     verb = parsed(arguments)
+    if os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ and arguments[0] != "learn":
+        raise InputError(f"{arguments[0]} runs in one process: leave torchrun out, which is for learn")
     result = verb.run()
     if verb.json and os.environ.get("RANK", "0") == "0":
         print(json.dumps(result, indent=1))
