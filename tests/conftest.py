@@ -15,7 +15,10 @@ settings.register_profile("patient", deadline=None)  # how long an example takes
 settings.load_profile("patient")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 torch.set_num_threads(1)
-LONG = ("readme", "compare", "survival", "hub", "report", "architectures", "cli", "manage")
+LONG = (
+    *("readme", "compare", "ray", "survival", "processes", "hub", "learner"),
+    *("report", "architectures", "loop", "cli", "manage", "engines"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
