@@ -136,7 +136,11 @@ def test_whatever_the_order_of_the_workers_the_pool_is_that_of_one_process(
         assert none_twice(engine.made)
 
 
-@pytest.mark.parametrize("change", [{"class_balanced": True}, {"protocol": "paper"}], ids=["balanced", "paper"])
+@pytest.mark.parametrize(
+    "change",
+    [{"class_balanced": True}, {"protocol": "paper"}, {"precision": "bf16"}],
+    ids=["balanced", "paper", "bf16"],
+)
 def test_tasks_are_added_to_a_pool_beside_each_other(change: dict[str, Any], tmp_path: Path) -> None:
     training = replace(OTHERS, **change)
     for out, engine in (("one", None), ("many", InlineEngine(order=4))):
