@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from scaling import Deadly
 from test_cli import refused
 from test_engines import APART, OPTIONS, each_adapter
 from torch import Tensor
@@ -35,7 +36,10 @@ def nodes() -> Iterator[Any]:
     from ray.cluster_utils import Cluster  # noqa: PLC0415  only beside Ray
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE.parent / "src"), str(HERE)]))
+        patch.setenv(
+            "PYTHONPATH",
+            os.pathsep.join(map(str, (HERE.parent / "src", HERE, HERE.parent / "benchmarks" / "performance"))),
+        )
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         try:
@@ -67,19 +71,6 @@ def test_one_worker_and_two_learn_the_pool_of_one_process(
     phases = ("features and class statistics", "Fisher", "training", "prototypes")
     assert said == {f"{task}: {phase}" for task in one.tasks for phase in phases} - {"task01: prototypes"}
     assert len((many.path / "log.jsonl").read_text().splitlines()) == len(one.tasks)
-
-
-@dataclass(frozen=True)
-class Deadly(LoRA):
-    """Its process is killed where it is attached, as often as a folder has files."""
-
-    folder: str = ""
-
-    def initial(self, name: str, theta0: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        for file in Path(self.folder).iterdir():
-            file.unlink()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().initial(name, theta0, generator)
 
 
 def test_workers_that_are_killed_lose_nothing(nodes: Any, tmp_path: Path) -> None:

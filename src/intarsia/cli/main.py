@@ -12,6 +12,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from intarsia.errors import InputError, LostProcessError
+from intarsia.parallel import asked_for
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -88,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _say(what: object) -> None:
     """One line, of one process: of those that torchrun starts together, the first."""
-    if os.environ.get("RANK", "0") == "0":
+    if asked_for()[0] == 0:
         print(f"intarsia: {what}", file=sys.stderr)
 
 
@@ -104,10 +105,11 @@ def _run(arguments: list[str]) -> None:
         if isinstance(stream, TextIOWrapper):  # a letter that the terminal has not is no reason to stop
             stream.reconfigure(errors="replace")
     verb = parsed(arguments)
-    if os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ and arguments[0] != "learn":
+    rank, count = asked_for()
+    if count > 1 and arguments[0] != "learn":
         raise InputError(f"{arguments[0]} runs in one process: leave torchrun out, which is for learn")
     result = verb.run()
-    if verb.json and os.environ.get("RANK", "0") == "0":
+    if verb.json and rank == 0:
         print(json.dumps(result, indent=1))
 
 

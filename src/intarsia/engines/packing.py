@@ -61,10 +61,10 @@ def pack_fisher(fisher: DiagonalFisher, **about: Any) -> bytes:
     return pack({"count": fisher.count, "error": fisher.error, **about}, sums=fisher.sums)
 
 
-def unpack_fisher(data: bytes) -> DiagonalFisher:
+def unpack_fisher(data: bytes) -> tuple[DiagonalFisher, dict[str, Any]]:
     """The inverse of ``pack_fisher``."""
     about, groups = unpack(data)
-    return DiagonalFisher(groups["sums"], about["count"], about["error"])
+    return DiagonalFisher(groups["sums"], about.pop("count"), about.pop("error")), about
 
 
 def pack_state(state: LearnerState) -> bytes:

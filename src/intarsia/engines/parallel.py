@@ -16,6 +16,7 @@ import torch
 from intarsia.backbones.backbone import Backbone
 from intarsia.class_stats.prototypes import ClassPrototypes
 from intarsia.class_stats.statistics import ClassStatistics
+from intarsia.curvature.fisher import DiagonalFisher
 from intarsia.data.stream import TaskStream
 from intarsia.engines.cluster import Calls, Cluster
 from intarsia.engines.packing import pack, pack_state, unpack, unpack_fisher, unpack_module
@@ -114,7 +115,7 @@ class Parallel:
     def _add(self, place: int) -> None:
         """Add a task's Fisher to the sum; after the last, have every task fine-tuned."""
         number, task = self._first + place, self.stream[place]
-        fisher = unpack_fisher(self.calls.data(number, "fisher")).to(self.backbone.device)
+        fisher = self._fisher(number)
         self.state = self.state.with_task(task.name, self._statistics[number - 1], self._heads[place], fisher)
         self._prepared += 1
         if self._prepared == len(self.stream):
@@ -145,9 +146,15 @@ class Parallel:
         if number > 1:
             _, groups = unpack(self.calls.data(number, "place"))
             module = replace(module, prototypes=ClassPrototypes.from_tensors(groups["prototypes"]))
-        fisher = unpack_fisher(self.calls.data(number, "fisher")).to(self.backbone.device)
         assert self.state.reference is not None
-        return LearnedTask(module, fisher, self.state.reference[: len(self._heads[number - self._first])], log)
+        return LearnedTask(
+            module, self._fisher(number), self.state.reference[: len(self._heads[number - self._first])], log
+        )
+
+    def _fisher(self, number: int) -> DiagonalFisher:
+        """Of a task, where theta0 is."""
+        fisher, _ = unpack_fisher(self.calls.data(number, "fisher"))
+        return fisher.to(self.backbone.device)
 
 
 @contextmanager

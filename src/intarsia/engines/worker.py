@@ -157,8 +157,7 @@ class Worker:
             DivergenceError: see ``finish``.
         """
         about, groups = unpack(prepared)
-        own, device = unpack_fisher(fisher), self.backbone.device
-        of_fisher, _ = unpack(fisher)
+        (own, of_fisher), device = unpack_fisher(fisher), self.backbone.device
         task, state = self.stream[name], unpack_state(known)
         assert state.fisher is not None
         state = replace(state, fisher=state.fisher.to(device))

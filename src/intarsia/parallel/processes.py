@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, distributed
 
 from intarsia.errors import InputError, LostProcessError
+from intarsia.parallel import asked_for
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,9 @@ class Processes:
         """What the leading process says; all wait for it."""
         if self.count == 1:
             return value
-        said = torch.tensor([int(value and self.leads)])
-        self.sum_([moved := said.to(_device())])
-        return bool(moved.item())
+        said = torch.tensor([int(value and self.leads)], device=_device())
+        self.sum_([said])
+        return bool(said.item())
 
     def add_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Give every parameter the sum of what the processes' parts of a batch say."""
@@ -128,19 +129,14 @@ def together(processes: Processes) -> Iterator[Processes]:
         _current = before
 
 
-def asked_for() -> int:
-    """How many processes torchrun has started; 1 without it."""
-    count = os.environ.get("WORLD_SIZE", "1")
-    return int(count) if count.isdecimal() and "RANK" in os.environ else 1
-
-
 def start() -> Processes:
     """Meet the other processes that torchrun has started; alone without it.
 
     Raises:
         InputError: they cannot be met.
     """
-    if (count := asked_for()) == 1:
+    _, count = asked_for()
+    if count == 1:
         return ALONE
     if not distributed.is_initialized():
         try:
