@@ -25,6 +25,8 @@ VERBS = {
     "evaluate": ("pool", "Evaluate"),
     "predict": ("pool", "Predict"),
     "compose": ("pool", "Compose"),
+    "export": ("exchange.outward", "Export"),
+    "import": ("exchange.inward", "Import"),
     "unlearn": ("pool", "Unlearn"),
     "rename": ("manage", "Rename"),
     "remove": ("manage", "Remove"),

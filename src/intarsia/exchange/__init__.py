@@ -1,0 +1,1 @@
+"""In and out: what other libraries load of a pool, and what a pool takes from them."""

@@ -1,0 +1,75 @@
+"""Libraries that are optional, imported when they are needed; and a folder that is written whole or not at all."""
+
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from intarsia.backbones.torchvision_guard import import_torchvision
+from intarsia.errors import InputError
+from intarsia.store.files import flush, writing
+
+
+def library(name: str, extra: str = "export") -> Any:
+    """A library, imported; ``torchvision`` first, which those of images import.
+
+    Args:
+        name: of the module.
+        extra: of this package that brings it.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import_torchvision()
+        with quiet():
+            found = import_module(name)
+    except ImportError as error:
+        raise InputError(
+            f"{name} is needed and cannot be imported ({error}): expected the extra [{extra}]; pip install "
+            f"'intarsia[{extra}]'"
+        ) from error
+    if name == "transformers":
+        found.utils.logging.set_verbosity_error()
+        found.utils.logging.disable_progress_bar()
+    return found
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings that libraries have of each other."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write to, beside the one named; it takes its name when the block ends, and is gone if that fails.
+
+    Raises:
+        InputError: the one named exists and is not empty, or it cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is not an empty folder: name another with --out, nothing was written")
+    fresh = folder.with_name(f".{folder.name}.new")
+    made = [path for path in folder.parents if not path.exists()]
+    try:
+        with writing(folder):
+            shutil.rmtree(fresh, ignore_errors=True)
+            fresh.mkdir(parents=True)
+        yield fresh
+        with writing(folder):
+            if folder.exists():
+                folder.rmdir()
+            fresh.rename(folder)
+            flush(folder.parent)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        for path in made:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+        raise

@@ -1,0 +1,147 @@
+"""A module around a task vector that was trained elsewhere: all else is measured on the task's images.
+
+The steps are those of a task that is learned (``training.task``) but for the fifth: no weight is trained. The head is
+fitted to the features of the module alone, from its reference head on, as fine-tuning would end.
+"""
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from intarsia.adapters.attachment import Attachment
+from intarsia.class_stats.drift import fit_drift
+from intarsia.data.stream import TaskStream
+from intarsia.errors import InputError
+from intarsia.heads.pretraining import pretune
+from intarsia.pool import Pool
+from intarsia.progress import Progress, silent
+from intarsia.store.card import Card, Influence
+from intarsia.store.lock import one_writer
+from intarsia.store.module import Module
+from intarsia.task_vector import TaskVector
+from intarsia.training.checkpoint import Checkpoint
+from intarsia.training.schedule import Seeds
+from intarsia.training.settings import Settings
+from intarsia.training.state import LearnerState, PreparedTask
+from intarsia.training.steps import features_of, mean_feature, prototypes_of
+from intarsia.training.task import prepare
+
+
+def add_module(
+    opened: Callable[[], Pool],
+    path: Path,
+    stream: TaskStream,
+    parameters: Mapping[str, Tensor],
+    about: Mapping[str, Any],
+    progress: Progress = silent,
+) -> Pool:
+    """Add a task vector to a pool, as the module of the one task of a stream.
+
+    Args:
+        opened: the pool, new or opened; called once more when its folder is locked.
+        path: its folder.
+        stream: of one task, whose images everything else is measured on.
+        parameters: of the pool's adapter, ``<weight name>.<parameter>`` -> tensor.
+        about: where it comes from, for the card.
+        progress: told how far the work is.
+
+    Returns:
+        The pool, on disk.
+
+    Raises:
+        InputError: the pool has such a task or one of its classes, a run on it is not finished, the folder is in use,
+            or an image cannot be read; nothing was written.
+        DivergenceError: features or Fisher are not finite; likewise.
+    """
+    if len(stream) != 1:
+        raise InputError(
+            f"{stream.name} has {len(stream)} tasks, expected one, of all classes that the adapter knows: choose it "
+            "with --only, or name --tasks 1"
+        )
+    (task,) = stream
+    opened().check_new(task.name, task.classes)
+    with one_writer(path) as run:
+        Checkpoint(run).refuse()
+        pool = opened()
+        stream.decode(pool.backbone.preprocessing, progress)
+        settings, state = Settings.from_record(pool.index.settings), LearnerState.of(pool)
+        running = pool.fisher()
+        prepared, state = prepare(pool.backbone, task, state, settings, progress)
+        module = measured(pool, prepared, state, settings, parameters, stream.source(task.name), about, progress)
+        assert state.reference is not None
+        pool.log({"task": task.name, "at": datetime.now(UTC).isoformat(timespec="seconds"), "imported": dict(about)})
+        pool.add(module, prepared.fisher if running is None else running + prepared.fisher, state.reference)
+    return pool
+
+
+def measured(
+    pool: Pool,
+    prepared: PreparedTask,
+    state: LearnerState,
+    settings: Settings,
+    parameters: Mapping[str, Tensor],
+    source: dict[str, Any],
+    about: Mapping[str, Any],
+    progress: Progress = silent,
+) -> Module:
+    """The module of a task vector: head, drift and prototypes, measured on the images of a prepared task."""
+    task, number, backbone = prepared.task, prepared.number, pool.backbone
+    assert state.reference is not None
+    with backbone.attach(pool.adapter) as attachment:
+
+        def features(total: TaskVector | None, tasks: int) -> Tensor:
+            attachment.compose(total, tasks)
+            return features_of(backbone, task, progress, settings.precision)
+
+        before = prepared.features if number == 1 else features(state.total, number - 1)
+        put(attachment, parameters)
+        alone = features(None, 1)
+        after = alone if number == 1 else features(state.total, number)
+        norm = float(attachment.vector().norm())
+    shift = mean_feature(alone - prepared.features, task, settings) * settings.center_features
+    reference = state.reference[prepared.rows]
+    head = pretune(
+        reference,
+        alone - shift,
+        task.train.labels,
+        epochs=settings.pretune_epochs,
+        lr=settings.pretune_lr,
+        batch_size=settings.batch_size,
+        generator=Seeds(settings.seed, number).generator("heads"),
+    )
+    others = state.tasks[: number - 1]
+    card = Card(
+        task=task.name,
+        classes=task.classes,
+        images=len(task.train),
+        settings={**pool.index.settings, "method": "imported", "imported": dict(about)},
+        stream=source,
+        versions={name: version(name) for name in ("intarsia", "torch", "timm")},
+        influenced_by=Influence(statistics=others, prototypes=others),
+        measures={
+            "fisher_error": prepared.fisher.error,
+            "losses": [],
+            "relative_norm": norm / float(TaskVector(backbone.trainable).norm()),
+        },
+    )
+    return Module(
+        card,
+        dict(parameters),
+        head,
+        reference,
+        prepared.statistics,
+        fit_drift(prepared.features, alone),
+        shift,
+        prototypes_of(before, after, task, settings),
+    )
+
+
+def put(attachment: Attachment, parameters: Mapping[str, Tensor]) -> None:
+    """Give an attachment parameters, of any rank."""
+    for name, layer in attachment.layers.items():
+        for key, value in layer.adapter_parameters.items():
+            value.data = parameters[f"{name}.{key}"].to(value)
