@@ -62,8 +62,8 @@ def refuse_other(difference: float, what: str) -> None:
     """
     if not difference <= WORST:
         raise InputError(
-            f"{what}: its logits are {difference:.2g} of the largest from ours, expected {WORST:g} at most: nothing was "
-            "written; use another --format, and tell the makers of intarsia"
+            f"{what}: its logits are {difference:.2g} of the largest from ours, expected {WORST:g} at most: nothing "
+            "was written; use another --format, and tell the makers of intarsia"
         )
 
 

@@ -163,9 +163,7 @@ def _fill(made: nn.Module, prefix: str, layer: str, source: nn.Module, name: str
 
 
 @torch.no_grad()
-def _columns(
-    made: nn.Module, layer: str, network: nn.Module, preprocessing: Preprocessing, name: str
-) -> slice:
+def _columns(made: nn.Module, layer: str, network: nn.Module, preprocessing: Preprocessing, name: str) -> slice:
     """Which inputs of the layer that classifies are the network's features.
 
     Raises:

@@ -114,8 +114,8 @@ def _exporting(format_: str) -> Iterator[None]:
         raise
     except Exception as error:  # whatever a network's code makes of being traced
         raise InputError(
-            f"--format {format_}: the network cannot be exported ({type(error).__name__}: {first_line(error)}), expected "
-            "one whose code does not depend on its numbers; use another --format"
+            f"--format {format_}: the network cannot be exported ({type(error).__name__}: {first_line(error)}): "
+            "expected one whose code does not depend on its numbers; use another --format"
         ) from error
     finally:
         logger.setLevel(level)

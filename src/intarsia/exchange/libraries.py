@@ -1,8 +1,8 @@
 """A composed model as a folder of timm, or of transformers: its own network, label names and preprocessing.
 
-    timm          config.json, model.safetensors: ``timm.create_model("local-dir:DIR", pretrained=True)``; the same
-                  folder is one of transformers, which wraps networks of timm
-    transformers  config.json, model.safetensors, preprocessor_config.json: ``pipeline("image-classification", DIR)``
+timm          config.json, model.safetensors: ``timm.create_model("local-dir:DIR", pretrained=True)``; the same
+folder is one of transformers, which wraps networks of timm
+transformers  config.json, model.safetensors, preprocessor_config.json: ``pipeline("image-classification", DIR)``
 """
 
 from collections.abc import Callable, Sequence
@@ -46,8 +46,8 @@ def write_timm(model: ComposedModel, folder: Path) -> None:
     architecture = model.architecture
     if architecture is not None and architecture["library"] != "timm":
         raise InputError(
-            f"--format timm: the backbone is {architecture['name']} of {architecture['library']}, expected one of timm; "
-            f"use --format {architecture['library']}, onnx or torch"
+            f"--format timm: the backbone is {architecture['name']} of {architecture['library']}, expected one of "
+            f"timm; use --format {architecture['library']}, onnx or torch"
         )
     made = as_classifier(model)
     assert architecture is not None
@@ -88,7 +88,7 @@ def read_timm(folder: Path, model: ComposedModel) -> tuple[Callable[[Tensor], Te
     """What timm makes of the folder: normalised images -> logits, and image files -> probabilities."""
     timm = library("timm")
     network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    prepared = timm.data.create_transform(**timm.data.resolve_model_data_config(network), is_training=False)
+    prepared: Any = timm.data.create_transform(**timm.data.resolve_model_data_config(network), is_training=False)
     mode = "RGB" if model.preprocessing.channels == 3 else "L"
     if tuple(network.pretrained_cfg["label_names"]) != model.labels:
         raise InputError(f"timm reads other label names than were written: {network.pretrained_cfg['label_names'][:3]}")

@@ -25,7 +25,8 @@ from peft import PeftModel
 
 classes = json.load(open("{{ folder }}/intarsia.json"))["classes"]
 {% if timm -%}
-base = timm.create_model("{{ base }}", {{ pretrained }}num_classes=len(classes){{ arguments }})
+base = timm.create_model("{{ base }}", pretrained=True, num_classes=0{{ arguments }})
+base.reset_classifier(len(classes))
 {% else -%}
 base = AutoModelForImageClassification.from_pretrained("{{ base }}", num_labels=len(classes))
 {% endif -%}
@@ -54,6 +55,8 @@ def adapter_notes(
     base, _, weights = spec.partition("@") if timm else (spec, "", "")
     given = {} if base.startswith(("hf-hub:", "local-dir:")) else architecture.get("arguments", {})
     named = {key: value for key, value in given.items() if key != "num_classes"}
+    if weights or not base:
+        named["pretrained_cfg_overlay"] = {"file": weights or f"{backbone}.safetensors"}
     return ADAPTER.render(
         name=about["recipe"].get("name", "composition"),
         backbone=backbone,
@@ -62,7 +65,6 @@ def adapter_notes(
         folder=folder,
         timm=timm,
         base=base or "vit_tiny_patch16_224",
-        pretrained=f'checkpoint_path="{weights}", ' if weights else "pretrained=True, " if base else "",
         arguments="".join(f", {key}={value!r}" for key, value in named.items()),
         recipe=", ".join(f"{task} {weight:g}" for task, weight in about["recipe"]["weights"].items()) or "a merge rule",
     )

@@ -70,7 +70,9 @@ def read_adapter(folder: str | Path) -> Adaptation:
     if not (folder / WEIGHTS).is_file():
         for path in sorted(folder.iterdir()):
             refuse_pickle(path, f"adapter {folder}")
-        raise InputError(f"adapter {folder}: it has no weights, expected {WEIGHTS}; save it with PEFT's save_pretrained")
+        raise InputError(
+            f"adapter {folder}: it has no weights, expected {WEIGHTS}; save it with PEFT's save_pretrained"
+        )
     tensors = {_bare(name): value for name, value in load(folder / WEIGHTS).items()}
     parts: dict[str, dict[str, Tensor]] = {}
     saved: list[str] = []
@@ -121,7 +123,9 @@ def _update(path: str, factors: Mapping[str, Tensor], config: Mapping[str, Any])
     rank = _pattern(config.get("rank_pattern"), path, config["r"])
     alpha = _pattern(config.get("alpha_pattern"), path, config["lora_alpha"])
     if a.ndim != 2 or b.ndim != 2 or not len(a) == b.shape[1] == rank:
-        raise ValueError(f"{path}: lora_A {tuple(a.shape)}, lora_B {tuple(b.shape)}, expected rank {rank}, and a matrix")
+        raise ValueError(
+            f"{path}: lora_A {tuple(a.shape)}, lora_B {tuple(b.shape)}, expected rank {rank}, and a matrix"
+        )
     return a, b * (alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
 
 
@@ -164,14 +168,16 @@ def fitted(adaptation: Adaptation, backbone: Backbone, adapter: Adapter, what: s
         elif isinstance(adapter, Full):
             found[f"{name}.tau"] = b.cpu() @ a.cpu()
         else:
-            raise InputError(f"{what} is a LoRA, the pool's modules are {adapter}: import it into a pool of LoRA or full")
+            raise InputError(
+                f"{what} is a LoRA, the pool's modules are {adapter}: import it into a pool of LoRA or full"
+            )
     return found
 
 
 def _weight(path: str, backbone: Backbone, what: str) -> str:
     """The name of the weight that a path of another's network means: its end is that of ours, or its canonical name."""
-    for name, own in backbone.targets.items():
-        own = own.removeprefix("network.")
+    for name, place in backbone.targets.items():
+        own = place.removeprefix("network.")
         if path == own or path.endswith(f".{own}"):
             return name
     if (name := f"{canonical(path)}.weight") in backbone.targets:

@@ -79,6 +79,7 @@ def _write(pool: Pool, model: ComposedModel, recipe: Recipe | None, folder: Path
         config, state = _lora(pool, base, low_rank(pool, recipe) if recipe is not None else dense(pool, model))
     state |= {f"{START}{base.layer}.{key}": value for key, value in base.head(head).items()}
     config.modules_to_save, config.inference_mode = [base.layer], True
+    config.target_modules = sorted(config.target_modules)  # PEFT's set has another order in every process
     config.base_model_name_or_path = _base_name(theta0.name)
     config.save_pretrained(folder)
     save(state, folder / ADAPTER, PYTORCH)
@@ -88,7 +89,9 @@ def _write(pool: Pool, model: ComposedModel, recipe: Recipe | None, folder: Path
         "preprocessing": theta0.preprocessing.record(),
     }
     write_json(about, folder / ABOUT)
-    write(adapter_notes(shown, theta0.name, theta0.architecture or {}, base.layer, about).encode(), folder / "README.md")
+    write(
+        adapter_notes(shown, theta0.name, theta0.architecture or {}, base.layer, about).encode(), folder / "README.md"
+    )
     return _checked(base, model, folder, shown)
 
 
@@ -173,8 +176,9 @@ def _places(pool: Pool, base: Classifier, name: str) -> list[str]:
 
 
 def _base_name(spec: str) -> str:
-    """The backbone as its library calls it: less our kind and options."""
-    return spec.partition("/")[2].partition("?")[0] or spec
+    """The backbone as the hub calls it: a repository, timm/<name>, or a folder."""
+    plain = spec.partition("?")[0].removeprefix("hf/")
+    return plain.partition("@")[0] if plain.startswith("timm/") else plain
 
 
 def _checked(base: Classifier, model: ComposedModel, folder: Path, shown: str) -> float:

@@ -49,7 +49,9 @@ class Import:
         parameters = fitted(adapter, pool.backbone, pool.adapter, f"adapter {self.adapter}")
         about = {"from": "peft", "base": adapter.base, **adapter.about, "left_out": list(adapter.saved)}
         with shown() as progress:
-            made = add_module(lambda: self._pool(adapter, pool), self.out, self._stream(pool), parameters, about, progress)
+            made = add_module(
+                lambda: self._pool(adapter, pool), self.out, self._stream(pool), parameters, about, progress
+            )
         task = made.tasks[-1]
         result = {"pool": str(self.out), "task": task, "classes": list(made.classes[task]), "imported": about}
         if not self.json:
@@ -62,7 +64,7 @@ class Import:
         """The pool to write to; ``before`` is the same, opened earlier, whose backbone is loaded."""
         from intarsia.adapters.lora import LoRA
         from intarsia.backbones.backbone import Backbone
-        from intarsia.backbones.names import TARGETS
+        from intarsia.backbones.names import BUILTIN, TARGETS
         from intarsia.cli.where import Where
         from intarsia.machine import on_device
         from intarsia.pool import Pool
@@ -83,7 +85,8 @@ class Import:
         if self.backbone is None and adapter.base is None:
             raise InputError(f"adapter {self.adapter} does not say what it was trained on: name it with --backbone")
         device = on_device(self.device)
-        spec = self.backbone or f"hf/{adapter.base}"
+        ours = str(adapter.base).startswith(("timm/", BUILTIN))
+        spec = self.backbone or (str(adapter.base) if ours else f"hf/{adapter.base}")
         theta0 = Backbone.load(spec, targets=self.network.targets or TARGETS).to(device)
         return Pool.create(self.out, theta0, LoRA(adapter.rank), record)
 

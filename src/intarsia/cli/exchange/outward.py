@@ -20,8 +20,8 @@ class Export:
     pool: Positional[Path]
     """Folder of the pool, or of a merged model."""
     format: Literal["peft", "transformers", "timm", "onnx", "torch"]
-    """peft: the composition as one LoRA adapter, and each module as one (of a pool only). The composed model as a folder
-    of transformers or timm, an ONNX file, or a program of torch.export."""
+    """peft: the composition as one LoRA adapter, and each module as one (of a pool only). Else the composed model: a
+    folder of transformers or timm, an ONNX file, a program of torch.export."""
     out: Path
     """New folder to write to."""
     selection: Inline[Selection] = field(default_factory=Selection)
@@ -46,7 +46,9 @@ class Export:
         from intarsia.exchange.peft_out import export_peft
 
         if is_model(self.pool):
-            raise InputError(f"{self.pool} is a merged model, whose modules cannot be told apart: name the pool it is of")
+            raise InputError(
+                f"{self.pool} is a merged model, whose modules cannot be told apart: name the pool it is of"
+            )
         pool = Where(backbone=self.backbone).pool(self.pool, "cpu")
         model, recipe = self.selection.compose(pool), None
         if self.selection.rule == "mean":
