@@ -109,6 +109,16 @@ def split(text: object) -> Callable[[], None]:
     return lambda: put("split.json", text if isinstance(text, str) else json.dumps(text))
 
 
+def adapter(**config: object) -> Callable[[], None]:
+    """The configuration of a LoRA of PEFT, its weights a pickle."""
+
+    def made() -> None:
+        put("their/adapter_config.json", json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2, **config}))
+        put("their/adapter_model.bin", b"\x80\x02.")
+
+    return made
+
+
 def hole(path: str) -> None:
     """A terabyte that takes no room."""
     with Path(path).open("wb") as file:
@@ -220,6 +230,16 @@ BAD: dict[str, list[Bad]] = {
         Bad("`--add` with another adapter", f"{ADD} {PHOTOS} --adapter ia3"),
         Bad("`--add` on another backbone", f"{ADD} {PHOTOS} --backbone vit_sketch"),
         Bad("`--resume` where nothing was stopped", "learn --resume --out new"),
+    ],
+    "In and out": [
+        Bad("an unknown format", "export pool --format zip --out new"),
+        Bad("a composed model to export as adapters", "export composed --format peft --out new"),
+        Bad("a folder to export to that is not empty", "export pool --format torch --out photos"),
+        Bad("a task to export that is not there", "export pool --format timm --keep cars --out new"),
+        Bad("no images for an adapter", "import their --out new"),
+        Bad("an adapter that is none", f"import photos {PHOTOS} --out new"),
+        Bad("an adapter of another kind", f"import their {PHOTOS} --out new", adapter(peft_type="IA3")),
+        Bad("an adapter whose weights are a pickle", f"import their {PHOTOS} --out new", adapter()),
     ],
     "Streams and splits": [
         Bad("an unknown stream", f"{LEARN} --data paintings"),

@@ -86,6 +86,15 @@ SAYS: dict[str, tuple[str, ...]] = {
     "no image to predict": ("predict", "image files"),
     "an image to predict that is not there": ("'photos/no.png'", "no such image"),
     "a text to predict": ("'notes.png'", "not an image", REPLACE),
+    # In and out
+    "an unknown format": ("--format 'zip'", "peft or transformers or timm or onnx or torch"),
+    "a composed model to export as adapters": ("composed", "merged model", "name the pool"),
+    "a folder to export to that is not empty": ("photos", "not an empty folder", "nothing was written"),
+    "a task to export that is not there": ("'cars'", "task01, task02, task03"),
+    "no images for an adapter": ("import", "--data"),
+    "an adapter that is none": ("photos", "no adapter of PEFT", "adapter_config.json"),
+    "an adapter of another kind": ("their", "IA3", "expected LORA"),
+    "an adapter whose weights are a pickle": ("adapter_model.bin", "pickle", "safetensors"),
     # Modules, weights and recipes
     "no pool": ("photos", "not a pool", "pool.json"),
     "a task to keep that is not there": ("'cars'", "task01, task02, task03"),
