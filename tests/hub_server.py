@@ -1,5 +1,6 @@
-"""A hub on this machine: a real HTTP server that speaks the routes of a model hub which downloads use."""
+"""A hub on this machine: a real HTTP server that speaks the routes of a model hub which downloads and uploads use."""
 
+import base64
 import hashlib
 import json
 import re
@@ -17,6 +18,7 @@ COMMIT = "c0ffee" + "0" * 34
 def hub(repositories: Mapping[str, Path]) -> Iterator[tuple[str, list[str]]]:
     """Serve folders as repositories ``user/name`` of one commit; its address, and the requests it has had."""
     asked: list[str] = []
+    large: dict[str, bytes] = {}  # what was uploaded by its SHA-256, and is not in a commit yet
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, format: str, *args: object) -> None:
@@ -27,6 +29,55 @@ def hub(repositories: Mapping[str, Path]) -> Iterator[tuple[str, list[str]]]:
 
         def do_GET(self) -> None:
             self.answer(body=True)
+
+        def do_POST(self) -> None:
+            """A repository made; how its files are to be sent; where large ones; a commit."""
+            asked.append(f"POST {self.path}")
+            data = self.rfile.read(int(self.headers["Content-Length"] or 0))
+            path = unquote(self.path.partition("?")[0])
+            to = re.fullmatch(
+                r"/(?:api/models/)?([\w.-]+/[\w-]+)(?:/(preupload|commit)/main|\.git/info/lfs/objects/batch)", path
+            )
+            if path == "/api/validate-yaml":
+                found: object = {"errors": [], "warnings": []}
+            elif path == "/api/repos/create":
+                asked_for = json.loads(data)
+                name = f"{asked_for['organization'] or 'maker'}/{asked_for['name']}"
+                found = {"url": f"{address}/{name}", "id": name}
+            elif to is None or to[1] not in repositories:
+                self.send(404, b"{}", {"X-Error-Code": "RepoNotFound"}, body=True)
+                return
+            elif to[2] == "preupload":
+                names = [file["path"] for file in json.loads(data)["files"]]
+                modes = {name: "lfs" if name.endswith(".safetensors") else "regular" for name in names}
+                found = {"files": [{"path": n, "uploadMode": m, "shouldIgnore": False} for n, m in modes.items()]}
+            elif to[2] == "commit":
+                self.commit(repositories[to[1]], [json.loads(line) for line in data.splitlines()])
+                found = {"commitUrl": f"{address}/{to[1]}/commit/{COMMIT}", "commitOid": COMMIT}
+            else:
+                objects = json.loads(data)["objects"]
+                found = {
+                    "transfer": "basic",
+                    "objects": [{**o, "actions": {"upload": {"href": f"{address}/large/{o['oid']}"}}} for o in objects],
+                }
+            self.send(200, json.dumps(found).encode(), {"Content-Type": "application/json"}, body=True)
+
+        def do_PUT(self) -> None:
+            asked.append(f"PUT {self.path}")
+            data = self.rfile.read(int(self.headers["Content-Length"]))
+            large[self.path.rpartition("/")[2]] = data
+            self.send(200, b"", {}, body=False)
+
+        def commit(self, folder: Path, lines: list[dict]) -> None:
+            """Write what a commit adds, and remove what it deletes."""
+            for line in lines:
+                value = line["value"]
+                if line["key"] in ("file", "lfsFile"):
+                    data = base64.b64decode(value["content"]) if line["key"] == "file" else large[value["oid"]]
+                    (folder / value["path"]).parent.mkdir(parents=True, exist_ok=True)
+                    (folder / value["path"]).write_bytes(data)
+                elif line["key"] == "deletedFile":
+                    (folder / value["path"]).unlink()
 
         def answer(self, *, body: bool) -> None:
             asked.append(f"{self.command} {self.path}")
@@ -80,10 +131,11 @@ def hub(repositories: Mapping[str, Path]) -> Iterator[tuple[str, list[str]]]:
                 self.wfile.write(data)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    address = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
+        yield address, asked
     finally:
         server.shutdown()
         server.server_close()

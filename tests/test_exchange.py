@@ -53,7 +53,7 @@ def classifier(name: str, folder: Path, classes: int) -> nn.Module:
     if NETWORKS[name].library == "timm":
         import timm  # noqa: PLC0415
 
-        network = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
+        network: Any = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
         network.reset_classifier(classes)
         return network.eval()
     import transformers  # noqa: PLC0415
@@ -315,7 +315,7 @@ def test_transformers_and_timm_answer_as_ours(name: str, tmp_path: Path) -> None
     found = export_model(model, "timm", tmp_path / "timm")
     assert found.probabilities is not None
     assert found.probabilities < EXACT
-    again = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    again: Any = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
     close(logits(again), logits(model))
     assert tuple(again.pretrained_cfg["label_names"]) == model.labels
 

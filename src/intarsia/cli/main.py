@@ -27,6 +27,8 @@ VERBS = {
     "compose": ("pool", "Compose"),
     "export": ("exchange.outward", "Export"),
     "import": ("exchange.inward", "Import"),
+    "push": ("exchange.hub", "Push"),
+    "pull": ("exchange.hub", "Pull"),
     "unlearn": ("pool", "Unlearn"),
     "rename": ("manage", "Rename"),
     "remove": ("manage", "Remove"),

@@ -115,7 +115,8 @@ def write_transformers(model: ComposedModel, folder: Path) -> None:
     if model.architecture is not None and model.architecture["library"] == "timm":
         write_timm(model, folder)
         return
-    as_classifier(model).network.save_pretrained(folder)
+    network: Any = as_classifier(model).network
+    network.save_pretrained(folder)
     how = model.preprocessing
     whole = {"height": how.resize, "width": how.resize}
     crop = {"height": how.size, "width": how.size}

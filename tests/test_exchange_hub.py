@@ -1,0 +1,169 @@
+"""Push and pull through a real server on this machine that speaks the hub's routes: no mock of our own client."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hub_server import hub
+
+from cases import backbone, contents, edit
+from intarsia import ComposedModel, InputError, Pool
+from intarsia.backbones.libraries import hub as reach
+from intarsia.exchange.hub import pull, push
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def _a_hub_that_is_asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whether the usual hub can be reached does not matter to a server of our own."""
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    monkeypatch.setattr(reach, "reachable", lambda: True)
+    yield
+
+
+def of_pool(folder: Path) -> dict[str, str]:
+    return contents(folder, {"log.jsonl", "README.md"})
+
+
+def test_a_pool_goes_and_comes_bit_for_bit(learned: Path, tmp_path: Path) -> None:
+    (tmp_path / "remote").mkdir()
+    (tmp_path / "remote" / "modules").mkdir()
+    (tmp_path / "remote" / "modules" / "old.json").write_text("{}")  # of an earlier push
+    with hub({"maker/pool": tmp_path / "remote"}) as (address, asked):
+        said = {"tasks": ["task01", "task02"], "accuracy_matrix": [[90.0], [81.25, 70.0]], "final_accuracy": 75.5}
+        url = push(learned, "maker/pool", endpoint=address, evaluation=said, licence="mit")
+        assert url.startswith(address)
+        assert any(request.startswith("PUT") for request in asked)
+        assert of_pool(tmp_path / "remote") == of_pool(learned)
+        names = pull("maker/pool", tmp_path / "pulled", endpoint=address, cache=tmp_path / "cache")
+        assert pull("maker/pool@v1", tmp_path / "v1", endpoint=address, cache=tmp_path / "cache") == names
+    assert of_pool(tmp_path / "pulled") == of_pool(tmp_path / "v1") == of_pool(learned)
+    assert set(names) == set(of_pool(learned))
+    ours, theirs = (Pool.open(folder, backbone()).mean() for folder in (learned, tmp_path / "pulled"))
+    assert torch.equal(ours.head.weight, theirs.head.weight)
+    card = (tmp_path / "remote" / "README.md").read_text()
+    parts = ("license: mit", "tiny0", "4 tasks, 8 classes", "lora, rank 2", "81.2", "75.5 %", "class0, class1")
+    for part in (*parts, "fisher of task01"):
+        assert part in card, (part, card)
+    assert "intarsia pull maker/pool --out pool" in card
+
+
+def test_a_composed_model_goes_and_comes(pool: Pool, tmp_path: Path) -> None:
+    (tmp_path / "remote").mkdir()
+    pool.weighted({"task01": 0.7, "task03": 0.3}).save(tmp_path / "model")
+    with hub({"maker/model": tmp_path / "remote"}) as (address, _):
+        push(tmp_path / "model", "maker/model", endpoint=address)
+        pull("maker/model", tmp_path / "pulled", endpoint=address, cache=tmp_path / "cache")
+    assert contents(tmp_path / "pulled") == contents(tmp_path / "model")
+    assert ComposedModel.load(tmp_path / "pulled", backbone()).labels == ("class0", "class1", "class4", "class5")
+    card = (tmp_path / "remote" / "README.md").read_text()
+    assert "| task01 | class0, class1 | 0.7 |" in card
+    assert "Licence: none is named." in card
+
+
+def put(name: str, text: str = "x") -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+    return spoil
+
+
+def change_a_byte(folder: Path) -> None:
+    path = folder / "modules" / "task02" / "head.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+
+
+SPOILT: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
+    "a pickle": (put("modules/task01/extra.bin"), ("modules/task01/extra.bin", "safetensors and JSON alone")),
+    "code": (put("modeling.py", "print('run')"), ("modeling.py", "may run code")),
+    "a changed byte": (change_a_byte, ("modules/task02/head.safetensors", "SHA-256", "restore it")),
+    "no file of the index": (
+        lambda folder: (folder / "modules" / "task01" / "vector.safetensors").unlink(),
+        ("vector.safetensors", "missing"),
+    ),
+    "an index that names a file elsewhere": (
+        lambda folder: edit(
+            folder / "pool.json", lambda r: r["files"].update({"../evil.json": r["files"].popitem()[1]})
+        ),
+        ("pool.json", "damaged"),
+    ),
+    "neither pool nor model": (
+        lambda folder: (folder / "pool.json").unlink(),
+        ("maker/pool", "no pool and no composed model", "pool.json or model.json"),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", list(SPOILT))
+def test_what_is_wrong_on_the_hub_is_one_line_and_nothing_is_written(what: str, learned: Path, tmp_path: Path) -> None:
+    remote = Path(shutil.copytree(learned, tmp_path / "remote", ignore=shutil.ignore_patterns("log.jsonl")))
+    spoil, words = SPOILT[what]
+    spoil(remote)
+    with (
+        hub({"maker/pool": remote}) as (address, _),
+        pytest.raises(InputError) as error,
+    ):
+        pull("maker/pool", tmp_path / "new", endpoint=address, cache=tmp_path / "cache")
+    assert not [word for word in words if word not in str(error.value)], error.value
+    assert "\n" not in str(error.value)
+    assert not [path for path in tmp_path.iterdir() if path.name not in ("remote", "cache")]
+
+
+def test_a_path_that_leaves_the_folder_is_refused(learned: Path, tmp_path: Path) -> None:
+    """The server lists it, as a hub of ill will might."""
+    from intarsia.exchange.hub import refuse_strange  # noqa: PLC0415
+
+    for name in ("../evil.json", "/etc/evil.json", "a/../../evil.json", "c:\\evil.json"):
+        with pytest.raises(InputError, match=r"evil.json.*leads out of its folder"):
+            refuse_strange(["pool.json", name], "maker/pool")
+    refuse_strange(["pool.json", "README.md", ".gitattributes", "modules/a/card.json"], "maker/pool")
+
+
+def test_a_damaged_pool_is_not_pushed(copied: Path, tmp_path: Path) -> None:
+    change_a_byte(copied)
+    (tmp_path / "remote").mkdir()
+    refused = pytest.raises(InputError, match=r"task02/head.*damaged")
+    with hub({"maker/pool": tmp_path / "remote"}) as (address, asked), refused:
+        push(copied, "maker/pool", endpoint=address)
+    assert asked == []
+    assert not list((tmp_path / "remote").iterdir())
+
+
+def test_the_commands_and_the_cache_without_a_network(learned: Path, tmp_path: Path) -> None:
+    """Real processes, as the hub's library reads its address when it is loaded."""
+    (tmp_path / "remote").mkdir()
+
+    def run(*arguments: object, **more: str) -> subprocess.CompletedProcess[str]:
+        env = {
+            **os.environ,
+            "HF_ENDPOINT": address,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_DISABLE_XET": "1",
+        } | more
+        command = [sys.executable, "-m", "intarsia", *map(str, arguments), "--json"]
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+    with hub({"maker/pool": tmp_path / "remote"}) as (address, _):
+        pushed = run("push", learned, "maker/pool")
+        assert pushed.returncode == 0, pushed.stderr
+        pulled = run("pull", "maker/pool", "--out", tmp_path / "pulled")
+        assert pulled.returncode == 0, pulled.stderr
+        assert set(json.loads(pulled.stdout)["files"]) == set(of_pool(learned))
+    offline = run("pull", "maker/pool", "--out", tmp_path / "again", HF_HUB_OFFLINE="1")
+    assert offline.returncode == 0, offline.stderr
+    assert of_pool(tmp_path / "again") == of_pool(tmp_path / "pulled") == of_pool(learned)
+    unknown = run("pull", "maker/none", "--out", tmp_path / "none", HF_HUB_OFFLINE="1")
+    assert unknown.returncode == 2
+    assert "maker/none is not in the hub's cache" in unknown.stderr
+    assert unknown.stderr.count("\n") == 1
+    assert not (tmp_path / "none").exists()
