@@ -236,6 +236,11 @@ BAD: dict[str, list[Bad]] = {
         Bad("a composed model to export as adapters", "export composed --format peft --out new"),
         Bad("a folder to export to that is not empty", "export pool --format torch --out photos"),
         Bad("a task to export that is not there", "export pool --format timm --keep cars --out new"),
+        Bad("a folder to push that holds no pool", "push photos maker/photos"),
+        Bad(
+            "a damaged model to push", "push composed maker/composed", lambda: flip(Path("composed/model.safetensors"))
+        ),
+        Bad("a repository whose name is none", "pull a/b/c --out new"),
         Bad("no images for an adapter", "import their --out new"),
         Bad("an adapter that is none", f"import photos {PHOTOS} --out new"),
         Bad("an adapter of another kind", f"import their {PHOTOS} --out new", adapter(peft_type="IA3")),

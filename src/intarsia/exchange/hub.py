@@ -11,10 +11,11 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from intarsia.backbones.libraries.hub import offline_if_unreachable
 from intarsia.errors import InputError, first_line
-from intarsia.exchange.extras import new_folder
+from intarsia.exchange.extras import new_folder, quiet
 from intarsia.exchange.model_card import model_card
 from intarsia.merging.model import CARD, WEIGHTS, read_card
 from intarsia.progress import Progress, silent
@@ -179,8 +180,11 @@ def _of_hub(spec: str) -> Iterator[None]:
     Raises:
         InputError: it cannot be reached, or refuses.
     """
+    bars = are_progress_bars_disabled()
+    disable_progress_bars()
     try:
-        yield
+        with quiet():
+            yield
     except (InputError, MemoryError):
         raise
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
@@ -193,3 +197,6 @@ def _of_hub(spec: str) -> Iterator[None]:
             f"{spec}: the hub says {type(error).__name__}: {first_line(error)}; check the name, the revision, the "
             "network, and that you are logged in (hf auth login) where you write"
         ) from error
+    finally:
+        if not bars:
+            enable_progress_bars()
