@@ -23,9 +23,9 @@ from intarsia import IA3, Backbone, ComposedModel, Full, InputError, LoRA, Pool,
 from intarsia.backbones import torchvision_guard
 from intarsia.exchange.extras import library
 from intarsia.exchange.formats import export_model
-from intarsia.exchange.measured import add_module
-from intarsia.exchange.peft_in import fitted, read_adapter
-from intarsia.exchange.peft_out import export_peft, low_rank
+from intarsia.exchange.peft.inward import fitted, read_adapter
+from intarsia.exchange.peft.measured import import_peft
+from intarsia.exchange.peft.outward import export_peft, low_rank
 from intarsia.heads.head import Head
 from intarsia.merging import recipe as recipes
 from intarsia.merging.merge import combination
@@ -248,8 +248,7 @@ def test_an_adapter_of_peft_composes_with_ours(tmp_path: Path) -> None:
     adapted, _ = trained_elsewhere("ViT", made.folder, tmp_path / "lora", r=3, lora_alpha=7)
     elsewhere = pictures().renamed({f"class{i}": f"new{i}" for i in range(4)}).joined("theirs")
     path, theta0 = tmp_path / "pool", made.theta0
-    parameters = fitted(read_adapter(tmp_path / "lora"), theta0, made.pool.adapter, "it")
-    pool = add_module(lambda: Pool.open(path, theta0), path, elsewhere, parameters, {"from": "peft"})
+    pool = import_peft(tmp_path / "lora", elsewhere, out=path, backbone=theta0, add=True)
     assert pool.tasks == ("task01", "task02", "theirs")
     features: list[Tensor] = []
     last: Any = adapted.get_submodule("base_model.model.classifier")

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from intarsia.errors import InputError
     from intarsia.evaluation.metrics import evaluate
     from intarsia.evaluation.theorem import diagnose
+    from intarsia.exchange.formats import export_model
+    from intarsia.exchange.hub import pull, push
+    from intarsia.exchange.peft.measured import import_peft
+    from intarsia.exchange.peft.outward import export_peft
     from intarsia.merging.model import ComposedModel
     from intarsia.pool import Pool
     from intarsia.regularizers.iel import IEL
@@ -42,7 +46,12 @@ __all__ = [
     "diagnose",
     "diagonal_fisher",
     "evaluate",
+    "export_model",
+    "export_peft",
+    "import_peft",
     "learn",
+    "pull",
+    "push",
 ]
 
 _WHERE = {
@@ -61,7 +70,12 @@ _WHERE = {
     "diagnose": "evaluation.theorem",
     "diagonal_fisher": "curvature.fisher",
     "evaluate": "evaluation.metrics",
+    "export_model": "exchange.formats",
+    "export_peft": "exchange.peft.outward",
+    "import_peft": "exchange.peft.measured",
     "learn": "training.learner",
+    "pull": "exchange.hub",
+    "push": "exchange.hub",
 }
 
 

@@ -11,9 +11,11 @@ from intarsia.errors import InputError
 from intarsia.study.choice import Source
 
 if TYPE_CHECKING:
+    from intarsia.backbones.backbone import Backbone
     from intarsia.data.stream import TaskStream
-    from intarsia.exchange.peft_in import Adaptation
-    from intarsia.pool import Pool
+
+SEED = 0
+"""Of the images that are held out to test, where there are none."""
 
 
 @dataclass(frozen=True)
@@ -39,63 +41,43 @@ class Import:
     def run(self) -> dict[str, Any]:
         """Read, measure and write."""
         from intarsia.console import OUT, facts, shown
-        from intarsia.exchange.measured import add_module
-        from intarsia.exchange.peft_in import fitted, read_adapter
+        from intarsia.exchange.peft.inward import base_of, read_adapter
+        from intarsia.exchange.peft.measured import import_peft
 
         if self.source.data is None:
             raise InputError("import: name the images of the adapter's classes with --data")
-        adapter = read_adapter(self.adapter)
-        pool = self._pool(adapter)
-        parameters = fitted(adapter, pool.backbone, pool.adapter, f"adapter {self.adapter}")
-        about = {"from": "peft", "base": adapter.base, **adapter.about, "left_out": list(adapter.saved)}
+        base = None if self.add or self.backbone else base_of(read_adapter(self.adapter), self.adapter)
+        theta0 = self._backbone(base)
+        stream = self._stream()
         with shown() as progress:
-            made = add_module(
-                lambda: self._pool(adapter, pool), self.out, self._stream(pool), parameters, about, progress
-            )
-        task = made.tasks[-1]
-        result = {"pool": str(self.out), "task": task, "classes": list(made.classes[task]), "imported": about}
+            pool = import_peft(self.adapter, stream, out=self.out, backbone=theta0, add=self.add, progress=progress)
+        card = pool.card(pool.tasks[-1])
+        about = card.settings["imported"]
         if not self.json:
-            facts({"written": self.out, "task": task, "classes": ", ".join(result["classes"]), "rank": adapter.rank})
-            if adapter.saved:
-                OUT.print(f"left out, the head is measured on the images: {', '.join(adapter.saved)}")
-        return result
+            facts({"written": self.out, "task": card.task, "classes": ", ".join(card.classes)})
+            if about["left_out"]:
+                OUT.print(f"left out, the head is measured on the images: {', '.join(about['left_out'])}")
+        return {"pool": str(self.out), "task": card.task, "classes": list(card.classes), "imported": about}
 
-    def _pool(self, adapter: "Adaptation", before: "Pool | None" = None) -> "Pool":
-        """The pool to write to; ``before`` is the same, opened earlier, whose backbone is loaded."""
-        from intarsia.adapters.lora import LoRA
+    def _backbone(self, base: str | None) -> "Backbone":
+        """The pool's, or what the adapter was trained on."""
         from intarsia.backbones.backbone import Backbone
-        from intarsia.backbones.names import BUILTIN, TARGETS
+        from intarsia.backbones.names import TARGETS
         from intarsia.cli.where import Where
         from intarsia.machine import on_device
-        from intarsia.pool import Pool
-        from intarsia.regularizers.records import build_regularizer, regularizer_record
-        from intarsia.training.recommended import resolve
 
         if self.add:
             if self.network.targets:
                 raise InputError("--network.targets with --add: leave it out, the pool has its own")
-            if before is not None:
-                return Pool.open(self.out, before.backbone)
-            return Where(backbone=self.backbone).pool(self.out, self.device)
-        chosen = resolve(adapter="lora", rank=adapter.rank)
-        regularizer = build_regularizer(chosen.method, chosen.strength)
-        record = {**regularizer_record(regularizer), **chosen.settings.record()}
-        if before is not None:
-            return Pool.create(self.out, before.backbone, LoRA(adapter.rank), record)
-        if self.backbone is None and adapter.base is None:
-            raise InputError(f"adapter {self.adapter} does not say what it was trained on: name it with --backbone")
+            return Where(backbone=self.backbone).pool(self.out, self.device).backbone
         device = on_device(self.device)
-        ours = str(adapter.base).startswith(("timm/", BUILTIN))
-        spec = self.backbone or (str(adapter.base) if ours else f"hf/{adapter.base}")
-        theta0 = Backbone.load(spec, targets=self.network.targets or TARGETS).to(device)
-        return Pool.create(self.out, theta0, LoRA(adapter.rank), record)
+        return Backbone.load(self.backbone or base or "", targets=self.network.targets or TARGETS).to(device)
 
-    def _stream(self, pool: "Pool") -> "TaskStream":
+    def _stream(self) -> "TaskStream":
         """The images, as one task of the adapter's name."""
-        seed = int(pool.index.settings.get("seed", 0))
-        stream = plans.load(plans.with_flags(self.source, {}), seed)
+        stream = plans.load(plans.with_flags(self.source, {}), SEED)
         if len(stream) != 1:
             return stream  # which is refused, with a word of why
         split = {self.name or self.adapter.resolve().name: list(stream[0].classes)}
         given = plans.with_flags(replace(self.source, tasks=None, split=None, only=(), order=None), {})
-        return plans.load({**given, "split": split}, seed)
+        return plans.load({**given, "split": split}, SEED)

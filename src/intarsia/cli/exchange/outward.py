@@ -43,7 +43,7 @@ class Export:
         return result
 
     def _adapters(self) -> dict[str, Any]:
-        from intarsia.exchange.peft_out import export_peft
+        from intarsia.exchange.peft.outward import export_peft
 
         if is_model(self.pool):
             raise InputError(

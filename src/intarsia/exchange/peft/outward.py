@@ -23,7 +23,7 @@ from intarsia.exchange.checks import logit_difference, noise, refuse_other
 from intarsia.exchange.classifier import Classifier, classifier_of, inner_path, logits_of
 from intarsia.exchange.extras import library, new_folder, quiet
 from intarsia.exchange.libraries import PYTORCH
-from intarsia.exchange.load_notes import adapter_notes
+from intarsia.exchange.peft.load_notes import adapter_notes
 from intarsia.heads.head import Head
 from intarsia.merging.merge import combination
 from intarsia.merging.model import ComposedModel

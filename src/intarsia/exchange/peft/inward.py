@@ -19,7 +19,7 @@ from intarsia.adapters.lora import LoRA
 from intarsia.adapters.protocol import Adapter
 from intarsia.backbones.backbone import Backbone
 from intarsia.backbones.libraries.loaded import refuse_pickle
-from intarsia.backbones.names import canonical
+from intarsia.backbones.names import BUILTIN, canonical
 from intarsia.errors import InputError
 from intarsia.store.files import load, read_json, reading
 
@@ -90,6 +90,18 @@ def read_adapter(folder: str | Path) -> Adaptation:
         updates = {path: _update(path, factors, config) for path, factors in parts.items()}
     about = {key: config.get(key) for key in ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")}
     return Adaptation(updates, tuple(sorted(saved)), config.get("base_model_name_or_path"), about)
+
+
+def base_of(adaptation: Adaptation, folder: str | Path) -> str:
+    """The backbone that an adapter names, as ``Backbone.load`` takes it.
+
+    Raises:
+        InputError: it names none.
+    """
+    base = adaptation.base
+    if not base:
+        raise InputError(f"adapter {folder} does not say what it was trained on: name it with --backbone")
+    return base if base == BUILTIN or base.startswith("timm/") else f"hf/{base}"
 
 
 def _check(config: Mapping[str, Any], folder: Path) -> None:

@@ -1,0 +1,1 @@
+"""Adapters of PEFT: modules and compositions out, a LoRA from elsewhere in."""
