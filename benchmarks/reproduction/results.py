@@ -63,6 +63,20 @@ PEERS: list[tuple[str, float, dict[str, Any]]] = [
     *(("seed", lr, {"adapter": LoRA()}) for lr in (1e-3, 3e-3, 1e-2)),
     *(("tmc", lr, {}) for lr in (1e-5, 1e-4, 3e-4)),
     *(("l2", 3e-3, {"regularizer": L2(s)}) for s in (0.01, 0.1, 1.0)),
+    *(("ranpac", 3e-3, {"width": w, "standardize": s}) for w, s in ((2000, False), (2000, True), (5000, True))),
+    ("ranpac", 1e-3, {"width": 2000, "standardize": True}),
+    ("ranpac", 3e-3, {"width": 5000, "standardize": True, "adapt": False}),
+    *(("slca++", 1e-2, {"slow": s}) for s in (0.01, 0.1, 0.3)),
+    ("slca++", 3e-3, {"slow": 0.3}),
+    ("slca++", 1e-2, {"slow": 0.1, "shared": True}),
+    *(("tuna", lr, {}) for lr in (1e-3, 3e-3)),
+    ("tuna", 3e-3, {"orthogonality": 0.1}),
+    ("tuna", 3e-3, {"continued": True}),
+    ("tuna", 3e-3, {"shared": True}),
+    *(("lca", 3e-3, {"part": p}) for p in (0.1, 0.3)),
+    *(("lca", lr, {"part": 0.3, "shared": True}) for lr in (1e-3, 3e-3, 6e-3)),
+    *(("ewc-lora", 3e-3, {"strength": s}) for s in (1.0, 10.0, 100.0, 1000.0)),
+    ("ewc-lora", 1e-3, {"strength": 10.0}),
 ]
 """Method, learning rate, its own options."""
 SEED_LORA = 3e-3
@@ -99,6 +113,10 @@ class Results:
     """Only these cells, written as method-adapter."""
     tasks: int = 0
     """Only the first so many tasks; 0 for all."""
+    max_per_class: int = 0
+    """Only the first so many images of each class; 0 for all."""
+    epochs: int = 0
+    """Of the plans ``peers`` and ``experts``, in place of their own; 0 for their own. For dry runs."""
     out: Path = Path("benchmarks/reproduction/results.jsonl")
     """Where a line a run goes."""
     threads: int = 2
@@ -286,7 +304,7 @@ def peers(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
     """What the settings of the methods compared with were chosen from; ``bench`` holds the validation part."""
     for name, lr, options in PEERS:
         if not chosen or name in chosen:
-            training = Settings(lr=lr, epochs=4, batch_size=32, normalize_fisher=True, seed=bench.base.seed)
+            training = _budget(bench, lr)
             yield (
                 {"name": name, "lr": lr, **{key: str(value) for key, value in options.items()}},
                 lambda n=name, t=training, o=options: _peer(bench, n, t, o),
@@ -295,7 +313,7 @@ def peers(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
 
 def experts(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
     """SEED with experts of LoRA, what ITA and IEL are compared with: all else as in ``compare``."""
-    training = Settings(lr=SEED_LORA, epochs=4, batch_size=32, normalize_fisher=True, seed=bench.base.seed)
+    training = _budget(bench, SEED_LORA)
     yield (
         {"name": "seed-lora", "lr": training.lr},
         lambda: _peer(bench, "seed", training, {"adapter": LoRA()}),
