@@ -320,6 +320,12 @@ def experts(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
     )
 
 
+def _budget(bench: Workbench, lr: float) -> Settings:
+    """What every method compared is trained with, but for its learning rate."""
+    base = bench.base
+    return Settings(lr=lr, epochs=base.epochs, batch_size=32, normalize_fisher=True, seed=base.seed)
+
+
 def _peer(bench: Workbench, name: str, settings: Settings, options: dict[str, Any]) -> dict[str, Any]:
     scores, baseline = Scores(bench.stream), replace(METHODS[name].baseline, **options)  # pyright: ignore
     for result in baseline.train(bench.backbone, bench.stream, settings):
@@ -369,11 +375,14 @@ def run(chosen: Results) -> None:
     ledger = Ledger(chosen.out, machine(device))
     for stream in chosen.streams:
         for seed in chosen.seeds:
-            loaded = TaskStream.load(stream, tasks=1) if chosen.plan == "joint" else TaskStream.load(stream)
+            few = chosen.max_per_class or None
+            loaded = TaskStream.load(stream, tasks=1 if chosen.plan == "joint" else None, max_per_class=few)
             loaded = loaded.validation(0.2, 0) if chosen.plan in ("search", "peers") else loaded
             loaded = loaded.subset(range(chosen.tasks)) if chosen.tasks else loaded
-            part = {"tasks": chosen.tasks} if chosen.tasks else {}
-            bench = Workbench(loaded, seed, device=device)
+            part = {name: n for name in ("tasks", "max_per_class", "epochs") if (n := getattr(chosen, name))}
+            training = recommended("ita", "lora")[1]
+            training = replace(training, epochs=chosen.epochs) if chosen.epochs else training
+            bench = Workbench(loaded, seed, training, device)
             for what, measure in PLANS[chosen.plan](bench, chosen.cells):
                 ledger.once({"stream": stream, "seed": seed, **part, **what}, measure)
 
