@@ -61,7 +61,7 @@ class LCA:
     part: float = 0.3
     energy: float = 0.9
     local: float = 0.1
-    head_lr: float = 0.01
+    head_lr: float = 0.1
     head_epochs: int = 10
     shared: bool = False
     adapter: Adapter = field(default_factory=LoRA)

@@ -55,7 +55,7 @@ class SLCA:
 
     slow: float = 0.1
     reverse: float = 0.5
-    head_lr: float = 0.01
+    head_lr: float = 0.1
     head_epochs: int = 5
     shared: bool = False
     adapter: Adapter = field(default_factory=LoRA)

@@ -100,7 +100,7 @@ class TUNA:
 
     orthogonality: float = 1e-3
     continued: bool = False
-    head_lr: float = 0.005
+    head_lr: float = 0.1
     head_epochs: int = 15
     shared: bool = False
     adapter: LoRA = field(default_factory=LoRA)
