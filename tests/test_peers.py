@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from cases import GREY, QUICK, backbone, randn, seeded, stream
 from intarsia import LoRA, TaskStream, TaskVector
 from intarsia.adapters import Attachment
+from intarsia.baselines.ewc import EWC
 from intarsia.baselines.peers import tuna
 from intarsia.baselines.peers.alignment import ClassGaussians, align
 from intarsia.baselines.peers.ewc_lora import EWCLoRA, held_by
@@ -277,6 +278,14 @@ def test_ewc_lora_leaves_heads_of_earlier_tasks_and_keeps_one_lora() -> None:
     assert torch.equal(rows[1], rows[2][:4])
     growth = {b.stored - a.stored for a, b in pairwise(stages)}
     assert growth == {2 * 17}  # a task's head: weights and biases of two classes
+
+
+def test_ewc_lora_with_one_head_for_all_classes_is_ewc_of_a_lora() -> None:
+    """Whose penalty is on the dense update, whatever adapter makes it."""
+    x = images_of(stream(3))
+    one, other = (learned(method)[-1] for method in (EWCLoRA(own_classes=False), EWC(adapter=LoRA())))
+    assert torch.equal(composed(one).logits(x), composed(other).logits(x))
+    assert one.stored == other.stored
 
 
 # TUNA

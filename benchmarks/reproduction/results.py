@@ -75,8 +75,9 @@ PEERS: list[tuple[str, float, dict[str, Any]]] = [
     *(("lca", 3e-3, {"part": p, "shared": True}) for p in (0.1, 0.3)),
     *(("lca", lr, {"part": 0.3, "shared": True}) for lr in (1e-3, 6e-3)),
     ("lca", 3e-3, {"part": 0.3, "shared": False}),
-    *(("ewc-lora", 3e-3, {"strength": s}) for s in (1.0, 10.0, 100.0)),
-    *(("ewc-lora", 1e-3, {"strength": s}) for s in (10.0, 100.0)),
+    *(("ewc-lora", 3e-3, {"strength": s, "own_classes": False}) for s in (10.0, 100.0)),
+    *(("ewc-lora", 1e-3, {"strength": s, "own_classes": False}) for s in (10.0, 100.0)),
+    ("ewc-lora", 1e-3, {"strength": 10.0, "own_classes": True}),
 ]
 """Method, learning rate, its own options."""
 SEED_LORA = 3e-3

@@ -4,8 +4,9 @@
 
 F is diagonal over the dense update (O, I), not over A and B: their entries mean nothing apart. It is the sum of all
 tasks' Fishers, each taken where its task ended, under its own head, and divided by its mean over the trainable weights
-as in ``ewc``, so that one strength travels between backbones. A task trains its own classes' head; those of earlier
-tasks stay as they are. What is kept does not grow with the tasks, but for their heads.
+as in ``ewc``, so that one strength travels between backbones. A task trains its own classes' head under these classes
+alone, and those of earlier tasks stay as they are; or all classes compete in one head that is held as well, as in
+``ewc``: heads that never met are not equally sure of themselves. What is kept does not grow but for the heads.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,7 @@ from torch import Tensor
 from intarsia.adapters.attachment import Attachment
 from intarsia.adapters.lora import LoRA
 from intarsia.backbones.backbone import Backbone
-from intarsia.baselines.ewc import added, fisher_at
+from intarsia.baselines.ewc import EWC, added, fisher_at
 from intarsia.baselines.peers.fine_tuning import fine_tune, own_head
 from intarsia.baselines.protocol import TaskResult, classifier, count, there
 from intarsia.data.stream import TaskStream
@@ -37,10 +38,12 @@ class EWCLoRA:
 
     Args:
         strength: of the quadratic, on a Fisher of unit mean over the trainable weights.
+        own_classes: a task's classes compete among themselves; else all classes seen do.
         adapter: the LoRA.
     """
 
     strength: float = 10.0
+    own_classes: bool = True
     adapter: LoRA = field(default_factory=LoRA)
     about: ClassVar[str] = "one LoRA, its product held by the Fisher of earlier tasks"
 
@@ -54,6 +57,9 @@ class EWCLoRA:
         progress: Progress = silent,
     ) -> Iterator[TaskResult]:
         """See ``Baseline``."""
+        if not self.own_classes:
+            yield from EWC(self.strength, self.adapter).train(backbone, stream, settings, progress=progress)
+            return
         stream.decode(backbone.preprocessing, progress)
         state: dict[str, Tensor] = {}
         fisher: dict[str, Tensor] = {}
