@@ -343,7 +343,7 @@ def test_tuna_pushes_up_projections_apart() -> None:
 def test_a_strong_push_leaves_adapters_less_alike() -> None:
     def alike(weight: float) -> float:
         settings = replace(QUICK, epochs=20, lr=2e-3)
-        model = learned(TUNA(adapter=LoRA(2), orthogonality=weight), stream(2), settings)[-1].model
+        model = learned(TUNA(adapter=LoRA(2), orthogonality=weight, continued=False), stream(2), settings)[-1].model
         assert isinstance(model, Routed)
         first, second = model.adapters.values()
         cosines = [F.normalize(first[n], dim=0).T @ F.normalize(second[n], dim=0) for n in first if n.endswith(".B")]

@@ -91,7 +91,7 @@ class TUNA:
 
     Args:
         orthogonality: reg, weight of the push away from earlier adapters.
-        continued: an adapter begins where the one before it ended; else at theta0.
+        continued: an adapter begins where the one before it ended, as in the authors' code; else at theta0.
         head_lr: learning rate of the alignment.
         head_epochs: its passes.
         shared: one covariance per task, not per class.
@@ -99,7 +99,7 @@ class TUNA:
     """
 
     orthogonality: float = 1e-3
-    continued: bool = False
+    continued: bool = True
     head_lr: float = 0.1
     head_epochs: int = 15
     shared: bool = False
