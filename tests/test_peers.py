@@ -127,6 +127,8 @@ def test_class_gaussians_are_means_and_covariances_and_move_with_the_features() 
     one = ClassGaussians.of(x, labels, 2, shared=True)
     torch.testing.assert_close((one.bases @ one.bases.transpose(1, 2))[0], expected.mean(0), rtol=0.02, atol=0.02)
     assert (found.stored(), one.stored()) == (6 + 12, 6 + 6)
+    lonely = ClassGaussians.of(x[:9], torch.tensor([0] * 8 + [1]), 2)  # the second has no covariance of its own
+    torch.testing.assert_close(lonely.bases, ClassGaussians.of(x[:8], torch.zeros(8), 1).bases)
     drawn = found.sample(20000, seeded(0))
     torch.testing.assert_close(drawn.mean(1), found.centres, rtol=0.05, atol=0.05)
     torch.testing.assert_close(drawn[1].T.cov(), covariances[1], rtol=0.05, atol=0.1)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from intarsia.class_stats.drift import FeatureDrift
+from intarsia.class_stats.gaussians import spread_out
 from intarsia.class_stats.shrinkage import basis_of
 from intarsia.class_stats.statistics import per_class
 from intarsia.heads.head import Head
@@ -40,16 +41,20 @@ class ClassGaussians:
 
     @classmethod
     def of(cls, features: Tensor, labels: Tensor, classes: int, *, shared: bool = False) -> "ClassGaussians":
-        """Of features (N, D) with labels (N,) in 0 .. classes - 1; ``shared``: one covariance, within the classes."""
+        """Of features (N, D) with labels (N,) in 0 .. classes - 1.
+
+        ``shared``: one covariance, within the classes; so it is where a class has but one image.
+        """
         wide = features.double()
         own = [wide[labels == c] for c in range(classes)]
         centres = torch.stack([rows.mean(0) for rows in own])
         away = [rows - centre for rows, centre in zip(own, centres, strict=True)]
-        if shared:
-            away = [torch.cat(away)]
-        free = classes if shared else 1
-        bases = torch.stack([basis_of(rows.T @ rows, max(len(rows) - free, 1)) for rows in away])
-        return cls(centres.to(features), bases.to(features))
+        if shared or min(map(len, own)) == 1:
+            residual = torch.cat(away)
+            bases = [basis_of(*spread_out(centres, residual.T @ residual, len(wide) - classes))]
+        else:
+            bases = [basis_of(rows.T @ rows, len(rows) - 1) for rows in away]
+        return cls(centres.to(features), torch.stack(bases).to(features))
 
     def __len__(self) -> int:
         return len(self.centres)
