@@ -112,6 +112,8 @@ class Results:
     """Seeds."""
     cells: tuple[str, ...] = ()
     """Only these cells, written as method-adapter."""
+    names: tuple[str, ...] = ()
+    """Only runs whose name ends in one of these."""
     tasks: int = 0
     """Only the first so many tasks; 0 for all."""
     max_per_class: int = 0
@@ -385,6 +387,8 @@ def run(chosen: Results) -> None:
             training = replace(training, epochs=chosen.epochs) if chosen.epochs else training
             bench = Workbench(loaded, seed, training, device)
             for what, measure in PLANS[chosen.plan](bench, chosen.cells):
+                if chosen.names and not what["name"].endswith(chosen.names):
+                    continue
                 ledger.once({"stream": stream, "seed": seed, **part, **what}, measure)
 
 
