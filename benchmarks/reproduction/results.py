@@ -67,7 +67,7 @@ PEERS: list[tuple[str, float, dict[str, Any]]] = [
     ("ranpac", 1e-3, {"width": 5000, "standardize": False}),
     ("ranpac", 3e-3, {"width": 5000, "standardize": True, "adapt": False}),
     *(("slca++", 3e-3, {"slow": s, "shared": True}) for s in (0.01, 0.03, 0.1)),
-    ("slca++", 1e-2, {"slow": 0.01, "shared": True}),
+    ("slca++", 1e-3, {"slow": 0.01, "shared": True}),
     ("slca++", 3e-3, {"slow": 0.03, "shared": False}),
     *(("tuna", lr, {"shared": True, "continued": False}) for lr in (1e-3, 3e-3)),
     *(("tuna", lr, {"shared": True, "continued": True}) for lr in (1e-3, 3e-3)),
