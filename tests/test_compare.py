@@ -219,10 +219,9 @@ def test_a_comparison_does_not_go_into_a_pool(compared: tuple[Path, Any], capsys
 def test_the_learning_rate_of_the_best_held_out_accuracy_is_taken(tmp_path: Path) -> None:
     """One that diverges is told as such, and ends nothing."""
     out, own = tmp_path / "runs", METHODS["finetune"].settings.lr
-    command = ("compare", "--methods", "frozen", "finetune", "--search", 1e36, 1, "--out", out, *SMALL)
-    result(*command)
+    small = ("--only", "animals", *SMALL[3:])
+    result("compare", "--methods", "finetune", "--search", 1e36, 1, "--out", out, *small)
     found = json.loads((out / "search.json").read_text())
-    assert found["methods"].keys() == {"finetune"}  # the frozen backbone has no rate
     tried = found["methods"]["finetune"]["tried"]
     assert [row["lr"] for row in tried] == [own * 1e36, own]
     assert tried[0]["accuracy"] is None
