@@ -48,6 +48,10 @@ class Full:
         """W + scale tau."""
         return torch.add(layer.base, layer.adapter_parameters["tau"], alpha=layer.scale)
 
+    def turned(self, parameters: Parameters, left: Tensor, right: Tensor) -> dict[str, Tensor]:
+        """Left^T tau right."""
+        return {"tau": left.T @ parameters["tau"] @ right}
+
     def proximal(self, parameters: Parameters, theta0: Tensor, curvature: Tensor, pull: Tensor) -> dict[str, Tensor]:
         """(tau + d) / (1 + c), elementwise."""
         return {"tau": (parameters["tau"] + pull) / (1 + curvature)}

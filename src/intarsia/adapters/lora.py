@@ -94,6 +94,10 @@ class LoRA:
         """W + scale B A."""
         return torch.add(layer.base, layer.delta(), alpha=layer.scale)
 
+    def turned(self, parameters: Parameters, left: Tensor, right: Tensor) -> dict[str, Tensor]:
+        """(left^T B) (A right)."""
+        return {"A": parameters["A"] @ right, "B": left.T @ parameters["B"]}
+
     def proximal(self, parameters: Parameters, theta0: Tensor, curvature: Tensor, pull: Tensor) -> dict[str, Tensor]:
         """With A fixed each row of B is a system of its own: (I + A diag(c_i) A^T) b_i = b_i,old + A d_i."""
         a, b = (

@@ -57,6 +57,15 @@ class Adapter(Protocol):
         ...
 
 
+@runtime_checkable
+class Turning(Protocol):
+    """An adapter whose updates can be written in other bases; a proximal step in any metric is then exact."""
+
+    def turned(self, parameters: Parameters, left: Tensor, right: Tensor) -> dict[str, Tensor]:
+        """Parameters of left^T tau right, as far apart as before; left (O, O) and right (I, I) are orthogonal."""
+        ...
+
+
 class AdaptedLinear(nn.Module):
     """A frozen ``nn.Linear`` with a trainable update.
 
@@ -125,11 +134,24 @@ class AdaptedLinear(nn.Module):
         self._replace(self.adapter.nearest(dict(self.adapter_parameters.items()), self.linear.weight.detach(), tau))
 
     @torch.no_grad()
-    def proximal_(self, curvature: Tensor, pull: Tensor) -> None:
-        """Replace the parameters by their proximal point (see ``Adapter.proximal``)."""
-        self._replace(
-            self.adapter.proximal(dict(self.adapter_parameters.items()), self.linear.weight.detach(), curvature, pull)
-        )
+    def proximal_(self, curvature: Tensor, pull: Tensor, bases: tuple[Tensor, Tensor] | None = None) -> None:
+        """Replace the parameters by their proximal point (see ``Adapter.proximal``).
+
+        Args:
+            curvature: c (O, I).
+            pull: d (O, I).
+            bases: left (O, O) and right (I, I): c and d are meant of left^T tau right; of a ``Turning`` adapter only.
+        """
+        parameters, theta0 = dict(self.adapter_parameters.items()), self.linear.weight.detach()
+        if bases is None:
+            self._replace(self.adapter.proximal(parameters, theta0, curvature, pull))
+            return
+        assert isinstance(self.adapter, Turning)
+        left, right = bases
+        there = self.adapter.turned(parameters, left, right)
+        new = self.adapter.proximal(there, theta0, curvature, pull)
+        back = self.adapter.turned({**there, **new}, left.T, right.T)
+        self._replace({key: back[key] for key in new})
 
     def _replace(self, new: Parameters) -> None:
         for key, value in new.items():
