@@ -38,7 +38,7 @@ from intarsia.training.fine_tuning import Configuration, fine_tune
 from intarsia.training.schedule import Seeds
 from intarsia.training.settings import Precision, Settings
 from intarsia.training.state import LearnerState, PreparedTask
-from intarsia.training.steps import features_of, fisher_at_theta0
+from intarsia.training.steps import curvature_at_theta0, features_of
 from intarsia.training.task import prepare
 from watch import Told, forward, normalised, wait
 
@@ -228,7 +228,7 @@ def fisher(bench: Bench, precision: Precision) -> dict[str, Any]:
     whole, few = (tasks(looks, n, len(task.classes))[0] for n in (bench.chosen.fisher_images, bench.chosen.compared))
 
     def of(images: Task, settings: Settings) -> DiagonalFisher:
-        return fisher_at_theta0(bench.backbone, images, reference, settings, Seeds(0, 1))
+        return curvature_at_theta0(bench.backbone, images, reference, None, settings, Seeds(0, 1))
 
     exact, near = (of(few, replace(settings, precision=p)) for p in ("fp32", precision))
     apart = sum(float((f - exact.sums[n]).square().sum()) for n, f in near.sums.items())

@@ -17,7 +17,7 @@ from torch import nn
 from intarsia.adapters.records import build_adapter
 from intarsia.backbones.backbone import Backbone
 from intarsia.class_stats.gaussians import Gaussians
-from intarsia.curvature.fisher import DiagonalFisher
+from intarsia.curvature.protocol import Curvature
 from intarsia.data.stream import TaskStream
 from intarsia.evaluation.metrics import evaluate
 from intarsia.heads.discriminant import discriminant
@@ -36,7 +36,7 @@ from intarsia.training.task import finish, prepare
 
 OTHER_HEADS: tuple[Heads, ...] = ("compensated", "own")
 """Than prototypes."""
-SET_UP = ("protocol", "pretune_epochs", "pretune_lr", "fisher", "probes")
+SET_UP = ("protocol", "pretune_epochs", "pretune_lr", "fisher", "probes", "curvature", "curvature_of", "curvature_images")
 """Settings that steps 1 to 4 depend on."""
 
 
@@ -61,7 +61,7 @@ class Prepared:
 
     prepared: PreparedTask
     state: LearnerState
-    earlier: DiagonalFisher | None
+    earlier: Curvature | None
 
 
 class Workbench:

@@ -57,12 +57,40 @@ class Adapter(Protocol):
         ...
 
 
-@runtime_checkable
-class Turning(Protocol):
-    """An adapter whose updates can be written in other bases; a proximal step in any metric is then exact."""
+class Form(Protocol):
+    """A quadratic form <tau, F tau> over updates tau (O, I) of one weight, diagonal in known bases.
 
-    def turned(self, parameters: Parameters, left: Tensor, right: Tensor) -> dict[str, Tensor]:
-        """Parameters of left^T tau right, as far apart as before; left (O, O) and right (I, I) are orthogonal."""
+    <tau, F tau> = sum(diagonal * (left^T tau right)^2), left (O, O) and right (I, I) orthogonal.
+    """
+
+    @property
+    def left(self) -> Tensor:
+        """(O, O)."""
+        ...
+
+    @property
+    def right(self) -> Tensor:
+        """(I, I)."""
+        ...
+
+    @property
+    def diagonal(self) -> Tensor:
+        """(O, I), positive."""
+        ...
+
+    def of_rows(self, theta0: Tensor) -> tuple[Tensor, Tensor]:
+        """Of m -> <diag(m) theta0, F diag(m) theta0>: eigenvalues (O,) and eigenvectors (O, O) as columns."""
+        ...
+
+
+@runtime_checkable
+class Exact(Protocol):
+    """An adapter whose proximal step is exact in a form that is not diagonal; others take a diagonal above it."""
+
+    def proximal_in(
+        self, parameters: Parameters, theta0: Tensor, form: Form, held: float, pull: Tensor
+    ) -> dict[str, Tensor]:
+        """Argmin of |parameters - old|^2 / 2 + held <tau, F tau> / 2 - <pull, tau>, in closed form."""
         ...
 
 
@@ -134,24 +162,18 @@ class AdaptedLinear(nn.Module):
         self._replace(self.adapter.nearest(dict(self.adapter_parameters.items()), self.linear.weight.detach(), tau))
 
     @torch.no_grad()
-    def proximal_(self, curvature: Tensor, pull: Tensor, bases: tuple[Tensor, Tensor] | None = None) -> None:
-        """Replace the parameters by their proximal point (see ``Adapter.proximal``).
+    def proximal_(self, curvature: Tensor, pull: Tensor) -> None:
+        """Replace the parameters by their proximal point (see ``Adapter.proximal``)."""
+        self._replace(
+            self.adapter.proximal(dict(self.adapter_parameters.items()), self.linear.weight.detach(), curvature, pull)
+        )
 
-        Args:
-            curvature: c (O, I).
-            pull: d (O, I).
-            bases: left (O, O) and right (I, I): c and d are meant of left^T tau right; of a ``Turning`` adapter only.
-        """
+    @torch.no_grad()
+    def proximal_in_(self, form: Form, held: float, pull: Tensor) -> None:
+        """Replace the parameters by their proximal point in a form (see ``Exact``, which the adapter is)."""
+        assert isinstance(self.adapter, Exact)
         parameters, theta0 = dict(self.adapter_parameters.items()), self.linear.weight.detach()
-        if bases is None:
-            self._replace(self.adapter.proximal(parameters, theta0, curvature, pull))
-            return
-        assert isinstance(self.adapter, Turning)
-        left, right = bases
-        there = self.adapter.turned(parameters, left, right)
-        new = self.adapter.proximal(there, theta0, curvature, pull)
-        back = self.adapter.turned({**there, **new}, left.T, right.T)
-        self._replace({key: back[key] for key in new})
+        self._replace(self.adapter.proximal_in(parameters, theta0, form, held, pull))
 
     def _replace(self, new: Parameters) -> None:
         for key, value in new.items():

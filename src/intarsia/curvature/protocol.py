@@ -11,6 +11,7 @@ from typing import ClassVar, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor
 
+from intarsia.adapters.protocol import Form
 from intarsia.backbones.backbone import Backbone
 from intarsia.curvature.choices import Estimator
 from intarsia.numerics import Precision
@@ -40,18 +41,10 @@ class Metric(Protocol):
 
 @runtime_checkable
 class Diagonalized(Protocol):
-    """A metric of which the bases are known where it is diagonal: <x, F_n x> = sum(c (L^T x R)^2).
+    """A metric that knows the bases where it is diagonal: the proximal steps of ``Exact`` adapters are exact in it."""
 
-    In them the closed-form proximal steps of a diagonal metric are exact for every parametrisation that can be turned
-    there (``adapters.protocol.Turning``); others take ``Metric.quadratic``.
-    """
-
-    def bases(self, name: str) -> tuple[Tensor, Tensor]:
-        """L (O, O) and R (I, I), orthogonal, their columns the basis."""
-        ...
-
-    def diagonal(self, name: str) -> Tensor:
-        """c (O, I): what F_n is there."""
+    def form(self, name: str) -> Form:
+        """F_n."""
         ...
 
 
@@ -61,12 +54,15 @@ class Curvature(Protocol):
 
     kind: ClassVar[str]
     """Its name in records."""
-    error: float | None
-    """Relative standard error, where one is estimated."""
 
     @property
     def count(self) -> int:
         """Number of images N."""
+        ...
+
+    @property
+    def error(self) -> float | None:
+        """Relative standard error, where one is estimated."""
         ...
 
     def __add__(self, other: Self, /) -> Self:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from intarsia.adapters.attachment import Attachment
-from intarsia.adapters.protocol import AdaptedLinear, Turning
+from intarsia.adapters.protocol import AdaptedLinear, Exact
 from intarsia.curvature.protocol import Diagonalized, Metric
 from intarsia.numerics import wide
 from intarsia.regularizers.choices import Step
@@ -39,7 +39,7 @@ class Quadratic:
     share: float = 1.0
     total: Mapping[str, Tensor] | None = None
     tasks: int = 1
-    _totals: dict[str, Tensor] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _pulls: dict[str, Tensor] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def value(self, vector: Mapping[str, Tensor]) -> Tensor:
         """See ``Penalty``; in float64."""
@@ -78,24 +78,20 @@ class Quadratic:
     def _proximal_step(self, adapter: Attachment, scale: float) -> None:
         held = scale * self.strength * self.share
         for name, layer in adapter.layers.items():
-            if isinstance(self.metric, Diagonalized) and isinstance(layer.adapter, Turning):
-                c = self.metric.diagonal(name)
-                pull = scale * self.strength * c * self._total_in_bases(name, c) / self.tasks
-                layer.proximal_(held * c, pull, self.metric.bases(name))
+            if isinstance(self.metric, Diagonalized) and isinstance(layer.adapter, Exact):
+                layer.proximal_in_(self.metric.form(name), held, scale * self._kept_pull(name, layer.linear.weight))
                 continue
             tau = layer.delta()
             c, d = self.metric.quadratic(name, tau)
             layer.proximal_(held * c, held * d + scale * self._pull(name, tau))
 
-    def _total_in_bases(self, name: str, like: Tensor) -> Tensor:
-        """S of one weight where the metric is diagonal; turned once."""
-        assert isinstance(self.metric, Diagonalized)
+    def _kept_pull(self, name: str, like: Tensor) -> Tensor:
+        """The pull on one weight, computed once: in a metric that is not diagonal it costs products of matrices."""
         if self.total is None:
-            return torch.zeros_like(like)
-        if name not in self._totals:
-            left, right = self.metric.bases(name)
-            self._totals[name] = left.T @ self.total[name] @ right
-        return self._totals[name]
+            return like.new_zeros(()).expand_as(like)
+        if name not in self._pulls:
+            self._pulls[name] = self._pull(name, like)
+        return self._pulls[name]
 
     def _explicit_step(self, adapter: Attachment, scale: float) -> None:
         gradients = self._parameter_gradients(adapter)

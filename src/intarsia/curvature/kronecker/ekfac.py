@@ -41,8 +41,12 @@ class EigenCorrected:
     right: Mapping[str, Tensor]
     sums: Mapping[str, Tensor]
     count: int
-    error: ClassVar[float | None] = None
     kind: ClassVar[str] = "ekfac"
+
+    @property
+    def error(self) -> float | None:
+        """Not estimated."""
+        return None
 
     def __add__(self, other: "EigenCorrected") -> "EigenCorrected":
         """Of both sets of images: sums and counts add.

@@ -45,8 +45,12 @@ class KroneckerFactors:
     outputs: Mapping[str, Tensor]
     inputs: Mapping[str, Tensor]
     count: int
-    error: ClassVar[float | None] = None
     kind: ClassVar[str] = "kfac"
+
+    @property
+    def error(self) -> float | None:
+        """Not estimated."""
+        return None
 
     def __add__(self, other: "KroneckerFactors") -> "KroneckerFactors":
         """Of both sets of images: sums and counts add (see the module for what that approximates)."""

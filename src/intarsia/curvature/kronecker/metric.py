@@ -1,7 +1,7 @@
 """The metrics of Kronecker-factored curvatures: quadratic forms that see what the weights of a layer do together.
 
-    KFAC     F tau = B tau A + floor tau                              B (O, O), A (I, I)
-    EKFAC    F tau = L (d * (L^T tau R)) R^T                          L (O, O), R (I, I) orthogonal, d (O, I)
+- KFAC: F tau = B tau A + floor tau, with B (O, O) and A (I, I);
+- EKFAC: F tau = L (d * (L^T tau R)) R^T, with L (O, O) and R (I, I) orthogonal, d (O, I).
 """
 
 from collections.abc import Mapping
@@ -17,6 +17,41 @@ SMALL = 512
 
 
 @dataclass(frozen=True)
+class EigenForm:
+    """A metric's form of one weight (see ``adapters.protocol.Form``).
+
+    Args:
+        left: L (O, O), orthogonal.
+        right: R (I, I), orthogonal.
+        diagonal: d (O, I), positive, the floor in it.
+        product: B, A and the floor, where the form is B tau A + floor tau.
+    """
+
+    left: Tensor
+    right: Tensor
+    diagonal: Tensor
+    product: tuple[Tensor, Tensor, float] | None = None
+    _rows: list[tuple[Tensor, Tensor]] = field(init=False, repr=False, default_factory=list)
+
+    def of_rows(self, theta0: Tensor) -> tuple[Tensor, Tensor]:
+        """Of m -> <diag(m) theta0, F diag(m) theta0>: eigenvalues (O,) and eigenvectors (O, O); found once."""
+        if not self._rows:
+            self._rows.append(eigenbasis(self.between_rows(theta0)))
+        return self._rows[0]
+
+    def between_rows(self, theta0: Tensor) -> Tensor:
+        """H (O, O): B * (W A W^T) + floor |W|^2 by rows; or sum_a (l_a l_a^T) * (W R d_a R^T W^T), l_a columns of L."""
+        if self.product is not None:
+            b, a, floor = self.product
+            return b * (theta0 @ a @ theta0.T) + floor * torch.diag(theta0.square().sum(1))
+        turned, found = theta0 @ self.right, theta0.new_zeros(len(theta0), len(theta0))
+        for column, d in zip(self.left.T, self.diagonal, strict=True):
+            weighted = column[:, None] * turned
+            found.addmm_(weighted * d, weighted.T)
+        return found
+
+
+@dataclass(frozen=True)
 class KroneckerMetric:
     """F tau = B tau A + floor tau, weight by weight.
 
@@ -29,7 +64,7 @@ class KroneckerMetric:
     outputs: Mapping[str, Tensor]
     inputs: Mapping[str, Tensor]
     floor: float
-    _eigen: dict[str, tuple[Tensor, Tensor, Tensor]] = field(init=False, repr=False, default_factory=dict)
+    _forms: dict[str, EigenForm] = field(init=False, repr=False, default_factory=dict)
 
     def value(self, vector: Mapping[str, Tensor]) -> Tensor:
         """|tau|_F^2 / 2, a scalar in float64."""
@@ -49,20 +84,13 @@ class KroneckerMetric:
         c = _bound(self.outputs[name])[:, None] * _bound(self.inputs[name]) + self.floor
         return c, c * tau - self.gradient(name, tau)
 
-    def bases(self, name: str) -> tuple[Tensor, Tensor]:
-        """Eigenvectors of B and of A; they are found once."""
-        left, right, _ = self._decomposed(name)
-        return left, right
-
-    def diagonal(self, name: str) -> Tensor:
-        """Products of the eigenvalues of B and A, plus the floor (O, I)."""
-        return self._decomposed(name)[2]
-
-    def _decomposed(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
-        if name not in self._eigen:
-            (of_b, left), (of_a, right) = eigenbasis(self.outputs[name]), eigenbasis(self.inputs[name])
-            self._eigen[name] = left, right, of_b[:, None] * of_a + self.floor
-        return self._eigen[name]
+    def form(self, name: str) -> EigenForm:
+        """In the eigenvectors of B and A; they are found once."""
+        if name not in self._forms:
+            b, a = self.outputs[name], self.inputs[name]
+            (of_b, left), (of_a, right) = eigenbasis(b), eigenbasis(a)
+            self._forms[name] = EigenForm(left, right, of_b[:, None] * of_a + self.floor, (b, a, self.floor))
+        return self._forms[name]
 
 
 @dataclass(frozen=True)
@@ -78,6 +106,7 @@ class EigenMetric:
     left: Mapping[str, Tensor]
     right: Mapping[str, Tensor]
     diagonals: Mapping[str, Tensor]
+    _forms: dict[str, EigenForm] = field(init=False, repr=False, default_factory=dict)
 
     def value(self, vector: Mapping[str, Tensor]) -> Tensor:
         """|tau|_F^2 / 2, a scalar in float64."""
@@ -89,24 +118,22 @@ class EigenMetric:
 
     def gradient(self, name: str, tau: Tensor) -> Tensor:
         """F tau (O, I)."""
-        left, right = self.bases(name)
+        left, right = self.left[name], self.right[name]
         return left @ (self.diagonals[name] * (left.T @ tau @ right)) @ right.T
 
     def quadratic(self, name: str, tau: Tensor) -> tuple[Tensor, Tensor]:
         """A diagonal c above F, and d = c tau - F tau: c is that of the least p q^T above d with q its column means."""
-        (left, right), found = self.bases(name), self.diagonals[name]
+        left, right, found = self.left[name], self.right[name], self.diagonals[name]
         q = found.mean(0)
         p = (found / q).amax(1)
         c = _bound(left * p @ left.T)[:, None] * _bound(right * q @ right.T)
         return c, c * tau - self.gradient(name, tau)
 
-    def bases(self, name: str) -> tuple[Tensor, Tensor]:
-        """L and R."""
-        return self.left[name], self.right[name]
-
-    def diagonal(self, name: str) -> Tensor:
-        """d (O, I)."""
-        return self.diagonals[name]
+    def form(self, name: str) -> EigenForm:
+        """In L and R."""
+        if name not in self._forms:
+            self._forms[name] = EigenForm(self.left[name], self.right[name], self.diagonals[name])
+        return self._forms[name]
 
 
 def eigenbasis(factor: Tensor) -> tuple[Tensor, Tensor]:
