@@ -69,6 +69,8 @@ class Card:
     """No part is begun after that."""
     rows: Path | None = None
     """Add every row, as it is known, to this file, a line of JSON each."""
+    tests: bool = True
+    """Run the tests that need a card, too."""
     json: bool = False
     """Print JSON at the end."""
 
@@ -268,7 +270,7 @@ def main(chosen: Card) -> None:
     bench.row("ITA LoRA, no drift", lambda: step(bench, LoRA(16), ITA(0.1), center_features=False, drift_penalty=0.0))
     bench.row("ITA full, --accumulate 4", lambda: step(bench, Full(), ITA(0.1), accumulate=4))
     bench.row("ITA full, --grad-checkpointing", lambda: step(bench, Full(), ITA(0.1), grad_checkpointing=True))
-    if bench.device.type == "cuda":
+    if bench.device.type == "cuda" and chosen.tests:
         bench.row("tests", tests)
     bench.row("Fisher, tf32", lambda: fisher(bench, "tf32"))
     found = {"machine": machine(bench.device), "torch": torch.__version__, "rows": bench.found}

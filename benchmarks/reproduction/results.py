@@ -97,6 +97,8 @@ class Results:
     """Seeds."""
     cells: tuple[str, ...] = ()
     """Only these cells, written as method-adapter."""
+    names: tuple[str, ...] = ()
+    """Only runs whose name ends in one of these."""
     tasks: int = 0
     """Only the first so many tasks; 0 for all."""
     out: Path = Path("benchmarks/reproduction/results.jsonl")
@@ -357,6 +359,8 @@ def run(chosen: Results) -> None:
             part = {"tasks": chosen.tasks} if chosen.tasks else {}
             bench = Workbench(loaded, seed, device=device)
             for what, measure in PLANS[chosen.plan](bench, chosen.cells):
+                if chosen.names and not what["name"].endswith(chosen.names):
+                    continue
                 ledger.once({"stream": stream, "seed": seed, **part, **what}, measure)
 
 

@@ -5,28 +5,28 @@ are the same (``folder``).
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from intarsia.data.files import FileHashes
 from intarsia.data.fingerprint import notes_on
-from intarsia.errors import InputError
+from intarsia.errors import DivergenceError, InputError
 from intarsia.machine import code
 from intarsia.progress import Progress, silent
 from intarsia.store.files import write, write_json
 from intarsia.store.lock import one_writer
 from intarsia.study.bench import Bench, made_with
 from intarsia.study.cost import expected
-from intarsia.study.folder import TABLE, TEXT, Folder
+from intarsia.study.folder import SEARCH, TABLE, TEXT, Folder
 from intarsia.study.methods import METHODS, STANDARD
-from intarsia.study.runs import Runs
+from intarsia.study.runs import Runs, together
 from intarsia.study.summary import markdown, summary
 
-WAKES = 0.5
-"""Seconds between two looks for a signal."""
-
+HELD_OUT = 0.2
+"""Part of the training images on which learning rates are chosen."""
 
 Watched = Callable[[], AbstractContextManager[Progress]]
 """While its block runs, what it gives shows how far the work is."""
@@ -45,6 +45,7 @@ def compare(
     out: str | Path | None = None,
     jobs: int = 1,
     again: bool = False,
+    search: Sequence[float] = (),
     say: Callable[[str], None],
     watched: Watched = unwatched,
 ) -> list[dict[str, Any]]:
@@ -58,6 +59,8 @@ def compare(
             made again if everything that decides about their numbers is as it was; else they are set aside in it.
         jobs: runs at once; give each its share of the cores with ``bench.threads``.
         again: set aside all that is in the folder, and make every run anew.
+        search: choose each method's learning rate first, among its own times each of these: by seed 0 on a fifth of
+            the training images, held out.
         say: told what is run.
         watched: gives what is told how many images are hashed; closed before a run draws its own.
 
@@ -68,23 +71,18 @@ def compare(
         InputError: an unknown method, one named twice, a count below one, a pool or another comparison in the folder,
             or what the methods raise.
     """
-    _check(bench, methods, seeds, jobs)
+    _check(bench, methods, seeds, jobs, search)
     with watched() as progress:
         folder, made, files = _opened(bench, seeds, out, again, say, progress)
     with one_writer(folder.path):
         folder.claim(bench, again=again)
         folder.keep_hashes(files)
         started = Runs(bench, folder, made, say, bars=jobs == 1)
-        with ThreadPoolExecutor(jobs) as workers:
-            try:
-                waiting = [workers.submit(started.once, name, seed) for seed in range(seeds) for name in methods]
-                runs = [_result(future) for future in waiting]
-            except BaseException as stop:
-                workers.shutdown(wait=False, cancel_futures=True)
-                started.stop()
-                if isinstance(stop, KeyboardInterrupt):
-                    stop.args = (f"runs that ended are in {folder.path}; the same command goes on from there",)
-                raise
+        if search:
+            trials = _trials(started, methods, search, files, watched)
+            bench = replace(bench, rates=_chosen(trials, methods, folder, jobs))
+            started = replace(started, bench=bench)
+        runs = together(started, [partial(started.once, n, seed) for seed in range(seeds) for n in methods], jobs)
         rows = [summary(name, runs[place :: len(methods)]) for place, name in enumerate(methods)]
         machines = list(dict.fromkeys(run.get("machine", "not noted") for run in runs))
         record = {"bench": bench.record(), "machines": machines, "code": code(), "rows": rows}
@@ -101,16 +99,17 @@ def planned(
     out: str | Path | None = None,
     jobs: int = 1,
     again: bool = False,
+    search: Sequence[float] = (),
     say: Callable[[str], None],
     watched: Watched = unwatched,
 ) -> list[dict[str, Any]]:
     """What ``compare`` would do and cost; nothing is written. The arguments are those of ``compare``.
 
     Returns:
-        A row per method: ``runs`` to make, runs that are ``there``, and the ``minutes`` of those to make, as long as
-        the runs that are there, or else scaled up from a few images.
+        A row per method: ``runs`` to make, those of a search included, runs that are ``there``, and the ``minutes`` of
+        those to make, as long as the runs that are there, or else scaled up from a few images.
     """
-    _check(bench, methods, seeds, jobs)
+    _check(bench, methods, seeds, jobs, search)
     rows = list[dict[str, Any]]()
     with watched() as progress:
         folder, made, _ = _opened(bench, seeds, out, again, say, progress)
@@ -119,13 +118,15 @@ def planned(
             found = {seed: None if again else runs.found(name, seed) for seed in range(seeds)}
             there = [record for record in found.values() if record is not None]
             missing = [seed for seed, record in found.items() if record is None]
+            if METHODS[name].settings.lr > 0:
+                missing += range(seeds, seeds + len(dict.fromkeys(search)))
             minutes = expected(bench, name, missing, there)
             rows.append({"method": name, "runs": len(missing), "there": len(there), "minutes": minutes})
             progress("timing methods", number, len(methods))
     return rows
 
 
-def _check(bench: Bench, methods: Sequence[str], seeds: int, jobs: int) -> None:
+def _check(bench: Bench, methods: Sequence[str], seeds: int, jobs: int, search: Sequence[float] = ()) -> None:
     for place, name in enumerate(methods):
         if name not in METHODS or name in methods[:place]:
             raise InputError(f"method {name!r}: expected some of {', '.join(METHODS)}, each once")
@@ -136,6 +137,11 @@ def _check(bench: Bench, methods: Sequence[str], seeds: int, jobs: int) -> None:
     for option, count in counts.items():
         if count < 1:
             raise InputError(f"--{option} {count}: expected 1 or more")
+    for factor in search:
+        if not 0 < factor < float("inf"):
+            raise InputError(f"--search {factor}: expected factors of the methods' learning rates, above 0")
+    if search and bench.validation:
+        raise InputError("--search holds images out by itself: leave out --validation")
 
 
 def _opened(
@@ -155,8 +161,48 @@ def _opened(
     return folder, made, files
 
 
-def _result(future: Future[dict[str, Any]]) -> dict[str, Any]:
-    """Of a run, in short waits: a signal that comes just before one, or to another thread, does not end it."""
-    while not future.done():
-        wait([future], WAKES)
-    return future.result()
+def _trials(
+    runs: Runs, methods: Sequence[str], factors: Sequence[float], files: FileHashes, watched: Watched
+) -> list[Runs]:
+    """For each factor, the runs whose learning rates are so many times the methods' own; images are held out."""
+    bench, folder = replace(runs.bench, validation=HELD_OUT), runs.folder
+    with watched() as progress:
+        made = {0: made_with(bench, bench.theta0(), bench.stream(0), files, progress)}
+    found = list[Runs]()
+    for factor in dict.fromkeys(factors):
+        rates = {name: METHODS[name].settings.lr * factor for name in methods}
+        own = Folder(folder.path / SEARCH / f"{factor:g}", folder.say)
+        own.claim(bench, again=False)
+        found.append(replace(runs, bench=replace(bench, rates=rates), folder=own, made=made, edits=False))
+    return found
+
+
+def _chosen(trials: Sequence[Runs], methods: Sequence[str], folder: Folder, jobs: int) -> dict[str, float]:
+    """Each method's best learning rate; all that were tried are written down."""
+    tried = [(runs, name) for runs in trials for name in methods if runs.bench.rates[name] > 0]
+    found = together(trials[0], [partial(_accuracy, *one) for one in tried], jobs)
+    table = {name: dict[float, float | None]() for _, name in tried}
+    for (runs, name), accuracy in zip(tried, found, strict=True):
+        table[name][runs.bench.rates[name]] = accuracy
+    best = {name: max(rates, key=lambda lr, of=rates: _or_worst(of[lr])) for name, rates in table.items()}
+    record = {
+        name: {"chosen": best[name], "tried": [{"lr": lr, "accuracy": a} for lr, a in rates.items()]}
+        for name, rates in table.items()
+    }
+    write_json({"held_out": HELD_OUT, "methods": record}, folder.path / f"{SEARCH}.json")
+    for name, lr in best.items():
+        of = ", ".join(f"{lr:g} {'diverged' if a is None else f'{a:.1f}'}" for lr, a in table[name].items())
+        folder.say(f"{name}: learning rate {lr:g} (on held-out training images, %: {of})")
+    return best
+
+
+def _or_worst(accuracy: float | None) -> float:
+    return -1.0 if accuracy is None else accuracy
+
+
+def _accuracy(runs: Runs, name: str) -> float | None:
+    """Final accuracy on the images held out; None of a run that diverges."""
+    try:
+        return runs.once(name, 0)["final_accuracy"]
+    except DivergenceError:
+        return None

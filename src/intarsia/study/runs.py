@@ -8,18 +8,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from threading import Event, Lock, Thread
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from intarsia.console import shown
-from intarsia.errors import InputError
+from intarsia.errors import DivergenceError, InputError
 from intarsia.evaluation.editing import edit_each
 from intarsia.evaluation.metrics import Scores
 from intarsia.machine import code, machine, peak_memory
@@ -31,11 +32,16 @@ from intarsia.training.settings import Settings
 
 DIE_WITH_PARENT = 1
 """Of Linux's ``prctl``: PR_SET_PDEATHSIG."""
+WAKES = 0.5
+"""Seconds between two looks for a signal."""
+Found = TypeVar("Found")
 
 
 def training_of(bench: Bench, name: str, seed: int) -> Settings:
     """A method's settings, with the comparison's budget."""
-    return replace(METHODS[name].settings, epochs=bench.epochs, batch_size=bench.batch_size, seed=seed)
+    own = METHODS[name].settings
+    budget = {"epochs": bench.epochs, "batch_size": bench.batch_size, "precision": bench.precision}
+    return replace(own, lr=bench.rates.get(name, own.lr), seed=seed, **budget)
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,7 @@ class Runs:
         made: seed -> what decides about a run's numbers beside its settings (``bench.made_with``).
         say: told what is run.
         bars: whether a run may draw progress bars.
+        edits: whether the modules of seed 0 are edited.
     """
 
     bench: Bench
@@ -55,6 +62,7 @@ class Runs:
     made: dict[int, dict[str, Any]]
     say: Callable[[str], None]
     bars: bool
+    edits: bool = True
     _processes: list[subprocess.Popen[str]] = field(default_factory=list)
     _stopped: Event = field(default_factory=Event)
     _starting: Lock = field(default_factory=Lock)
@@ -70,15 +78,19 @@ class Runs:
 
     def once(self, name: str, seed: int) -> dict[str, Any]:
         """A run; or its record, if it is there."""
+        told = f"{name}, seed {seed}" + (
+            f", learning rate {self.bench.rates[name]:g}" if name in self.bench.rates else ""
+        )
         if (record := self.found(name, seed)) is not None:
-            self.say(f"{name}, seed {seed}: there already")
+            self.say(f"{told}: there already")
             return record
-        self.say(f"{name}, seed {seed}")
+        self.say(told)
         into = self.folder.make_room(name, seed)
         record = {"method": name, "seed": seed, "settings": self.settings(name, seed), "made": self.made[seed]}
         record |= {"code": code(), **self._run(name, seed, into)}
         if "error" in record:
-            raise InputError(f"{name}, seed {seed}: {record['error']}")
+            kind = DivergenceError if record["diverged"] else InputError
+            raise kind(f"{name}, seed {seed}: {record['error']}")
         self.folder.keep(record)
         return record
 
@@ -91,6 +103,7 @@ class Runs:
 
     def _run(self, name: str, seed: int, into: Path) -> dict[str, Any]:
         job = {"bench": self.bench.record(), "name": name, "seed": seed, "folder": str(into), "parent": os.getpid()}
+        job |= {"edits": self.edits}
         command = [sys.executable, "-c", "from intarsia.study.runs import child; child()"]
         with tempfile.TemporaryFile("w+") as complaints:
             with self._starting:
@@ -125,6 +138,30 @@ class Runs:
         return json.loads(out)
 
 
+def together(runs: Runs, work: Sequence[Callable[[], Found]], jobs: int) -> list[Found]:
+    """What runs give, so many at once, in order; if one fails, the others are ended and no more are started.
+
+    Raises:
+        Exception: what the first of them raises.
+    """
+    with ThreadPoolExecutor(jobs) as workers:
+        try:
+            return [_result(future) for future in [workers.submit(one) for one in work]]
+        except BaseException as stop:
+            workers.shutdown(wait=False, cancel_futures=True)
+            runs.stop()
+            if isinstance(stop, KeyboardInterrupt):
+                stop.args = (f"runs that ended are in {runs.folder.path}; the same command goes on from there",)
+            raise
+
+
+def _result(future: "Future[Found]") -> Found:
+    """Of a run, in short waits: a signal that comes just before one, or to another thread, does not end it."""
+    while not future.done():
+        wait([future], WAKES)
+    return future.result()
+
+
 def child() -> None:
     """One run: a job as a line of JSON on standard input, what was measured as JSON on standard output.
 
@@ -136,9 +173,11 @@ def child() -> None:
     bench = Bench.from_record(job["bench"])
     try:
         with shown() as progress:
-            found = measure(bench, job["name"], job["seed"], Path(job["folder"]), progress)
+            found = measure(
+                bench, job["name"], job["seed"], Path(job["folder"]), progress, edits=job.get("edits", True)
+            )
     except InputError as error:
-        found = {"error": str(error)}
+        found = {"error": str(error), "diverged": isinstance(error, DivergenceError)}
     print(json.dumps(found))
 
 
@@ -157,7 +196,9 @@ def _end_with(parent: int) -> None:
     Thread(target=watch, daemon=True).start()
 
 
-def measure(bench: Bench, name: str, seed: int, folder: Path, progress: Progress = silent) -> dict[str, Any]:
+def measure(
+    bench: Bench, name: str, seed: int, folder: Path, progress: Progress = silent, *, edits: bool = True
+) -> dict[str, Any]:
     """Learn the stream with one method in this process, and measure it after every task.
 
     With seed 0 the modules of a method that has some are also specialized to and unlearned, each (``editing``).
@@ -168,6 +209,7 @@ def measure(bench: Bench, name: str, seed: int, folder: Path, progress: Progress
         seed: of everything random.
         folder: for what the method writes.
         progress: told how far the work is.
+        edits: whether modules are edited at all.
     """
     if bench.threads is not None:
         torch.set_num_threads(bench.threads)
@@ -178,7 +220,7 @@ def measure(bench: Bench, name: str, seed: int, folder: Path, progress: Progress
     for stage in method.baseline.train(theta0, stream, settings, folder=folder, progress=progress):
         scores.add(stage.model)
         set_up, training = set_up + stage.set_up_seconds, training + stage.training_seconds
-        if stage.modules is not None and seed == 0:
+        if stage.modules is not None and seed == 0 and edits:
             names = [task.name for task in stream]
             edited = edit_each(stage.modules, stream, names, progress=progress, answers=scores.answers)
     assert stage is not None
