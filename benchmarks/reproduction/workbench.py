@@ -36,7 +36,16 @@ from intarsia.training.task import finish, prepare
 
 OTHER_HEADS: tuple[Heads, ...] = ("compensated", "own")
 """Than prototypes."""
-SET_UP = ("protocol", "pretune_epochs", "pretune_lr", "fisher", "probes", "curvature", "curvature_of", "curvature_images")
+SET_UP = (
+    "protocol",
+    "pretune_epochs",
+    "pretune_lr",
+    "fisher",
+    "probes",
+    "curvature",
+    "curvature_of",
+    "curvature_images",
+)
 """Settings that steps 1 to 4 depend on."""
 
 

@@ -287,16 +287,14 @@ def merged(pool: Pool, rule: Rule, *, scale: float | None = None, seed: int = 0)
         InputError: the pool is empty, or has not the Fishers that are asked for.
     """
     vectors = [pool.vector(task) for task in pool.learned()]
-    kept = [pool.fisher(task) for task in pool.tasks]
-    fishers = [fisher for fisher in kept if isinstance(fisher, DiagonalFisher)]
+    fishers = [found for task in pool.tasks if isinstance(found := pool.fisher(task), DiagonalFisher)]
     if rule == "fisher" and len(fishers) < len(vectors):
-        task = next(t for t, fisher in zip(pool.tasks, kept, strict=True) if not isinstance(fisher, DiagonalFisher))
+        task = next(t for t in pool.tasks if not isinstance(pool.fisher(t), DiagonalFisher))
         raise InputError(f"{pool.path} has no diagonal Fisher of {task!r} of its own: learn it with --run.keep-fishers")
     vector = merged_vector(rule, vectors, [fisher.mean() for fisher in fishers], seed)
-    if rule == "sum" or scale is not None or (of_all := pool.fisher()) is None:
-        scale = 1.0 if scale is None else scale
-    elif isinstance(of_all, DiagonalFisher):
+    if scale is None and rule != "sum":
+        if not isinstance(of_all := pool.fisher(), DiagonalFisher):
+            raise InputError(f"{pool.path}: a scale is chosen by a diagonal Fisher, and it has none: give --scale")
         scale = best_scale(vector, vectors, [f.sums for f in fishers if len(fishers) == len(vectors)] or [of_all.sums])
-    else:
-        raise InputError(f"{pool.path}: no scale is chosen from curvature {of_all.kind!r}: give one, or use diagonal")
+    scale = 1.0 if scale is None else scale
     return pool.with_vector(scale * vector, f"{rule}, scale {scale:.4g}")

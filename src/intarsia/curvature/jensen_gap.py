@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from intarsia.curvature.protocol import Metric
@@ -17,6 +18,6 @@ def gap(vectors: Sequence[Mapping[str, Tensor]], weights: Sequence[float], metri
     if abs(sum(weights) - 1) > 1e-6:
         raise ValueError(f"weights sum to {sum(weights):g}: Theorem 1 needs 1")
     terms = list(zip(weights, vectors, strict=True))
-    mean = {name: sum((w * wide(v[name]) for w, v in terms[1:]), weights[0] * wide(vectors[0][name])) for name in vectors[0]}
+    mean = {n: torch.stack([w * wide(v[n]) for w, v in terms]).sum(0) for n in vectors[0]}
     # sum w |tau - mean|^2 is the same number, and does not cancel
-    return sum(w * float(metric.value({name: wide(tau) - mean[name] for name, tau in v.items()})) for w, v in terms)
+    return sum(w * float(metric.value({n: wide(tau) - mean[n] for n, tau in v.items()})) for w, v in terms)

@@ -92,8 +92,8 @@ class Ray:
             )
         if settings.curvature == "ekfac" or settings.curvature_of == "reference":
             raise InputError(
-                f"engine ray: curvature {settings.curvature} of {settings.curvature_of} is taken in the first task, and "
-                "no task may begin before: use --training.curvature diagonal or kfac with --training.curvature-of "
+                f"engine ray: curvature {settings.curvature} of {settings.curvature_of} starts in the first task, for "
+                "which all others would wait: use --training.curvature diagonal or kfac with --training.curvature-of "
                 "tasks, or leave the engine out"
             )
         if current().count > 1:

@@ -17,7 +17,7 @@ from intarsia.evaluation.theorem import DRAWN, Sample, named
 from intarsia.merging.merge import combination, moved
 from intarsia.pool import Pool
 from intarsia.progress import Progress, silent
-from intarsia.task_vector import TaskVector, weighted_sum
+from intarsia.task_vector import TaskVector
 
 Line = Callable[[float], Mapping[str, float]]
 """Position -> coefficients of the task vectors."""

@@ -36,7 +36,6 @@ from intarsia.progress import Progress, silent
 from intarsia.store.module import Module
 from intarsia.task_vector import TaskVector, weighted_sum
 
-
 DRAWN = 50
 """Images of a task, where many networks or derivatives are measured on the same ones."""
 
