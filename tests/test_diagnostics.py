@@ -265,7 +265,7 @@ def numbers(found: Any) -> list[float]:
     """All numbers of a measurement, in order; sums may differ in their last digit from call to call."""
     if isinstance(found, int | float):
         return [float(found)]
-    parts = found if isinstance(found, tuple) else vars(found).values()
+    parts = found if isinstance(found, tuple) else (found if isinstance(found, dict) else vars(found)).values()
     return [number for part in parts if not isinstance(part, str) for number in numbers(part)]
 
 

@@ -218,7 +218,6 @@ def diagnose(
     predicted = gap(vectors, share, sample.fisher)
     few = sample if per_task <= DRAWN else Sample.draw(pool, stream, names, DRAWN, seed)
     predictions = keep("gaps by curvature", lambda: predicted_gaps(*few.linear(), vectors, share, seed=seed))
-    progress("second order", 1, 1)
     width, generator = sample.head.weight.shape[1], torch.Generator().manual_seed(seed)
     untuned = Head.random(len(sample.head), width, generator).to(pool.backbone.device)
     return Diagnosis(

@@ -130,6 +130,9 @@ def ekfac(
         InputError: a layer sees something else than whole images.
     """
     kept = list(batches)
+    later = None  # whose draws do not depend on whether the bases are known
+    if generator is not None:
+        later = torch.Generator().manual_seed(int(torch.randint(2**31, (), generator=generator)))
     how = {"estimator": estimator, "probes": probes, "generator": generator, "precision": precision}
     if isinstance(like, EigenCorrected):
         left, right = like.left, like.right
@@ -144,4 +147,4 @@ def ekfac(
     def receive(name: str, a: Tensor, g: Tensor) -> None:
         add_squares(sums[name], a.to(right[name]) @ right[name], g.to(left[name]) @ left[name], share)
 
-    return EigenCorrected(left, right, sums, pulled_back(backbone, head, kept, receive, how))
+    return EigenCorrected(left, right, sums, pulled_back(backbone, head, kept, receive, {**how, "generator": later}))

@@ -5,6 +5,7 @@ G = sum_n g_n a_n^T, and the layer's block of the curvature is E vec(G) vec(G)^T
 
     B = mean over images of sum_n g_n g_n^T    (O, O)        A = mean over images of mean_n a_n a_n^T    (I, I)
 
+(the mean is over the tokens that reach the outputs: of a last block that is read at its class token, over that one)
 it becomes tau -> B tau A: exact where there is one token and g does not depend on a (a last linear layer), else as good
 as g and a are independent of each other and between tokens. By default it is the Gauss-Newton matrix J^T J of the
 features (no head: TAK, arXiv 2602.17385, which takes it of normalized features: their lengths hardly differ, and the
@@ -136,8 +137,8 @@ def kfac(
 
     def receive(name: str, a: Tensor, g: Tensor) -> None:
         a, g = a.to(inputs[name]), g.to(outputs[name])
-        acts = g.abs().amax(2) > 0  # tokens that do not reach the outputs say nothing of what the weight does
-        weighted = a * (acts / acts.sum(1, keepdim=True).clamp_min(1)).unsqueeze(2).to(a)
+        acts = (g != 0).any(2, keepdim=True).to(a)  # tokens that do not reach the outputs say nothing of the weight
+        weighted = a * (acts / acts.sum(1, keepdim=True).clamp_min(1))
         inputs[name].addmm_(weighted.flatten(0, 1).T, a.flatten(0, 1))
         outputs[name].addmm_(g.flatten(0, 1).T, g.flatten(0, 1), alpha=share)
         passes[name] += len(a)
