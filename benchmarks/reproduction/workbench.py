@@ -89,6 +89,18 @@ class Workbench:
         self.backbone = Backbone.load().to(device)
         self.stream = stream
         self.base = replace(training or recommended("ita", "lora")[1], seed=seed)
+        self._others: dict[tuple[Any, ...], Workbench] = {}
+
+    def prepared_as(self, training: Settings) -> "Workbench":
+        """The one whose steps 1 to 4 are those of some settings: this, or another that is kept beside it."""
+        wanted = tuple(getattr(training, name) for name in SET_UP)
+        if wanted == tuple(getattr(self.base, name) for name in SET_UP):
+            return self
+        if wanted not in self._others:
+            other = Workbench(self.stream, self.base.seed, training, self.backbone.device)
+            other.backbone = self.backbone
+            self._others[wanted] = other
+        return self._others[wanted]
 
     @cached_property
     def prepared_tasks(self) -> list[Prepared]:
