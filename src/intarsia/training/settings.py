@@ -68,7 +68,7 @@ class Training:
     pretune_epochs: int | None = None
     """Passes over the features when a new head is pre-tuned, in the paper protocol and by baselines."""
     pretune_lr: float | None = None
-    """SGD's learning rate for that, and for the paper protocol's alignment."""
+    """SGD's learning rate for that, and for the paper's alignment."""
     fisher: Estimator | None = None
     """Fisher estimator."""
     probes: int | None = None
@@ -76,13 +76,11 @@ class Training:
     fisher_over: Literal["earlier", "others"] | None = None
     """Tasks whose Fisher and heads a module knows: those before it, or all others (every task is prepared first)."""
     curvature: CurvatureKind | None = None
-    """What regularizers measure a task vector with: the diagonal Fisher of the loss, or the Gauss-Newton matrix of the
-    features per layer, Kronecker-factored (kfac) or diagonal in its factors' eigenbasis (ekfac)."""
+    """What measures task vectors: a diagonal or Kronecker factors."""
     curvature_of: CurvatureOf | None = None
-    """Whose images it is of: those of every task, added up, or those of the first task alone, a reference set that
-    regularizes all modules alike, the first too."""
+    """Of the images of every task, or of the first one alone."""
     curvature_images: int | None = None
-    """Images per task that kfac and ekfac are taken from, drawn at random; the diagonal is of all."""
+    """Images per task for kfac and ekfac; the diagonal takes all."""
     class_balanced: bool | None = None
     """For uneven classes: all come equally often, and class means of few images are drawn to the others."""
     seed: int | None = None
