@@ -4,14 +4,21 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from intarsia.curvature.choices import Estimator
+from intarsia.curvature.choices import CurvatureKind, CurvatureOf, Estimator
 from intarsia.errors import InputError
 from intarsia.regularizers.choices import Step
 
 Protocol = Literal["recommended", "paper"]
 Precision = Literal["fp32", "tf32", "bf16"]
 """As ``numerics.Precision``; there torch is needed."""
-LATER: dict[str, Any] = {"accumulate": 1, "grad_checkpointing": False, "class_balanced": False}
+LATER: dict[str, Any] = {
+    "accumulate": 1,
+    "grad_checkpointing": False,
+    "class_balanced": False,
+    "curvature": "diagonal",
+    "curvature_of": "tasks",
+    "curvature_images": 256,
+}
 """What a record need not say: what was done before there was the setting."""
 DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
 """What ``precision`` was called in older records."""
@@ -61,20 +68,26 @@ class Training:
     pretune_epochs: int | None = None
     """Passes over the features when a new head is pre-tuned, in the paper protocol and by baselines."""
     pretune_lr: float | None = None
-    """SGD's learning rate for that, and for the paper protocol's alignment."""
+    """SGD's learning rate for that, and for the paper's alignment."""
     fisher: Estimator | None = None
     """Fisher estimator."""
     probes: int | None = None
     """Draws per batch of the random Fisher estimators."""
     fisher_over: Literal["earlier", "others"] | None = None
     """Tasks whose Fisher and heads a module knows: those before it, or all others (every task is prepared first)."""
+    curvature: CurvatureKind | None = None
+    """What measures task vectors: a diagonal or Kronecker factors."""
+    curvature_of: CurvatureOf | None = None
+    """Of the images of every task, or of the first one alone."""
+    curvature_images: int | None = None
+    """Images per task for kfac and ekfac; the diagonal takes all."""
     class_balanced: bool | None = None
     """For uneven classes: all come equally often, and class means of few images are drawn to the others."""
     seed: int | None = None
     """Seed of everything random."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "probes"):
+        for name in ("epochs", "batch_size", "accumulate", "probes", "curvature_images"):
             if (count := getattr(self, name)) is not None and count < 1:
                 raise InputError(f"{name.replace('_', '-')} {count}: expected 1 or more")
         for name in (
@@ -125,6 +138,9 @@ class Settings(Training):
     fisher: Estimator = "rademacher"
     probes: int = 1
     fisher_over: Literal["earlier", "others"] = "earlier"
+    curvature: CurvatureKind = "diagonal"
+    curvature_of: CurvatureOf = "tasks"
+    curvature_images: int = 256
     class_balanced: bool = False
     seed: int = 0
 
