@@ -61,7 +61,8 @@ class Training:
     """Put the mean feature of every batch back to where it was at theta0 before the head sees it: a drift that all
     images share is undone in the composed model too, and left in, the first steps would chase nothing else."""
     drift_penalty: float | None = None
-    """Weight of that drift in the loss, squared, over the variance of the features: small drifts compose linearly."""
+    """Weight of that drift in the loss, squared, over the variance of the features: small drifts compose linearly. It
+    pays with IEL, whose specialists it keeps; the mean is better without."""
     iel_start: Literal["mean", "zero"] | None = None
     """Where IEL's task vector begins: at the mean of those before it, where IEL's own regularizer is least and the
     composed model stays what it was, or at zero."""
@@ -131,7 +132,7 @@ class Settings(Training):
     lambda_h: float = 0.025
     lambda_0: float = 0.001
     center_features: bool = True
-    drift_penalty: float = 1.0
+    drift_penalty: float = 0.0
     iel_start: Literal["mean", "zero"] = "mean"
     pretune_epochs: int = 3
     pretune_lr: float = 0.01
