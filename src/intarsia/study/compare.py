@@ -4,7 +4,8 @@ A run that is in the comparison's folder already is not made again, if its setti
 are the same (``folder``).
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -184,7 +185,7 @@ def _chosen(trials: Sequence[Runs], methods: Sequence[str], folder: Folder, jobs
     table = {name: dict[float, float | None]() for _, name in tried}
     for (runs, name), accuracy in zip(tried, found, strict=True):
         table[name][runs.bench.rates[name]] = accuracy
-    best = {name: max(rates, key=lambda lr, of=rates: _or_worst(of[lr])) for name, rates in table.items()}
+    best = {name: _best(rates, METHODS[name].settings.lr) for name, rates in table.items()}
     record = {
         name: {"chosen": best[name], "tried": [{"lr": lr, "accuracy": a} for lr, a in rates.items()]}
         for name, rates in table.items()
@@ -196,8 +197,9 @@ def _chosen(trials: Sequence[Runs], methods: Sequence[str], folder: Folder, jobs
     return best
 
 
-def _or_worst(accuracy: float | None) -> float:
-    return -1.0 if accuracy is None else accuracy
+def _best(accuracies: Mapping[float, float | None], own: float) -> float:
+    """The learning rate of the highest accuracy; among equal ones that nearest to the method's own."""
+    return max(accuracies, key=lambda lr: (-1.0 if (a := accuracies[lr]) is None else a, -abs(math.log(lr / own))))
 
 
 def _accuracy(runs: Runs, name: str) -> float | None:
