@@ -87,8 +87,10 @@ CURVATURES: dict[str, dict[str, Any]] = {
     "diagonal": {},
     "kfac": {"curvature": "kfac"},
     "ekfac": {"curvature": "ekfac"},
-    "kfac of the first task": {"curvature": "kfac", "curvature_of": "reference"},
+    "shampoo": {"curvature": "shampoo"},
+    "soap": {"curvature": "soap"},
     "ekfac of the first task": {"curvature": "ekfac", "curvature_of": "reference"},
+    "soap of the first task": {"curvature": "soap", "curvature_of": "reference"},
 }
 """Settings by name."""
 HELD_OUT = ("search", "peers", "curvatures")

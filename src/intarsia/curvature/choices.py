@@ -3,5 +3,5 @@
 from typing import Literal
 
 Estimator = Literal["exact", "rademacher", "mc"]
-CurvatureKind = Literal["diagonal", "kfac", "ekfac"]
+CurvatureKind = Literal["diagonal", "kfac", "ekfac", "shampoo", "soap"]
 CurvatureOf = Literal["tasks", "reference"]

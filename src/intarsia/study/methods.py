@@ -82,9 +82,9 @@ METHODS: Mapping[str, Method] = {
     "iel-full": _cell("iel", "full"),
     "iel-ia3": _cell("iel", "ia3"),
     "ita-kfac": _cell("ita", "lora", "kfac"),
-    "ita-ekfac": _cell("ita", "lora", "ekfac"),
+    "ita-soap": _cell("ita", "lora", "soap"),
     "iel-kfac": _cell("iel", "lora", "kfac"),
-    "iel-ekfac": _cell("iel", "lora", "ekfac"),
+    "iel-soap": _cell("iel", "lora", "soap"),
 }
 STANDARD = ("frozen", "joint", "finetune", "ewc", "l2", "derpp", "tmc", "seed", "ita", "iel")
 """What is compared if nothing is named."""

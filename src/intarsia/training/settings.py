@@ -37,7 +37,7 @@ class Training:
     lr: float | None = None
     """AdamW's learning rate, cosine per epoch."""
     warmup: float | None = None
-    """Epochs over which the learning rate first rises from zero, step by step."""
+    """Epochs of the learning rate's first rise."""
     weight_decay: float | None = None
     """AdamW's weight decay."""
     precision: Precision | None = None
@@ -67,9 +67,9 @@ class Training:
     """Where IEL's task vector begins: at the mean of those before it, where IEL's own regularizer is least and the
     composed model stays what it was, or at zero."""
     pretune_epochs: int | None = None
-    """Passes over the features when a new head is pre-tuned, in the paper protocol and by baselines."""
+    """Passes that pre-tune a new head."""
     pretune_lr: float | None = None
-    """SGD's learning rate for that, and for the paper's alignment."""
+    """SGD's rate there, and in paper alignment."""
     fisher: Estimator | None = None
     """Fisher estimator."""
     probes: int | None = None
@@ -77,11 +77,11 @@ class Training:
     fisher_over: Literal["earlier", "others"] | None = None
     """Tasks whose Fisher and heads a module knows: those before it, or all others (every task is prepared first)."""
     curvature: CurvatureKind | None = None
-    """What measures task vectors: a diagonal or Kronecker factors."""
+    """What measures task vectors."""
     curvature_of: CurvatureOf | None = None
-    """Of the images of every task, or of the first one alone."""
+    """Of every task, or of the first alone."""
     curvature_images: int | None = None
-    """Images per task for kfac and ekfac; the diagonal takes all."""
+    """Images per task; the diagonal takes all."""
     class_balanced: bool | None = None
     """For uneven classes: all come equally often, and class means of few images are drawn to the others."""
     seed: int | None = None
