@@ -219,10 +219,9 @@ def test_a_comparison_does_not_go_into_a_pool(compared: tuple[Path, Any], capsys
 def test_the_learning_rate_of_the_best_held_out_accuracy_is_taken(tmp_path: Path) -> None:
     """One that diverges is told as such, and ends nothing."""
     out, own = tmp_path / "runs", METHODS["finetune"].settings.lr
-    command = ("compare", "--methods", "frozen", "finetune", "--search", 1e36, 1, "--out", out, *SMALL)
-    result(*command)
+    small = ("--only", "animals", *SMALL[3:])
+    result("compare", "--methods", "finetune", "--search", 1e36, 1, "--out", out, *small)
     found = json.loads((out / "search.json").read_text())
-    assert found["methods"].keys() == {"finetune"}  # the frozen backbone has no rate
     tried = found["methods"]["finetune"]["tried"]
     assert [row["lr"] for row in tried] == [own * 1e36, own]
     assert tried[0]["accuracy"] is None
@@ -250,7 +249,7 @@ def test_the_pool_of_a_method_is_kept_and_gives_the_row(compared: tuple[Path, An
     running = pool.fisher()
     assert running is not None
     for task, stage, free in zip(pool.tasks, made, results(pool, fisher=False), strict=True):
-        assert stage.stored - free.stored == sum(f.numel() for f in running.sums.values())
+        assert stage.stored - free.stored == sum(f.numel() for f in running.tensors().values())
         seconds = pool.logged()[task]["seconds"]["fisher"]
         assert stage.set_up_seconds - free.set_up_seconds == pytest.approx(seconds)
 

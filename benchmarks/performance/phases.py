@@ -34,6 +34,7 @@ from torch.nn import functional as F
 
 from intarsia import IA3, IEL, ITA, Backbone, Full, LoRA, evaluate, learn
 from intarsia.adapters import Adapter
+from intarsia.curvature import CURVATURES
 from intarsia.curvature.choices import Estimator
 from intarsia.curvature.fisher import DiagonalFisher, diagonal_fisher
 from intarsia.machine import peak_memory
@@ -118,6 +119,15 @@ def measure(chosen: Phases, backbone: Backbone, scene: Scene, told: Told) -> dic
         assert state.reference is not None
         own = state.reference[prepared.rows]
         watch.time("fisher exact", lambda own=own: diagonal_fisher(backbone, own, few, estimator="exact"))
+        for kind, estimate in CURVATURES.items():
+            heads = own if kind == "diagonal" else None
+            made = watch.time(f"curvature {kind}", lambda e=estimate, h=heads: e(backbone, h, few))
+            for name, adapter in (("lora", LoRA(16)), ("full", Full())):
+                with backbone.attach(adapter) as attached:
+                    penalty = ITA(0.1).bind(made.mean(unit=True))
+                    watch.time(f"first {kind} {name}", lambda p=penalty, a=attached: p.step(a))
+                    watch.time(f"proximal {kind} {name}", lambda p=penalty, a=attached: p.step(a))
+            watch.add(f"mib {kind}", sum(value.numel() * 4 for value in made.tensors().values()) / 2**20)
         watch.time("read and add", lambda: _read_and_add(scene.pool, backbone))
         model = watch.time("composition", scene.pool.mean)
         watch.time("F test", lambda: forward(backbone, test))
@@ -135,6 +145,7 @@ def ratios(seconds: Mapping[str, float], classes: int) -> dict[str, tuple[float,
         "fisher": (seconds["fisher"], seconds["B"], "B"),
         "fisher_exact": (seconds["fisher exact"], exact, f"F + 2 x {classes} (B - F)"),
         **{f"step_{name}": (seconds[f"step {name}"], seconds[f"P {name}"], "P") for name in STEPS},
+        **{f"curvature_{k}": (seconds[f"curvature {k}"], seconds["B few"], "B") for k in CURVATURES},
         "drift": (seconds["drift"], 3 * seconds["F"], "3 F"),
         "composition": (seconds["composition"], seconds["read and add"], "read modules, add"),
         "evaluation": (seconds["evaluation"], seconds["F test"], "F"),
@@ -262,6 +273,14 @@ def show(found: Mapping[str, Any], rows: Mapping[str, tuple[float, float, str]])
         grid.add_row(name, f"{seconds:.3f}", f"{ratio:.2f}", floor)
     console = Console()
     console.print(grid)
+    costs = Table(
+        "curvature", "seconds", "x B", "MiB", *(f"{s}, {a}" for a in ("lora", "full") for s in ("first step", "step"))
+    )
+    for kind in CURVATURES:
+        steps = (f"{found['seconds'][f'{s} {kind} {a}']:.3f}" for a in ("lora", "full") for s in ("first", "proximal"))
+        seconds, ratio, _ = rows[f"curvature_{kind}"]
+        costs.add_row(kind, f"{seconds:.3f}", f"{ratio:.2f}", f"{found['seconds'][f'mib {kind}']:.1f}", *steps)
+    console.print(costs)
     for name in ("fisher_errors", "memory"):
         if name in found:
             console.print(name, found[name])

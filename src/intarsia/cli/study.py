@@ -101,7 +101,8 @@ class Diagnose:
     ) -> dict[str, Any]:
         """The three figures, written; what was measured for them, by pool."""
         from intarsia.console import shown
-        from intarsia.evaluation.landscape import DRAWN, gap_path, loss_paths
+        from intarsia.evaluation.landscape import gap_path, loss_paths
+        from intarsia.evaluation.theorem import DRAWN
         from intarsia.report import figures
         from intarsia.store.files import write
 
@@ -129,8 +130,8 @@ class Compare:
     """Run methods on one stream with one budget, and put them side by side."""
 
     methods: tuple[str, ...] = ()
-    """Which: frozen, joint, finetune, ewc, l2, derpp, tmc, seed, ita, ita-full, ita-ia3, iel, iel-full, iel-ia3; all
-    with one adapter if none is named."""
+    """Which: frozen, joint, finetune, ewc, l2, derpp, tmc, seed, ranpac, slca++, tuna, lca, ewc-lora, ita, ita-full,
+    ita-ia3, iel, iel-full, iel-ia3; frozen to seed, ita and iel if none is named."""
     seeds: int = 1
     """Runs of each method, with seeds 0, 1, ..."""
     out: Path | None = None

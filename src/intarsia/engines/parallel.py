@@ -16,7 +16,7 @@ import torch
 from intarsia.backbones.backbone import Backbone
 from intarsia.class_stats.prototypes import ClassPrototypes
 from intarsia.class_stats.statistics import ClassStatistics
-from intarsia.curvature.fisher import DiagonalFisher
+from intarsia.curvature.protocol import Curvature
 from intarsia.data.stream import TaskStream
 from intarsia.engines.cluster import Calls, Cluster
 from intarsia.engines.packing import pack, pack_state, unpack, unpack_fisher, unpack_module
@@ -151,7 +151,7 @@ class Parallel:
             module, self._fisher(number), self.state.reference[: len(self._heads[number - self._first])], log
         )
 
-    def _fisher(self, number: int) -> DiagonalFisher:
+    def _fisher(self, number: int) -> Curvature:
         """Of a task, where theta0 is."""
         fisher, _ = unpack_fisher(self.calls.data(number, "fisher"))
         return fisher.to(self.backbone.device)

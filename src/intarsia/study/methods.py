@@ -1,7 +1,7 @@
 """What ``compare`` can run: ITA and IEL as the tool learns them, and the methods of others, each with its settings."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from intarsia.adapters.lora import LoRA
@@ -12,9 +12,15 @@ from intarsia.baselines.finetune import FineTuning
 from intarsia.baselines.frozen import Frozen
 from intarsia.baselines.joint import Joint
 from intarsia.baselines.modules import Modules
+from intarsia.baselines.peers.ewc_lora import EWCLoRA
+from intarsia.baselines.peers.lca import LCA
+from intarsia.baselines.peers.ranpac import RanPAC
+from intarsia.baselines.peers.slca import SLCA
+from intarsia.baselines.peers.tuna import TUNA
 from intarsia.baselines.protocol import Baseline
 from intarsia.baselines.seed import SEED
 from intarsia.baselines.tmc import TMC
+from intarsia.curvature.choices import CurvatureKind
 from intarsia.regularizers.l2 import L2
 from intarsia.regularizers.records import build_regularizer, regularizer_record
 from intarsia.training.recommended import recommended
@@ -37,7 +43,8 @@ class Method:
     def about(self) -> str:
         """One line."""
         if isinstance(self.baseline, Modules):
-            return f"{self.baseline.regularizer.kind.upper()}, {self.baseline.adapter}: {self.baseline.about}"
+            how = "" if self.settings.curvature == "diagonal" else f", {self.settings.curvature}"
+            return f"{self.baseline.regularizer.kind.upper()}, {self.baseline.adapter}{how}: {self.baseline.about}"
         return self.baseline.about
 
     @property
@@ -47,9 +54,10 @@ class Method:
         return {name: records[name](value) if name in records else value for name, value in vars(self.baseline).items()}
 
 
-def _cell(method: str, adapter: str) -> Method:
+def _cell(method: str, adapter: str, curvature: CurvatureKind = "diagonal") -> Method:
     """ITA or IEL with an adapter, as the tool would learn it."""
     strength, settings = recommended(method, adapter)
+    settings = replace(settings, curvature=curvature)
     return Method(Modules(build_regularizer(method, strength), build_adapter(adapter)), settings)
 
 
@@ -61,6 +69,11 @@ METHODS: Mapping[str, Method] = {
     "derpp": Method(DERpp(b=2.0), Settings(lr=1e-3)),
     "seed": Method(SEED(), Settings(lr=1e-3)),
     "tmc": Method(TMC(), Settings(lr=1e-4)),
+    "ranpac": Method(RanPAC(), Settings(lr=3e-3)),
+    "slca++": Method(SLCA(slow=0.01, shared=True), Settings(lr=3e-3)),
+    "tuna": Method(TUNA(shared=True), Settings(lr=3e-3)),
+    "lca": Method(LCA(shared=True), Settings(lr=3e-3)),
+    "ewc-lora": Method(EWCLoRA(own_classes=False), Settings(lr=1e-3)),
     "l2": Method(Modules(L2(0.1), LoRA()), Settings(lr=3e-3)),
     "ita": _cell("ita", "lora"),
     "ita-full": _cell("ita", "full"),
@@ -68,6 +81,10 @@ METHODS: Mapping[str, Method] = {
     "iel": _cell("iel", "lora"),
     "iel-full": _cell("iel", "full"),
     "iel-ia3": _cell("iel", "ia3"),
+    "ita-kfac": _cell("ita", "lora", "kfac"),
+    "ita-soap": _cell("ita", "lora", "soap"),
+    "iel-kfac": _cell("iel", "lora", "kfac"),
+    "iel-soap": _cell("iel", "lora", "soap"),
 }
 STANDARD = ("frozen", "joint", "finetune", "ewc", "l2", "derpp", "tmc", "seed", "ita", "iel")
 """What is compared if nothing is named."""
