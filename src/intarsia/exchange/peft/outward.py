@@ -49,7 +49,8 @@ def export_peft(pool: Pool, model: ComposedModel, recipe: Recipe | None, folder:
         folder: new or empty; the composition lies there, the modules in ``modules/<task>``.
 
     Returns:
-        What was written -> largest difference of its logits by PEFT, unmerged or merged, from ours: rounding.
+        What was written, as it is and merged -> largest difference of its logits by PEFT from ours: rounding. Merged
+        it has our weights; as it is, W x + B A x is rounded in another order.
 
     Raises:
         InputError: PEFT is not installed, the folder is in use, no library has a classification network on the
@@ -58,17 +59,22 @@ def export_peft(pool: Pool, model: ComposedModel, recipe: Recipe | None, folder:
     library("peft")
     tasks = list(model.classes) if recipe is None else [t for t in pool.tasks if recipe.weights.get(t)]
     with new_folder(Path(folder)) as fresh, quiet():
-        found = {"composition": _write(pool, model, recipe, fresh, str(folder))}
+        found = _both("composition", _write(pool, model, recipe, fresh, str(folder)))
         for task in tasks:
             one = specialize(pool.tasks, [task])
             where = fresh / MODULES / task
             where.mkdir(parents=True)
-            found[f"{MODULES}/{task}"] = _write(pool, pool.compose(one), one, where, f"{folder}/{MODULES}/{task}")
+            apart = _write(pool, pool.compose(one), one, where, f"{folder}/{MODULES}/{task}")
+            found |= _both(f"{MODULES}/{task}", apart)
     return found
 
 
-def _write(pool: Pool, model: ComposedModel, recipe: Recipe | None, folder: Path, shown: str) -> float:
-    """One adapter; how far it is from ours."""
+def _both(what: str, differences: tuple[float, float]) -> dict[str, float]:
+    return dict(zip((what, f"{what}, merged"), differences, strict=True))
+
+
+def _write(pool: Pool, model: ComposedModel, recipe: Recipe | None, folder: Path, shown: str) -> tuple[float, float]:
+    """One adapter; how far it is from ours, as it is and merged."""
     theta0 = pool.backbone
     base = classifier_of(theta0.model, theta0.architecture, theta0.preprocessing, model.labels)
     head = Head(model.head.weight.detach(), model.head.bias.detach())
@@ -181,14 +187,14 @@ def _base_name(spec: str) -> str:
     return plain.partition("@")[0] if plain.startswith("timm/") else plain
 
 
-def _checked(base: Classifier, model: ComposedModel, folder: Path, shown: str) -> float:
-    """The larger difference of the adapter's logits by PEFT, as it is and merged; the base is used up."""
+def _checked(base: Classifier, model: ComposedModel, folder: Path, shown: str) -> tuple[float, float]:
+    """The differences of the adapter's logits by PEFT, as it is and merged; the base is used up."""
     adapted = library("peft").PeftModel.from_pretrained(base.network, str(folder)).eval()
     images = noise(model.preprocessing)
     found = logit_difference(model, _asked(adapted), images)
     merged = logit_difference(model, _asked(adapted.merge_and_unload().eval()), images)
     refuse_other(max(found, merged), f"{shown} by PEFT")
-    return max(found, merged)
+    return found, merged
 
 
 def _asked(network: Any) -> Callable[[Tensor], Tensor]:
