@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests sta
 torch.set_num_threads(1)
 LONG = (
     *("readme", "compare", "ray", "survival", "processes", "hub", "learner"),
-    *("report", "architectures", "loop", "cli", "manage", "engines"),
+    *("report", "architectures", "loop", "cli", "manage", "engines", "exchange"),
 )
 
 

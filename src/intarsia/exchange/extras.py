@@ -55,6 +55,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not an empty folder: name another with --out, nothing was written")
+    folder = folder.resolve()
     fresh = folder.with_name(f".{folder.name}.new")
     made = [path for path in folder.parents if not path.exists()]
     try:
