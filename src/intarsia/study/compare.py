@@ -4,28 +4,33 @@ A run that is in the comparison's folder already is not made again, if its setti
 are the same (``folder``).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from intarsia.data.files import FileHashes
 from intarsia.data.fingerprint import notes_on
+from intarsia.engines.ray import Ray
 from intarsia.errors import InputError
 from intarsia.machine import code
 from intarsia.progress import Progress, silent
 from intarsia.store.files import write, write_json
 from intarsia.store.lock import one_writer
 from intarsia.study.bench import Bench, made_with
+from intarsia.study.cells.on_ray import RayCells, on_ray
+from intarsia.study.cells.process import Processes
 from intarsia.study.cost import expected
 from intarsia.study.folder import TABLE, TEXT, Folder
 from intarsia.study.methods import METHODS, STANDARD
-from intarsia.study.runs import Runs
+from intarsia.study.runs import Cells, Runs
 from intarsia.study.summary import markdown, summary
 
 WAKES = 0.5
 """Seconds between two looks for a signal."""
+Run = tuple[str, int]
+"""A method's name, and a seed."""
 
 
 Watched = Callable[[], AbstractContextManager[Progress]]
@@ -44,6 +49,7 @@ def compare(
     seeds: int = 1,
     out: str | Path | None = None,
     jobs: int = 1,
+    engine: Ray | None = None,
     again: bool = False,
     say: Callable[[str], None],
     watched: Watched = unwatched,
@@ -57,6 +63,9 @@ def compare(
         out: folder of the comparison, of this one alone; ``runs/compare-<stream>`` if None. Runs that are in it are not
             made again if everything that decides about their numbers is as it was; else they are set aside in it.
         jobs: runs at once; give each its share of the cores with ``bench.threads``.
+        engine: Ray, whose workers make the runs, ``engine.workers`` at once in place of ``jobs``, with a thread each if
+            ``bench.threads`` is None. They read images and write to ``out`` themselves; a run whose worker dies is made
+            again.
         again: set aside all that is in the folder, and make every run anew.
         say: told what is run.
         watched: gives what is told how many images are hashed; closed before a run draws its own.
@@ -69,28 +78,51 @@ def compare(
             or what the methods raise.
     """
     _check(bench, methods, seeds, jobs)
+    bench, engine = (bench, None) if engine is None else on_ray(bench, engine)
     with watched() as progress:
         folder, made, files = _opened(bench, seeds, out, again, say, progress)
     with one_writer(folder.path):
         folder.claim(bench, again=again)
         folder.keep_hashes(files)
-        started = Runs(bench, folder, made, say, bars=jobs == 1)
-        with ThreadPoolExecutor(jobs) as workers:
-            try:
-                waiting = [workers.submit(started.once, name, seed) for seed in range(seeds) for name in methods]
-                runs = [_result(future) for future in waiting]
-            except BaseException as stop:
-                workers.shutdown(wait=False, cancel_futures=True)
-                started.stop()
-                if isinstance(stop, KeyboardInterrupt):
-                    stop.args = (f"runs that ended are in {folder.path}; the same command goes on from there",)
-                raise
+        asked, kept = [(name, seed) for seed in range(seeds) for name in methods], Runs(bench, folder, made, say)
+        there = {run: record for run in asked if (record := kept.found(*run)) is not None}
+        for name, seed in there:
+            say(f"{name}, seed {seed}: there already")
+        if missing := [run for run in asked if run not in there]:
+            with _cells(bench, engine, bars=jobs == 1) as cells:
+                there |= _made(kept, missing, cells, jobs if engine is None else engine.workers or len(missing))
+        runs = [there[run] for run in asked]
         rows = [summary(name, runs[place :: len(methods)]) for place, name in enumerate(methods)]
         machines = list(dict.fromkeys(run.get("machine", "not noted") for run in runs))
         record = {"bench": bench.record(), "machines": machines, "code": code(), "rows": rows}
         write_json(record, folder.path / TABLE)
         write(markdown(rows).encode(), folder.path / TEXT)
     return rows
+
+
+@contextmanager
+def _cells(bench: Bench, engine: Ray | None, *, bars: bool) -> Iterator[Cells]:
+    """Where runs are made, while the block runs."""
+    if engine is None:
+        yield Processes(bench, bars)
+        return
+    with engine.started() as ray:
+        yield RayCells(ray, bench, engine.needs)
+
+
+def _made(kept: Runs, missing: Sequence[Run], cells: Cells, jobs: int) -> dict[Run, dict[str, Any]]:
+    """Runs made, so many at once; if one fails, all end."""
+    with ThreadPoolExecutor(jobs) as workers:
+        try:
+            waiting = {run: workers.submit(kept.make, *run, cells) for run in missing}
+            return {run: _result(future) for run, future in waiting.items()}
+        except BaseException as stop:
+            workers.shutdown(wait=False, cancel_futures=True)
+            cells.stop()
+            if isinstance(stop, KeyboardInterrupt):
+                where = kept.folder.path
+                stop.args = (f"runs that ended are in {where}; the same command goes on from there",)
+            raise
 
 
 def planned(
@@ -100,6 +132,7 @@ def planned(
     seeds: int = 1,
     out: str | Path | None = None,
     jobs: int = 1,
+    engine: Ray | None = None,
     again: bool = False,
     say: Callable[[str], None],
     watched: Watched = unwatched,
@@ -111,10 +144,11 @@ def planned(
         the runs that are there, or else scaled up from a few images.
     """
     _check(bench, methods, seeds, jobs)
+    bench = bench if engine is None else on_ray(bench, engine)[0]
     rows = list[dict[str, Any]]()
     with watched() as progress:
         folder, made, _ = _opened(bench, seeds, out, again, say, progress)
-        runs = Runs(bench, folder, made, say, bars=False)
+        runs = Runs(bench, folder, made, say)
         for number, name in enumerate(methods, start=1):
             found = {seed: None if again else runs.found(name, seed) for seed in range(seeds)}
             there = [record for record in found.values() if record is not None]

@@ -1,24 +1,14 @@
-"""The runs of a comparison, each in a process of its own that does not outlive the one which started it."""
+"""The runs of a comparison: their records, and what one measures."""
 
-import ctypes
-import json
-import os
-import signal
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from threading import Event, Lock, Thread
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from intarsia.console import shown
 from intarsia.errors import InputError
 from intarsia.evaluation.editing import edit_each
 from intarsia.evaluation.metrics import Scores
@@ -29,8 +19,22 @@ from intarsia.study.folder import Folder
 from intarsia.study.methods import METHODS
 from intarsia.training.settings import Settings
 
-DIE_WITH_PARENT = 1
-"""Of Linux's ``prctl``: PR_SET_PDEATHSIG."""
+
+class Cells(Protocol):
+    """Where runs are made: see ``cells``. It is called by several threads at once."""
+
+    def run(self, name: str, seed: int, into: Path) -> dict[str, Any]:
+        """What ``measure`` gives for a method and a seed, or its ``error``; what the method writes goes ``into``.
+
+        Raises:
+            InputError: its process has died.
+            KeyboardInterrupt: runs were stopped.
+        """
+        ...
+
+    def stop(self) -> None:
+        """End the runs that are under way, and start no more."""
+        ...
 
 
 def training_of(bench: Bench, name: str, seed: int) -> Settings:
@@ -40,24 +44,19 @@ def training_of(bench: Bench, name: str, seed: int) -> Settings:
 
 @dataclass(frozen=True)
 class Runs:
-    """Runs, each in a process of its own.
+    """Runs that are kept.
 
     Args:
         bench: stream, backbone and budget.
         folder: where their records are.
         made: seed -> what decides about a run's numbers beside its settings (``bench.made_with``).
         say: told what is run.
-        bars: whether a run may draw progress bars.
     """
 
     bench: Bench
     folder: Folder
     made: dict[int, dict[str, Any]]
     say: Callable[[str], None]
-    bars: bool
-    _processes: list[subprocess.Popen[str]] = field(default_factory=list)
-    _stopped: Event = field(default_factory=Event)
-    _starting: Lock = field(default_factory=Lock)
 
     def settings(self, name: str, seed: int) -> dict[str, Any]:
         """What a run is set to, as its record has it."""
@@ -68,93 +67,20 @@ class Runs:
         """The record of the run, if it is there and was made with all that decides about its numbers."""
         return self.folder.find(name, seed, self.settings(name, seed), self.made[seed])
 
-    def once(self, name: str, seed: int) -> dict[str, Any]:
-        """A run; or its record, if it is there."""
-        if (record := self.found(name, seed)) is not None:
-            self.say(f"{name}, seed {seed}: there already")
-            return record
+    def make(self, name: str, seed: int, cells: Cells) -> dict[str, Any]:
+        """A run's record, made anew and kept; an earlier one is set aside.
+
+        Raises:
+            InputError: what the method raised, or its process has died.
+        """
         self.say(f"{name}, seed {seed}")
         into = self.folder.make_room(name, seed)
         record = {"method": name, "seed": seed, "settings": self.settings(name, seed), "made": self.made[seed]}
-        record |= {"code": code(), **self._run(name, seed, into)}
+        record |= {"code": code(), **cells.run(name, seed, into)}
         if "error" in record:
             raise InputError(f"{name}, seed {seed}: {record['error']}")
         self.folder.keep(record)
         return record
-
-    def stop(self) -> None:
-        """End the processes that run, and start no more."""
-        with self._starting:
-            self._stopped.set()
-            for process in self._processes:
-                process.terminate()
-
-    def _run(self, name: str, seed: int, into: Path) -> dict[str, Any]:
-        job = {"bench": self.bench.record(), "name": name, "seed": seed, "folder": str(into), "parent": os.getpid()}
-        command = [sys.executable, "-c", "from intarsia.study.runs import child; child()"]
-        with tempfile.TemporaryFile("w+") as complaints:
-            with self._starting:
-                if self._stopped.is_set():
-                    raise KeyboardInterrupt
-                process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=None if self.bars else complaints,
-                    text=True,
-                )
-                self._processes.append(process)
-            with process:
-                assert process.stdin is not None and process.stdout is not None
-                with suppress(BrokenPipeError):  # it has ended already; its code says why
-                    process.stdin.write(json.dumps(job) + "\n")
-                    process.stdin.flush()
-                out = process.stdout.read()  # its standard input stays open: when that ends, the run does too
-                code_of = process.wait()
-                with suppress(BrokenPipeError):
-                    process.stdin.close()
-            complaints.seek(0)
-            complaint = complaints.read()
-        if code_of < 0:
-            raise InputError(
-                f"{name}, seed {seed}: its process was killed by signal {-code_of}, perhaps for its memory: "
-                "use fewer --jobs or a smaller --batch-size"
-            )
-        if code_of:
-            raise RuntimeError(f"{name}, seed {seed}: its process ended with {code_of}\n{complaint}")
-        return json.loads(out)
-
-
-def child() -> None:
-    """One run: a job as a line of JSON on standard input, what was measured as JSON on standard output.
-
-    It ends when its parent does, however that is ended: by the system where it is Linux, and anywhere by watching
-    standard input, which the parent holds open.
-    """
-    job = json.loads(sys.stdin.readline())
-    _end_with(job["parent"])
-    bench = Bench.from_record(job["bench"])
-    try:
-        with shown() as progress:
-            found = measure(bench, job["name"], job["seed"], Path(job["folder"]), progress)
-    except InputError as error:
-        found = {"error": str(error)}
-    print(json.dumps(found))
-
-
-def _end_with(parent: int) -> None:
-    """Let this process end when its parent does."""
-    if sys.platform == "linux" and (prctl := getattr(ctypes.CDLL(None), "prctl", None)):
-        prctl(DIE_WITH_PARENT, int(signal.SIGKILL))
-        if os.getppid() != parent:  # it was gone before that was asked for
-            os._exit(1)
-
-    def watch() -> None:
-        while os.read(sys.stdin.fileno(), 4096):  # beside Python's own buffer, whose lock would be held at the end
-            pass
-        os._exit(1)
-
-    Thread(target=watch, daemon=True).start()
 
 
 def measure(bench: Bench, name: str, seed: int, folder: Path, progress: Progress = silent) -> dict[str, Any]:
