@@ -1,5 +1,8 @@
 """Parallel ITA: every task prepared beside the others, then every module fine-tuned beside the others.
 
+Where tasks become known in groups, the modules of a group are fine-tuned as soon as its Fishers and those before are
+added up, beside what is done for later groups.
+
     features (each task) -> heads (here, in order) -> fisher (each task) -> sum (here, in order)
     -> tune (each task) -> sum of vectors (here, in order) -> place (each task) -> the pool (in order)
 
@@ -10,6 +13,7 @@ What is added up is added in the order of the tasks, so that the modules are tho
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 import torch
 
@@ -65,6 +69,8 @@ class Parallel:
         self._first = len(self.state.tasks) + 1
         self._statistics += self.state.statistics
         self._placed = sum(task.name in self.known for task in self.stream)
+        sizes = [len(group) for group in self.stream.groups()]
+        self._ends = [end for size, end in zip(sizes, accumulate(sizes), strict=True) for _ in range(size)]
 
     def learned_tasks(self) -> Iterator[LearnedTask]:
         """The tasks that are not known, in order; those that are known are the first.
@@ -91,7 +97,7 @@ class Parallel:
             self._align(len(self._heads))
         while self._prepared < len(self._heads) and self._more(self._prepared, "fisher"):
             self._add(self._prepared)
-        while self._prepared == len(self.stream) and self._more(self._placed, "tune"):
+        while self._more(self._placed, "tune"):
             if self.calls.failed(self._first + self._placed, "tune"):
                 break  # the tasks before it come first
             self._place(self._placed)
@@ -113,13 +119,13 @@ class Parallel:
         self.calls.ask(number, "fisher", task.name, number, heads)
 
     def _add(self, place: int) -> None:
-        """Add a task's Fisher to the sum; after the last, have every task fine-tuned."""
+        """Add a task's Fisher to the sum; after the last of its group, have that fine-tuned."""
         number, task = self._first + place, self.stream[place]
         fisher = self._fisher(number)
         self.state = self.state.with_task(task.name, self._statistics[number - 1], self._heads[place], fisher)
         self._prepared += 1
-        if self._prepared == len(self.stream):
-            self._tune(range(self._placed, len(self.stream)))
+        if self._prepared == self._ends[place]:
+            self._tune(other for other, end in enumerate(self._ends) if end == self._prepared and other >= self._placed)
 
     def _tune(self, places: Iterable[int]) -> None:
         """Have tasks fine-tuned under all that is known now."""
@@ -146,10 +152,9 @@ class Parallel:
         if number > 1:
             _, groups = unpack(self.calls.data(number, "place"))
             module = replace(module, prototypes=ClassPrototypes.from_tensors(groups["prototypes"]))
-        assert self.state.reference is not None
-        return LearnedTask(
-            module, self._fisher(number), self.state.reference[: len(self._heads[number - self._first])], log
-        )
+        place = number - self._first
+        reference = self._heads[self._ends[place] - 1][: len(self._heads[place])]
+        return LearnedTask(module, self._fisher(number), reference, log)
 
     def _fisher(self, number: int) -> DiagonalFisher:
         """Of a task, where theta0 is."""

@@ -4,7 +4,7 @@ import os
 import uuid
 from collections.abc import Collection, Generator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from intarsia.backbones.backbone import Backbone
@@ -61,12 +61,7 @@ class Ray:
         Raises:
             InputError: modules are to know the Fishers of earlier tasks only.
         """
-        if given is not None and given.fisher_over == "earlier":
-            raise InputError(
-                "engine ray: every module knows the Fishers of all others: leave fisher-over 'earlier' out, or say "
-                "'others'"
-            )
-        return replace(given or Training(), fisher_over="others")
+        return (given or Training()).over_others("engine ray")
 
     def check(self, regularizer: Regularizer) -> None:
         """Refuse what cannot be learned in parallel, and where Ray is not installed.

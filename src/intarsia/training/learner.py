@@ -51,7 +51,9 @@ def learn(
 
     Args:
         backbone: theta0.
-        stream: the tasks; all of their images are decoded before anything is written, or by an engine's workers.
+        stream: the tasks; all of their images are decoded before anything is written, or by an engine's workers. Where
+            they become known in groups (``TaskStream.arriving``), a module knows the Fishers of its group and of those
+            before, as if the groups had been added one by one.
         out: the pool's folder, new or empty; with ``add`` an existing pool.
         adapter: what a task vector is made of; if None ``LoRA(16)``, and with ``add`` as in the pool.
         regularizer: ``ITA(alpha)`` or ``IEL(beta)``; if None, ITA with the strength recommended for the adapter, and
@@ -82,8 +84,9 @@ def learn(
         >>> pool = learn(Backbone.load(), TaskStream.load(), out="runs/first")
     """
     path = Path(out)
-    if engine is not None:
-        training = engine.training(training)
+    training = engine.training(training) if engine is not None else training
+    if stream.arrivals:
+        training = (training or Training()).over_others("arrivals")
     chosen = hyperparameters(adapter, regularizer, training, Pool.open(path, backbone) if add else None)
     adapter = adapter or build_adapter(chosen.adapter, chosen.rank)
     regularizer = regularizer or build_regularizer(chosen.method, chosen.strength)
@@ -278,15 +281,16 @@ def learned_tasks(
         )
 
     if settings.fisher_over == "others":
-        every: list[PreparedTask] = []
-        for task in stream:
-            prepared, state = prepare(backbone, task, state, settings, progress)
-            every.append(prepared)
-        for prepared in every:
-            if prepared.task.name not in known:
-                assert state.fisher is not None
-                learned, state = finished(prepared, state.fisher - prepared.fisher)
-                yield learned
+        for group in stream.groups():
+            every: list[PreparedTask] = []
+            for task in group:
+                prepared, state = prepare(backbone, task, state, settings, progress)
+                every.append(prepared)
+            for prepared in every:
+                if prepared.task.name not in known:
+                    assert state.fisher is not None
+                    learned, state = finished(prepared, state.fisher - prepared.fisher)
+                    yield learned
         return
     for task in stream:
         if task.name not in known:
