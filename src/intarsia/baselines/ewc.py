@@ -29,6 +29,7 @@ from intarsia.curvature.head_fisher import head_fisher
 from intarsia.data.stream import Task, TaskStream
 from intarsia.heads.head import Head
 from intarsia.merging.model import ComposedModel
+from intarsia.numerics import Precision
 from intarsia.progress import Progress, silent
 from intarsia.training.settings import Settings
 from intarsia.training.steps import features_of
@@ -37,8 +38,9 @@ from intarsia.training.steps import features_of
 class Consolidated(Strategy):
     """The Fisher of all tasks and where the last one ended."""
 
-    def __init__(self, strength: float) -> None:
+    def __init__(self, strength: float, precision: Precision) -> None:
         self.strength = strength
+        self.precision: Precision = precision
         self.fisher: dict[str, Tensor] = {}
         self.head_fisher: dict[str, Tensor] = {}
         self.vector: Mapping[str, Tensor] = {}
@@ -75,8 +77,8 @@ class Consolidated(Strategy):
         with closing(
             normalized(images, backbone.preprocessing, backbone.device, progress=progress, phase=phase)
         ) as batches:
-            fisher: DiagonalFisher = diagonal_fisher(here, head, batches, generator=generator)
-        features = features_of(here, task, progress).to(backbone.device)
+            fisher: DiagonalFisher = diagonal_fisher(here, head, batches, generator=generator, precision=self.precision)
+        features = features_of(here, task, self.precision, progress).to(backbone.device)
         weight, bias = head_fisher(features, model.head.weight, model.head.bias)
         unit = fisher.scale() / fisher.count
         self.fisher = _added(self.fisher, fisher.mean(0.0, unit=True))
@@ -108,7 +110,9 @@ class EWC:
         progress: Progress = silent,
     ) -> Iterator[TaskResult]:
         """See ``Baseline``."""
-        return train_in_turn(backbone, stream, self.adapter, settings, Consolidated(self.strength), progress)
+        return train_in_turn(
+            backbone, stream, self.adapter, settings, Consolidated(self.strength, settings.precision), progress
+        )
 
 
 def _added(sums: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -179,7 +179,7 @@ def _features_in_mean(
 ) -> Tensor:
     """(N, D) of the task's images in theta0 + (total + tau) / tasks."""
     adapter.compose(total, tasks)
-    return features_of(backbone, prepared.task, progress, settings.precision)
+    return features_of(backbone, prepared.task, settings.precision, progress)
 
 
 def _train(
@@ -234,7 +234,7 @@ def _train(
             checkpoint.save(task.name, epochs, trained)
 
     first = checkpoint.restore(task.name, trained) if checkpoint else 0
-    here.agree(True)  # all have read what the first one will write over
+    here.wait()  # all have read what the first one will write over
     sums = train(
         optimizer,
         settings,

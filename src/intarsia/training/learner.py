@@ -126,7 +126,7 @@ def learn(
             checkpoint.begin(asked, state.fisher if first else None, state.reference if first else None)
         configuration = Configuration(adapter, regularizer, settings, stream.augmentation)
         here.agree(True)  # the others may look what there is
-        here.agree(True)  # they have, and it may change
+        here.wait()  # they have, and it may change
         _learn(pool, stream, configuration, state, checkpoint, keep_fishers, engine, progress)
         checkpoint.end()
     return pool
@@ -148,7 +148,7 @@ def _follow(
     pool, checkpoint = opened(), Checkpoint(path / RUN, writes=False)
     stream.decode(pool.backbone.preprocessing)
     state = _state(pool, checkpoint, settings) if resume else LearnerState.of(pool)
-    here.agree(True)
+    here.wait()
     configuration = Configuration(adapter, regularizer, settings, stream.augmentation)
     for learned in learned_tasks(pool.backbone, stream, configuration, state, known=pool.tasks, checkpoint=checkpoint):
         del learned
