@@ -219,9 +219,9 @@ def table(asked: Simulate) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for tasks in asked.tasks:
         planned = Planned(setting, size, cost, tasks)
+        alone = middle(planned, tasks, 1, asked).seconds
         for workers in asked.workers:
-            runs = [Simulation(planned, tasks, workers, seed, asked.spread).run() for seed in range(asked.seeds)]
-            rows.append(row(sorted(runs, key=lambda run: run.seconds)[len(runs) // 2], tasks, workers))
+            rows.append(row(middle(planned, tasks, workers, asked), tasks, workers, alone))
     kept = {"staged": size.fisher + size.module + size.features, "in Ray's store": size.fisher, "pool": size.module}
     return {
         "setting": asdict(setting),
@@ -233,8 +233,14 @@ def table(asked: Simulate) -> dict[str, Any]:
     }
 
 
-def row(run: Run, tasks: int, workers: int) -> dict[str, Any]:
-    """What is told of a run: shares are of its seconds; ``most`` names what is busiest."""
+def middle(costs: Costs, tasks: int, workers: int, asked: Simulate) -> Run:
+    """Of the runs with each seed, the one of median length."""
+    runs = [Simulation(costs, tasks, workers, seed, asked.spread).run() for seed in range(asked.seeds)]
+    return sorted(runs, key=lambda run: run.seconds)[len(runs) // 2]
+
+
+def row(run: Run, tasks: int, workers: int, alone: float) -> dict[str, Any]:
+    """What is told of a run: shares are of its seconds; ``most`` names what is busiest; one worker needs ``alone``."""
     shares = {kind: seconds / run.seconds for kind, seconds in run.driver.items()}
     busy = {
         "workers": run.working / workers / run.seconds,
@@ -245,7 +251,7 @@ def row(run: Run, tasks: int, workers: int) -> dict[str, Any]:
         "tasks": tasks,
         "workers": workers,
         "hours": round(run.seconds / 3600, 3),
-        "speedup": round(run.working / run.seconds, 2),
+        "speedup": round(alone / run.seconds, 2),
         "busy": {what: round(share, 3) for what, share in busy.items()},
         "driver_seconds_per_task": {kind: round(seconds / tasks, 3) for kind, seconds in run.driver.items()},
         "most": max(busy, key=lambda what: busy[what]),
@@ -253,7 +259,7 @@ def row(run: Run, tasks: int, workers: int) -> dict[str, Any]:
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Workers kept at work, and the driver's seconds per task."""
+    """How much faster more workers are, and the driver's seconds per task."""
     counts = list(dict.fromkeys(found["tasks"] for found in rows))
     with picture(path, ncols=2, figsize=(9, 3.4)) as (_, (left, right)):
         for tasks in counts:
@@ -262,7 +268,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         left.set_xscale("log")
         left.set_yscale("log")
         left.set_xlabel("workers")
-        left.set_ylabel("workers kept at work")
+        left.set_ylabel("times as fast as one worker")
         left.legend(fontsize="small", frameon=False)
         last = [[found for found in rows if found["tasks"] == tasks][-1]["driver_seconds_per_task"] for tasks in counts]
         below = [0.0] * len(counts)

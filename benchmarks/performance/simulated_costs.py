@@ -1,11 +1,11 @@
 """What the calls of a run on Ray, and the driver's part of them, cost: as measured, or from bytes and constants."""
 
+import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Protocol
 
 import torch
@@ -130,7 +130,7 @@ def size_of(fisher: DiagonalFisher, module: Module, features: Tensor) -> Bytes:
 
 @dataclass(frozen=True)
 class Constants:
-    """Measured here: seconds per GB, and those of the heads.
+    """Measured here: seconds of the processor per GB, and those of the heads.
 
     Args:
         copy: what Ray does with bytes that are put or got.
@@ -139,6 +139,7 @@ class Constants:
         add: of two Fishers.
         keep: bytes into a run's folder, with their hash.
         save: tensors into a file of the pool, with its hash.
+        disk: waited for until the disk has either.
         dense: a task vector of LoRA's parameters, per GB of it.
         heads: seconds of one alignment.
         heads_per_task: what each task before adds to it.
@@ -150,19 +151,33 @@ class Constants:
     add: float
     keep: float
     save: float
+    disk: float
     dense: float
     heads: float
     heads_per_task: float
 
 
-def seconds_of(work: Callable[[], object], rounds: int = 3) -> float:
-    """The median of some rounds."""
+def seconds_of(work: Callable[[], object], rounds: int = 5) -> float:
+    """Of the processor, the least of some rounds: what other programs took of the machine's time is not the work's."""
     found: list[float] = []
     for _ in range(rounds):
-        began = time.perf_counter()
+        began = time.process_time()
         work()
-        found.append(time.perf_counter() - began)
-    return median(found)
+        found.append(time.process_time() - began)
+    return min(found)
+
+
+def flushed(data: bytes, path: Path, rounds: int = 3) -> float:
+    """Seconds until the disk has what was written to a file, the least of some rounds."""
+    found: list[float] = []
+    for _ in range(rounds):
+        with path.open("wb") as file:
+            file.write(data)
+            file.flush()
+            began = time.perf_counter()
+            os.fsync(file.fileno())
+            found.append(time.perf_counter() - began)
+    return min(found)
 
 
 def constants(asked: Setting) -> tuple[Bytes, Constants]:
@@ -191,6 +206,7 @@ def constants(asked: Setting) -> tuple[Bytes, Constants]:
         }
         return found, Constants(
             **{name: seconds_of(each) * per_gb for name, each in work.items()},
+            disk=flushed(data, path / "flushed") * per_gb,
             heads=one,
             heads_per_task=(many - one) / few,
         )
@@ -266,7 +282,7 @@ class Planned:
             "place": size.statistics,
         }.get(step)
         if came is not None:
-            kept = came * (cost.copy + cost.keep) / GB
+            kept = came * (cost.copy + cost.keep + cost.disk) / GB
             return {"network": came / self.link, "storage": kept}
         heads = self.heads(task)
         return {
@@ -281,6 +297,6 @@ class Planned:
             },
             "written": {
                 "reduction": (size.module * take + size.fisher * (take + cost.add)) / GB,
-                "storage": (size.module + size.fisher + heads) * cost.save / GB,
+                "storage": (size.module + size.fisher + heads) * (cost.save + cost.disk) / GB,
             },
         }.get(step, {})

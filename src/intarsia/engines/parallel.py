@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
+from typing import Any
 
 import torch
 
@@ -26,6 +27,7 @@ from intarsia.engines.cluster import Calls, Cluster
 from intarsia.engines.packing import pack, pack_state, unpack, unpack_fisher, unpack_module
 from intarsia.heads.head import Head
 from intarsia.progress import Progress
+from intarsia.store.module import Module
 from intarsia.training.fine_tuning import Configuration
 from intarsia.training.schedule import Seeds
 from intarsia.training.state import LearnedTask, LearnerState
@@ -62,6 +64,7 @@ class Parallel:
     progress: Progress
     _heads: list[Head] = field(init=False, default_factory=list)
     _statistics: list[ClassStatistics] = field(init=False, default_factory=list)
+    _tuned: dict[int, tuple[Module, dict[str, Any]]] = field(init=False, default_factory=dict)
     _prepared: int = field(init=False, default=0)
     _placed: int = field(init=False, default=0)
 
@@ -139,7 +142,7 @@ class Parallel:
     def _place(self, place: int) -> None:
         """Have a task's classes looked up in the mean of the modules up to its own, and add its vector to the sum."""
         number, task = self._first + place, self.stream[place]
-        module, _ = unpack_module(self.calls.data(number, "tune"))
+        module, _ = self._tuned[number] = unpack_module(self.calls.data(number, "tune"))
         if self.state.total is not None:
             total = self.cluster.put(pack({}, total=self.state.total))
             self.calls.ask(number, "place", task.name, number, self.calls.reference(number, "tune"), total)
@@ -148,7 +151,7 @@ class Parallel:
 
     def _learned(self, number: int) -> LearnedTask:
         """A task after all steps."""
-        module, log = unpack_module(self.calls.data(number, "tune"))
+        module, log = self._tuned.pop(number, None) or unpack_module(self.calls.data(number, "tune"))
         if number > 1:
             _, groups = unpack(self.calls.data(number, "place"))
             module = replace(module, prototypes=ClassPrototypes.from_tensors(groups["prototypes"]))
