@@ -94,7 +94,7 @@ class Simulation:
     def __init__(self, costs: Costs, tasks: int, workers: int, seed: int = 0, spread: float = 0.0) -> None:
         self._costs, self._tasks, self._spread = costs, tasks, spread
         self._drawn, self._run = random.Random(seed), Run()
-        self._free, self._cold, self._link = workers, workers, 0.0
+        self._warm, self._cold, self._link = 0, workers, 0.0  # those that have loaded work first, as Ray has it
         self._waiting: list[tuple[int, int, str]] = []
         self._running: list[tuple[float, int, str]] = []
         self._there: set[tuple[str, int]] = set()
@@ -108,7 +108,7 @@ class Simulation:
         while self._done["written"] < self._tasks:
             end, task, method = heappop(self._running)
             self._run.seconds = max(self._run.seconds, end)
-            self._free += 1
+            self._warm += 1
             self._start()  # before the driver looks at what was given, as ``Calls.next``
             self._spend(method, task)
             self._there.add((method, task))
@@ -148,15 +148,16 @@ class Simulation:
         self._start()
 
     def _start(self) -> None:
-        while self._waiting and self._free:
+        while self._waiting and (self._warm or self._cold):
             task, _, method = heappop(self._waiting)
             seconds = self._costs.worker(method, task) * self._drawn.lognormvariate(0, self._spread)
-            if self._cold:
+            if self._warm:
+                self._warm -= 1
+            else:
                 seconds, self._cold = seconds + self._costs.loading(), self._cold - 1
             sent = self._costs.sent(method, task)
             self._link = max(self._link, self._run.seconds) + sent if sent else self._link
             self._run.working, self._run.link = self._run.working + seconds, self._run.link + sent
-            self._free -= 1
             heappush(self._running, (max(self._run.seconds, self._link if sent else 0.0) + seconds, task, method))
 
 
