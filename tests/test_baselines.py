@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -21,6 +22,11 @@ from intarsia.baselines.finetune import FineTuning
 from intarsia.baselines.frozen import Frozen
 from intarsia.baselines.joint import Joint
 from intarsia.baselines.modules import Modules
+from intarsia.baselines.peers.ewc_lora import EWCLoRA
+from intarsia.baselines.peers.lca import LCA
+from intarsia.baselines.peers.ranpac import RanPAC
+from intarsia.baselines.peers.slca import SLCA
+from intarsia.baselines.peers.tuna import TUNA
 from intarsia.baselines.protocol import Baseline, TaskResult, classifier
 from intarsia.baselines.seed import SEED, ClassGaussian, Ensemble, Expert, least_overlap
 from intarsia.baselines.sequential import ModelInTraining
@@ -50,6 +56,11 @@ METHODS: dict[str, Callable[..., Baseline]] = {
     "l2": lambda strength=0.1, **options: Modules(L2(strength), **options),
     "tmc": TMC,
     "seed": SEED,
+    "ranpac": partial(RanPAC, width=32),
+    "slca++": SLCA,
+    "tuna": TUNA,
+    "lca": LCA,
+    "ewc-lora": EWCLoRA,
 }
 
 

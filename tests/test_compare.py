@@ -216,6 +216,29 @@ def test_a_comparison_does_not_go_into_a_pool(compared: tuple[Path, Any], capsys
     assert sorted((out / "ita-0").iterdir()) == before
 
 
+def test_the_learning_rate_of_the_best_held_out_accuracy_is_taken(tmp_path: Path) -> None:
+    """One that diverges is told as such, and ends nothing."""
+    out, own = tmp_path / "runs", METHODS["finetune"].settings.lr
+    small = ("--only", "animals", *SMALL[3:])
+    result("compare", "--methods", "finetune", "--search", 1e36, 1, "--out", out, *small)
+    found = json.loads((out / "search.json").read_text())
+    tried = found["methods"]["finetune"]["tried"]
+    assert [row["lr"] for row in tried] == [own * 1e36, own]
+    assert tried[0]["accuracy"] is None
+    trial = json.loads((out / "search" / "1" / "finetune-0.json").read_text())
+    assert tried[1]["accuracy"] == trial["final_accuracy"]
+    assert trial["settings"]["bench"]["validation"] == found["held_out"] > 0
+    assert found["methods"]["finetune"]["chosen"] == own
+    run = json.loads((out / "finetune-0.json").read_text())
+    assert (run["settings"]["training"]["lr"], run["settings"]["bench"]["validation"]) == (own, 0)
+
+
+def test_a_search_is_of_factors_and_holds_images_out_itself(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "--search 0" in refused(capsys, "compare", "--search", 0, "--out", tmp_path)
+    both = refused(capsys, "compare", "--search", 1, "--validation", 0.2, "--out", tmp_path)
+    assert all(word in both for word in ("--search", "--validation"))
+
+
 def test_the_pool_of_a_method_is_kept_and_gives_the_row(compared: tuple[Path, Any]) -> None:
     out, found = compared
     pool = Pool.open(out / "ita-0")

@@ -69,6 +69,8 @@ class Card:
     """No part is begun after that."""
     rows: Path | None = None
     """Add every row, as it is known, to this file, a line of JSON each."""
+    only: tuple[str, ...] = ()
+    """Only these rows, by name; all if none is named. What another row needs is made all the same."""
     json: bool = False
     """Print JSON at the end."""
 
@@ -258,19 +260,27 @@ def main(chosen: Card) -> None:
         print("card.py: no CUDA device is here; --device cpu --small runs all of it, tiny", file=sys.stderr)
         raise SystemExit(2)
     bench = Bench(chosen.tiny if chosen.small else chosen)
-    bench.row("products", lambda: products(bench))
-    bench.row("forward", lambda: passes(bench))
-    bench.row("PEFT LoRA", lambda: peft(bench))
-    bench.row("ITA LoRA", lambda: step(bench, LoRA(16), ITA(0.1)))
-    bench.row("IEL LoRA", lambda: step(bench, LoRA(16), IEL(1.0)))
-    bench.row("ITA full", lambda: step(bench, Full(), ITA(0.1)))
-    bench.row("Fisher", lambda: fisher(bench, chosen.precision))
-    bench.row("ITA LoRA, no drift", lambda: step(bench, LoRA(16), ITA(0.1), center_features=False, drift_penalty=0.0))
-    bench.row("ITA full, --accumulate 4", lambda: step(bench, Full(), ITA(0.1), accumulate=4))
-    bench.row("ITA full, --grad-checkpointing", lambda: step(bench, Full(), ITA(0.1), grad_checkpointing=True))
-    if bench.device.type == "cuda":
-        bench.row("tests", tests)
-    bench.row("Fisher, tf32", lambda: fisher(bench, "tf32"))
+    parts: dict[str, Callable[[], Mapping[str, Any]]] = {
+        "products": lambda: products(bench),
+        "forward": lambda: passes(bench),
+        "PEFT LoRA": lambda: peft(bench),
+        "ITA LoRA": lambda: step(bench, LoRA(16), ITA(0.1)),
+        "IEL LoRA": lambda: step(bench, LoRA(16), IEL(1.0)),
+        "ITA full": lambda: step(bench, Full(), ITA(0.1)),
+        "Fisher": lambda: fisher(bench, chosen.precision),
+        "ITA LoRA, no drift": lambda: step(bench, LoRA(16), ITA(0.1), center_features=False, drift_penalty=0.0),
+        "ITA full, --accumulate 4": lambda: step(bench, Full(), ITA(0.1), accumulate=4),
+        "ITA full, --grad-checkpointing": lambda: step(bench, Full(), ITA(0.1), grad_checkpointing=True),
+        **({"tests": tests} if bench.device.type == "cuda" else {}),
+        "Fisher, tf32": lambda: fisher(bench, "tf32"),
+    }
+    for name in chosen.only:
+        if name not in parts:
+            print(f"card.py: no row {name!r}: expected some of {', '.join(parts)}", file=sys.stderr)
+            raise SystemExit(2)
+    for name, measure in parts.items():
+        if name in (chosen.only or parts):
+            bench.row(name, measure)
     found = {"machine": machine(bench.device), "torch": torch.__version__, "rows": bench.found}
     if chosen.json:
         print(json.dumps(found, default=str))

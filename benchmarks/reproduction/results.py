@@ -63,6 +63,21 @@ PEERS: list[tuple[str, float, dict[str, Any]]] = [
     *(("seed", lr, {"adapter": LoRA()}) for lr in (1e-3, 3e-3, 1e-2)),
     *(("tmc", lr, {}) for lr in (1e-5, 1e-4, 3e-4)),
     *(("l2", 3e-3, {"regularizer": L2(s)}) for s in (0.01, 0.1, 1.0)),
+    *(("ranpac", 3e-3, {"width": w, "standardize": s}) for w, s in ((2000, False), (5000, False), (5000, True))),
+    ("ranpac", 1e-3, {"width": 5000, "standardize": False}),
+    ("ranpac", 3e-3, {"width": 5000, "standardize": True, "adapt": False}),
+    *(("slca++", 3e-3, {"slow": s, "shared": True}) for s in (0.01, 0.03, 0.1)),
+    ("slca++", 1e-3, {"slow": 0.01, "shared": True}),
+    ("slca++", 3e-3, {"slow": 0.03, "shared": False}),
+    *(("tuna", lr, {"shared": True, "continued": False}) for lr in (1e-3, 3e-3)),
+    *(("tuna", lr, {"shared": True, "continued": True}) for lr in (1e-3, 3e-3)),
+    ("tuna", 3e-3, {"shared": False, "continued": False}),
+    *(("lca", 3e-3, {"part": p, "shared": True}) for p in (0.1, 0.3)),
+    *(("lca", lr, {"part": 0.3, "shared": True}) for lr in (1e-3, 6e-3)),
+    ("lca", 3e-3, {"part": 0.3, "shared": False}),
+    *(("ewc-lora", 3e-3, {"strength": s, "own_classes": False}) for s in (10.0, 100.0)),
+    *(("ewc-lora", 1e-3, {"strength": s, "own_classes": False}) for s in (10.0, 100.0)),
+    ("ewc-lora", 1e-3, {"strength": 10.0, "own_classes": True}),
 ]
 """Method, learning rate, its own options."""
 SEED_LORA = 3e-3
@@ -97,8 +112,14 @@ class Results:
     """Seeds."""
     cells: tuple[str, ...] = ()
     """Only these cells, written as method-adapter."""
+    names: tuple[str, ...] = ()
+    """Only runs whose name ends in one of these."""
     tasks: int = 0
     """Only the first so many tasks; 0 for all."""
+    max_per_class: int = 0
+    """Only the first so many images of each class; 0 for all."""
+    epochs: int = 0
+    """Of the plans ``peers`` and ``experts``, in place of their own; 0 for their own. For dry runs."""
     out: Path = Path("benchmarks/reproduction/results.jsonl")
     """Where a line a run goes."""
     threads: int = 2
@@ -286,7 +307,7 @@ def peers(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
     """What the settings of the methods compared with were chosen from; ``bench`` holds the validation part."""
     for name, lr, options in PEERS:
         if not chosen or name in chosen:
-            training = Settings(lr=lr, epochs=4, batch_size=32, normalize_fisher=True, seed=bench.base.seed)
+            training = _budget(bench, lr)
             yield (
                 {"name": name, "lr": lr, **{key: str(value) for key, value in options.items()}},
                 lambda n=name, t=training, o=options: _peer(bench, n, t, o),
@@ -295,11 +316,17 @@ def peers(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
 
 def experts(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
     """SEED with experts of LoRA, what ITA and IEL are compared with: all else as in ``compare``."""
-    training = Settings(lr=SEED_LORA, epochs=4, batch_size=32, normalize_fisher=True, seed=bench.base.seed)
+    training = _budget(bench, SEED_LORA)
     yield (
         {"name": "seed-lora", "lr": training.lr},
         lambda: _peer(bench, "seed", training, {"adapter": LoRA()}),
     )
+
+
+def _budget(bench: Workbench, lr: float) -> Settings:
+    """What every method compared is trained with, but for its learning rate."""
+    base = bench.base
+    return Settings(lr=lr, epochs=base.epochs, batch_size=32, normalize_fisher=True, seed=base.seed)
 
 
 def _peer(bench: Workbench, name: str, settings: Settings, options: dict[str, Any]) -> dict[str, Any]:
@@ -351,12 +378,17 @@ def run(chosen: Results) -> None:
     ledger = Ledger(chosen.out, machine(device))
     for stream in chosen.streams:
         for seed in chosen.seeds:
-            loaded = TaskStream.load(stream, tasks=1) if chosen.plan == "joint" else TaskStream.load(stream)
+            few = chosen.max_per_class or None
+            loaded = TaskStream.load(stream, tasks=1 if chosen.plan == "joint" else None, max_per_class=few)
             loaded = loaded.validation(0.2, 0) if chosen.plan in ("search", "peers") else loaded
             loaded = loaded.subset(range(chosen.tasks)) if chosen.tasks else loaded
-            part = {"tasks": chosen.tasks} if chosen.tasks else {}
-            bench = Workbench(loaded, seed, device=device)
+            part = {name: n for name in ("tasks", "max_per_class", "epochs") if (n := getattr(chosen, name))}
+            training = recommended("ita", "lora")[1]
+            training = replace(training, epochs=chosen.epochs) if chosen.epochs else training
+            bench = Workbench(loaded, seed, training, device)
             for what, measure in PLANS[chosen.plan](bench, chosen.cells):
+                if chosen.names and not what["name"].endswith(chosen.names):
+                    continue
                 ledger.once({"stream": stream, "seed": seed, **part, **what}, measure)
 
 

@@ -19,7 +19,7 @@ from intarsia.errors import InputError
 from intarsia.numerics import wide
 
 ROWS = 128
-"""Rows of a weight solved for at a time: their systems stay in the processor's cache."""
+"""Rows of a weight solved for at a time on a CPU: their systems stay in its cache. A card takes all at once."""
 
 LIFT = 2.0**-50
 """Share, times r^2, by which the diagonals of these systems are lifted: Cholesky then succeeds on any that rounding has
@@ -105,12 +105,15 @@ class LoRA:
         lower = row * rank + column
         products = (a[row] * a[column]).T.contiguous()  # (I, r (r + 1) / 2): the lower half is all Cholesky reads
         solved: list[Tensor] = []
-        for c, right in zip(curvature.split(ROWS), (b + wide(pull) @ a.T).split(ROWS), strict=True):
+        part = len(b) if b.is_cuda else ROWS
+        for c, right in zip(curvature.split(part), (b + wide(pull) @ a.T).split(part), strict=True):
             gram = a.new_zeros(len(c), rank, rank)
             gram.flatten(1)[:, lower] = wide(c) @ products
             gram.diagonal(dim1=-2, dim2=-1).add_(1.0).mul_(1 + LIFT * rank * rank)
             factor, _ = torch.linalg.cholesky_ex(gram)  # only NaN fails, and shows in the loss
-            solved.append(torch.cholesky_solve(right.unsqueeze(-1), factor).squeeze(-1))
+            # in two: many systems at once by cholesky_solve wait for a card
+            half = torch.linalg.solve_triangular(factor, right.unsqueeze(-1), upper=False)
+            solved.append(torch.linalg.solve_triangular(factor.mT, half, upper=True).squeeze(-1))
         return {"B": torch.cat(solved).to(parameters["B"])}
 
 

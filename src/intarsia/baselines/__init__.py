@@ -4,4 +4,5 @@ joint      all images at once, not incremental         finetune   one network in
 ewc        held by the Fisher of earlier tasks         derpp      rehearsal: a reservoir of old images
 modules    ITA, IEL and a plain L2                     tmc        tangent models, averaged
 seed       an ensemble of experts and Gaussians        frozen     no training
+peers      a folder: methods of 2023 to 2026 without old images
 """

@@ -22,7 +22,7 @@ from intarsia.adapters.full import Full
 from intarsia.adapters.protocol import Adapter
 from intarsia.backbones.backbone import Backbone
 from intarsia.backbones.forward import normalized
-from intarsia.baselines.protocol import TaskResult, count
+from intarsia.baselines.protocol import TaskResult, count, there
 from intarsia.baselines.sequential import ModelInTraining, Strategy, train_in_turn
 from intarsia.curvature.fisher import DiagonalFisher, diagonal_fisher
 from intarsia.curvature.head_fisher import head_fisher
@@ -66,23 +66,14 @@ class Consolidated(Strategy):
         self, task: Task, backbone: Backbone, model: ComposedModel, generator: torch.Generator, progress: Progress
     ) -> None:
         """Add the task's Fisher, taken here and now, and move the anchor here."""
-        here = Backbone(
-            model.network,
-            name=backbone.name,
-            preprocessing=backbone.preprocessing,
-            targets=backbone.patterns,
-        )
-        images = task.train.pixels(backbone.preprocessing)
-        head, phase = Head(model.head.weight, model.head.bias), f"{task.name}: Fisher"
-        with closing(
-            normalized(images, backbone.preprocessing, backbone.device, progress=progress, phase=phase)
-        ) as batches:
-            fisher: DiagonalFisher = diagonal_fisher(here, head, batches, generator=generator, precision=self.precision)
+        here = there(backbone, model.network)
+        head = Head(model.head.weight, model.head.bias)
+        fisher = fisher_at(here, head, task, self.precision, generator, progress)
         features = features_of(here, task, self.precision, progress).to(backbone.device)
         weight, bias = head_fisher(features, model.head.weight, model.head.bias)
         unit = fisher.scale() / fisher.count
-        self.fisher = _added(self.fisher, fisher.mean(0.0, unit=True))
-        self.head_fisher = _added(self.head_fisher, Head(weight / unit, bias / unit).tensors())
+        self.fisher = added(self.fisher, fisher.mean(0.0, unit=True))
+        self.head_fisher = added(self.head_fisher, Head(weight / unit, bias / unit).tensors())
         self.vector = {name: w - backbone.trainable[name] for name, w in here.trainable.items()}
         self.head = head.tensors()
 
@@ -115,7 +106,21 @@ class EWC:
         )
 
 
-def _added(sums: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def fisher_at(
+    here: Backbone,
+    head: Head,
+    task: Task,
+    precision: Precision,
+    generator: torch.Generator,
+    progress: Progress = silent,
+) -> DiagonalFisher:
+    """Of a task's images, where the network stands now."""
+    images, phase = task.train.pixels(here.preprocessing), f"{task.name}: Fisher"
+    with closing(normalized(images, here.preprocessing, here.device, progress=progress, phase=phase)) as batches:
+        return diagonal_fisher(here, head, batches, generator=generator, precision=precision)
+
+
+def added(sums: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Sum by name; rows that ``sums`` does not have yet count zero there."""
     found: dict[str, Tensor] = {}
     for name, value in new.items():

@@ -79,6 +79,11 @@ def classifier(
     return ComposedModel(network, head, classes, backbone.preprocessing, {}).to(backbone.device)
 
 
+def there(backbone: Backbone, network: nn.Module) -> Backbone:
+    """The backbone as it is where training has moved its network."""
+    return Backbone(network, name=backbone.name, preprocessing=backbone.preprocessing, targets=backbone.patterns)
+
+
 def count(*groups: Mapping[str, Tensor]) -> int:
     """How many numbers some tensors hold together."""
     return sum(tensor.numel() for group in groups for tensor in group.values())

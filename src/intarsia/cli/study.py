@@ -13,6 +13,7 @@ from intarsia.cli.options import Loading, Network, Rehearsal, Workers, one_by_on
 from intarsia.cli.where import Where, is_model
 from intarsia.errors import InputError
 from intarsia.study.choice import Source
+from intarsia.training.settings import Precision
 
 if TYPE_CHECKING:
     from intarsia.data.stream import TaskStream
@@ -128,8 +129,8 @@ class Compare:
     """Run methods on one stream with one budget, and put them side by side."""
 
     methods: tuple[str, ...] = ()
-    """Which: frozen, joint, finetune, ewc, l2, derpp, tmc, seed, ita, ita-full, ita-ia3, iel, iel-full, iel-ia3; all
-    with one adapter if none is named."""
+    """Which: frozen, joint, finetune, ewc, l2, derpp, tmc, seed, ranpac, slca++, tuna, lca, ewc-lora, ita, ita-full,
+    ita-ia3, iel, iel-full, iel-ia3; frozen to seed, ita and iel if none is named."""
     seeds: int = 1
     """Runs of each method, with seeds 0, 1, ..."""
     out: Path | None = None
@@ -150,12 +151,17 @@ class Compare:
     """Passes over each task's images."""
     batch_size: int = 32
     """Images per step."""
+    precision: Precision = "fp32"
+    """Of products in training, features and Fisher: tf32 and bf16 are faster on a card."""
     device: str = "auto"
     """cpu, cuda, mps, or the best there is."""
     threads: int | None = None
     """Threads of torch in each run; torch's own choice if not given."""
     validation: float = 0.0
     """Measure on this part of the training images, held out, and never on test images; 0 for the test images."""
+    search: tuple[float, ...] = ()
+    """Choose each method's learning rate first, among its own times each of these numbers, on a fifth of the training
+    images, held out: --search 0.1 0.3 1 3."""
     json: Json = False
     run_: Rehearsal = field(default_factory=Rehearsal)
 
@@ -171,7 +177,7 @@ class Compare:
         engine = self.at.chosen()
         if engine is not None and self.jobs != 1:
             raise InputError(f"--jobs {self.jobs}: with --engine ray, say --workers {self.jobs} in its place")
-        own = {f.name: getattr(self, f.name) for f in fields(Bench) if f.name not in ("targets", "backbone")}
+        own = {f.name: getattr(self, f.name) for f in fields(Bench) if hasattr(self, f.name) and f.name != "backbone"}
         backbone = self.loading.spec(self.backbone)
         bench = Bench(targets=self.network.targets or TARGETS, backbone=backbone, **own)
         do = planned if self.run_.dry_run else compare
@@ -183,6 +189,7 @@ class Compare:
             jobs=self.jobs,
             engine=engine,
             again=self.again,
+            search=self.search,
             say=ERR.print,
             watched=shown,
         )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from intarsia.adapters.protocol import Adapter
 from intarsia.backbones.backbone import Backbone
-from intarsia.errors import InputError
+from intarsia.errors import DivergenceError, InputError
 from intarsia.numerics import finite
 from intarsia.store.module import Module
 
@@ -27,7 +27,8 @@ def merge(backbone: Backbone, adapter: Adapter, modules: Sequence[Module], weigh
         weights: task -> coefficient; a task left out counts 0 and costs nothing.
 
     Raises:
-        InputError: a merged weight is not finite, or a module has other weights than the backbone.
+        DivergenceError: a merged weight is not finite.
+        InputError: a module has other weights than the backbone.
     """
     what = ", ".join(f"{task}={w:g}" for task, w in weights.items()) or "no module"
     return moved(backbone, combination(adapter, modules, weights), what)
@@ -64,7 +65,8 @@ def moved(backbone: Backbone, by: Callable[[str, Tensor], Tensor], what: str = "
         what: of what it is made, for the message of an error.
 
     Raises:
-        InputError: an update has another shape than its weight, or the sum is not finite.
+        DivergenceError: the sum is not finite.
+        InputError: an update has another shape than its weight.
     """
     new: dict[int, nn.Parameter] = {}
     for name, weight in backbone.weights.items():
@@ -74,7 +76,7 @@ def moved(backbone: Backbone, by: Callable[[str, Tensor], Tensor], what: str = "
             raise InputError(f"{name}: an update {tuple(update.shape)} for a weight {tuple(theta0.shape)}")
         merged = (theta0 + update).to(theta0.dtype)
         if not finite(merged):
-            raise InputError(
+            raise DivergenceError(
                 f"{name}: the weight merged of {what} is not finite, expected numbers that {theta0.dtype} holds: use "
                 "smaller coefficients (--scale, --weights)"
             )

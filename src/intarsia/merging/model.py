@@ -28,7 +28,7 @@ from intarsia.backbones.libraries.architecture import build
 from intarsia.backbones.locations import absolute, kept
 from intarsia.backbones.preprocessing import Preprocessing
 from intarsia.data.decoding import decode, decode_all
-from intarsia.errors import InputError
+from intarsia.errors import DivergenceError, InputError
 from intarsia.heads.head import Head
 from intarsia.numerics import finite
 from intarsia.progress import Progress, silent
@@ -94,11 +94,11 @@ class ComposedModel(nn.Module):
         """Logits (N, C), on the CPU, of uint8 images (N, channels, R, R) as a stream holds them.
 
         Raises:
-            InputError: one is no number (NaN): weights so large that features overflow.
+            DivergenceError: one is no number (NaN): weights so large that features overflow.
         """
         found = outputs(self, images, self.preprocessing, self.head.weight.device)
         if torch.isnan(found).any():
-            raise InputError(
+            raise DivergenceError(
                 f"model {self.recipe.get('name', 'merged')!r}: its logits are no numbers (NaN), expected finite ones: "
                 "its weights are too large; use smaller coefficients (--scale, --weights)"
             )

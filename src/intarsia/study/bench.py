@@ -20,8 +20,9 @@ from intarsia.data.stream import TaskStream
 from intarsia.machine import code, machine, on_device
 from intarsia.progress import Progress, silent
 from intarsia.study.choice import Source
+from intarsia.training.settings import Precision
 
-BUDGET = ("source", "backbone", "targets", "epochs", "batch_size", "validation")
+BUDGET = ("source", "backbone", "targets", "epochs", "batch_size", "precision", "validation")
 """Fields of a bench that say what is compared; the others say what it runs on."""
 
 
@@ -35,9 +36,11 @@ class Bench:
         targets: patterns of the linear layers whose weights are trained.
         epochs: passes over each task's images.
         batch_size: images per step.
+        precision: of products in training, features and Fisher.
         device: cpu, cuda, mps, or auto for the best there is.
         threads: of torch in each run; its own choice if None.
         validation: measure on this part of the training images, held out; 0 for the test images.
+        rates: method -> learning rate in place of its own.
     """
 
     source: Source = field(default_factory=Source)
@@ -45,9 +48,11 @@ class Bench:
     targets: tuple[str, ...] = TARGETS
     epochs: int = 4
     batch_size: int = 32
+    precision: Precision = "fp32"
     device: str = "auto"
     threads: int | None = None
     validation: float = 0.0
+    rates: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Name the data that is taken by default: the record and the page say it."""

@@ -4,9 +4,11 @@ A run that is in the comparison's folder already is not made again, if its setti
 are the same (``folder``).
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +24,13 @@ from intarsia.study.bench import Bench, made_with
 from intarsia.study.cells.on_ray import RayCells, on_ray
 from intarsia.study.cells.process import Processes
 from intarsia.study.cost import expected
-from intarsia.study.folder import TABLE, TEXT, Folder
+from intarsia.study.folder import SEARCH, TABLE, TEXT, Folder
 from intarsia.study.methods import METHODS, STANDARD
-from intarsia.study.runs import Cells, Runs
+from intarsia.study.runs import Cells, Runs, records
 from intarsia.study.summary import markdown, summary
 
-WAKES = 0.5
-"""Seconds between two looks for a signal."""
-Run = tuple[str, int]
-"""A method's name, and a seed."""
-
+HELD_OUT = 0.2
+"""Part of the training images on which learning rates are chosen."""
 
 Watched = Callable[[], AbstractContextManager[Progress]]
 """While its block runs, what it gives shows how far the work is."""
@@ -51,6 +50,7 @@ def compare(
     jobs: int = 1,
     engine: Ray | None = None,
     again: bool = False,
+    search: Sequence[float] = (),
     say: Callable[[str], None],
     watched: Watched = unwatched,
 ) -> list[dict[str, Any]]:
@@ -67,6 +67,8 @@ def compare(
             ``bench.threads`` is None. They read images and write to ``out`` themselves; a run whose worker dies is made
             again.
         again: set aside all that is in the folder, and make every run anew.
+        search: choose each method's learning rate first, among its own times each of these: by seed 0 on a fifth of
+            the training images, held out.
         say: told what is run.
         watched: gives what is told how many images are hashed; closed before a run draws its own.
 
@@ -77,21 +79,21 @@ def compare(
         InputError: an unknown method, one named twice, a count below one, a pool or another comparison in the folder,
             or what the methods raise.
     """
-    _check(bench, methods, seeds, jobs)
+    _check(bench, methods, seeds, jobs, search)
     bench, engine = (bench, None) if engine is None else on_ray(bench, engine)
+    at_once = jobs if engine is None else engine.workers
     with watched() as progress:
         folder, made, files = _opened(bench, seeds, out, again, say, progress)
-    with one_writer(folder.path):
+    with one_writer(folder.path), ExitStack() as stack, _stopped(folder):
         folder.claim(bench, again=again)
         folder.keep_hashes(files)
-        asked, kept = [(name, seed) for seed in range(seeds) for name in methods], Runs(bench, folder, made, say)
-        there = {run: record for run in asked if (record := kept.found(*run)) is not None}
-        for name, seed in there:
-            say(f"{name}, seed {seed}: there already")
-        if missing := [run for run in asked if run not in there]:
-            with _cells(bench, engine, bars=jobs == 1) as cells:
-                there |= _made(kept, missing, cells, jobs if engine is None else engine.workers or len(missing))
-        runs = [there[run] for run in asked]
+        kept = Runs(bench, folder, made, say)
+        cells = cache(lambda: stack.enter_context(_cells(engine, bars=jobs == 1)))
+        if search:
+            trials = _trials(kept, methods, search, files, watched)
+            bench = replace(bench, rates=_chosen(trials, methods, folder, cells, at_once))
+            kept = replace(kept, bench=bench)
+        runs = records([(kept, name, seed) for seed in range(seeds) for name in methods], cells, at_once, Runs.make)
         rows = [summary(name, runs[place :: len(methods)]) for place, name in enumerate(methods)]
         machines = list(dict.fromkeys(run.get("machine", "not noted") for run in runs))
         record = {"bench": bench.record(), "machines": machines, "code": code(), "rows": rows}
@@ -101,28 +103,23 @@ def compare(
 
 
 @contextmanager
-def _cells(bench: Bench, engine: Ray | None, *, bars: bool) -> Iterator[Cells]:
+def _cells(engine: Ray | None, *, bars: bool) -> Iterator[Cells]:
     """Where runs are made, while the block runs."""
     if engine is None:
-        yield Processes(bench, bars)
+        yield Processes(bars)
         return
     with engine.started() as ray:
-        yield RayCells(ray, bench, engine.needs)
+        yield RayCells(ray, engine.needs)
 
 
-def _made(kept: Runs, missing: Sequence[Run], cells: Cells, jobs: int) -> dict[Run, dict[str, Any]]:
-    """Runs made, so many at once; if one fails, all end."""
-    with ThreadPoolExecutor(jobs) as workers:
-        try:
-            waiting = {run: workers.submit(kept.make, *run, cells) for run in missing}
-            return {run: _result(future) for run, future in waiting.items()}
-        except BaseException as stop:
-            workers.shutdown(wait=False, cancel_futures=True)
-            cells.stop()
-            if isinstance(stop, KeyboardInterrupt):
-                where = kept.folder.path
-                stop.args = (f"runs that ended are in {where}; the same command goes on from there",)
-            raise
+@contextmanager
+def _stopped(folder: Folder) -> Iterator[None]:
+    """Where the block is interrupted, say how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.args = (f"runs that ended are in {folder.path}; the same command goes on from there",)
+        raise
 
 
 def planned(
@@ -134,16 +131,17 @@ def planned(
     jobs: int = 1,
     engine: Ray | None = None,
     again: bool = False,
+    search: Sequence[float] = (),
     say: Callable[[str], None],
     watched: Watched = unwatched,
 ) -> list[dict[str, Any]]:
     """What ``compare`` would do and cost; nothing is written. The arguments are those of ``compare``.
 
     Returns:
-        A row per method: ``runs`` to make, runs that are ``there``, and the ``minutes`` of those to make, as long as
-        the runs that are there, or else scaled up from a few images.
+        A row per method: ``runs`` to make, those of a search included, runs that are ``there``, and the ``minutes`` of
+        those to make, as long as the runs that are there, or else scaled up from a few images.
     """
-    _check(bench, methods, seeds, jobs)
+    _check(bench, methods, seeds, jobs, search)
     bench = bench if engine is None else on_ray(bench, engine)[0]
     rows = list[dict[str, Any]]()
     with watched() as progress:
@@ -153,13 +151,15 @@ def planned(
             found = {seed: None if again else runs.found(name, seed) for seed in range(seeds)}
             there = [record for record in found.values() if record is not None]
             missing = [seed for seed, record in found.items() if record is None]
+            if METHODS[name].settings.lr > 0:
+                missing += range(seeds, seeds + len(dict.fromkeys(search)))
             minutes = expected(bench, name, missing, there)
             rows.append({"method": name, "runs": len(missing), "there": len(there), "minutes": minutes})
             progress("timing methods", number, len(methods))
     return rows
 
 
-def _check(bench: Bench, methods: Sequence[str], seeds: int, jobs: int) -> None:
+def _check(bench: Bench, methods: Sequence[str], seeds: int, jobs: int, search: Sequence[float] = ()) -> None:
     for place, name in enumerate(methods):
         if name not in METHODS or name in methods[:place]:
             raise InputError(f"method {name!r}: expected some of {', '.join(METHODS)}, each once")
@@ -170,6 +170,11 @@ def _check(bench: Bench, methods: Sequence[str], seeds: int, jobs: int) -> None:
     for option, count in counts.items():
         if count < 1:
             raise InputError(f"--{option} {count}: expected 1 or more")
+    for factor in search:
+        if not 0 < factor < float("inf"):
+            raise InputError(f"--search {factor}: expected factors of the methods' learning rates, above 0")
+    if search and bench.validation:
+        raise InputError("--search holds images out by itself: leave out --validation")
 
 
 def _opened(
@@ -189,8 +194,43 @@ def _opened(
     return folder, made, files
 
 
-def _result(future: Future[dict[str, Any]]) -> dict[str, Any]:
-    """Of a run, in short waits: a signal that comes just before one, or to another thread, does not end it."""
-    while not future.done():
-        wait([future], WAKES)
-    return future.result()
+def _trials(
+    runs: Runs, methods: Sequence[str], factors: Sequence[float], files: FileHashes, watched: Watched
+) -> list[Runs]:
+    """For each factor, the runs whose learning rates are so many times the methods' own; images are held out."""
+    bench, folder = replace(runs.bench, validation=HELD_OUT), runs.folder
+    with watched() as progress:
+        made = {0: made_with(bench, bench.theta0(), bench.stream(0), files, progress)}
+    found = list[Runs]()
+    for factor in dict.fromkeys(factors):
+        rates = {name: METHODS[name].settings.lr * factor for name in methods}
+        own = Folder(folder.path / SEARCH / f"{factor:g}", folder.say)
+        own.claim(bench, again=False)
+        found.append(replace(runs, bench=replace(bench, rates=rates), folder=own, made=made, edits=False))
+    return found
+
+
+def _chosen(
+    trials: Sequence[Runs], methods: Sequence[str], folder: Folder, cells: Callable[[], Cells], jobs: int | None
+) -> dict[str, float]:
+    """Each method's best learning rate; all that were tried are written down."""
+    tried = [(runs, name) for runs in trials for name in methods if runs.bench.rates[name] > 0]
+    found = records([(runs, name, 0) for runs, name in tried], cells, jobs, Runs.tried)
+    table = {name: dict[float, float | None]() for _, name in tried}
+    for (runs, name), record in zip(tried, found, strict=True):
+        table[name][runs.bench.rates[name]] = record["final_accuracy"]
+    best = {name: _best(rates, METHODS[name].settings.lr) for name, rates in table.items()}
+    record = {
+        name: {"chosen": best[name], "tried": [{"lr": lr, "accuracy": a} for lr, a in rates.items()]}
+        for name, rates in table.items()
+    }
+    write_json({"held_out": HELD_OUT, "methods": record}, folder.path / f"{SEARCH}.json")
+    for name, lr in best.items():
+        of = ", ".join(f"{lr:g} {'diverged' if a is None else f'{a:.1f}'}" for lr, a in table[name].items())
+        folder.say(f"{name}: learning rate {lr:g} (on held-out training images, %: {of})")
+    return best
+
+
+def _best(accuracies: Mapping[float, float | None], own: float) -> float:
+    """The learning rate of the highest accuracy; among equal ones that nearest to the method's own."""
+    return max(accuracies, key=lambda lr: (-1.0 if (a := accuracies[lr]) is None else a, -abs(math.log(lr / own))))

@@ -5,6 +5,7 @@ bench.json             what is compared: stream, backbone, budget; one per folde
 <method>-<seed>/       what its method wrote: a pool, of a method that has one
 files.json             hashes of the images' files, by path, size and time of change
 comparison.json, .md   the table
+search.json, search/   learning rates that were tried on held-out training images, and the runs
 earlier/               runs that were made with something else: nothing is overwritten
 """
 
@@ -22,6 +23,7 @@ from intarsia.study.bench import Bench, difference
 from intarsia.study.methods import METHODS
 
 BENCH, FILES, TABLE, TEXT, EARLIER = "bench.json", "files.json", "comparison.json", "comparison.md", "earlier"
+SEARCH = "search"
 
 
 @dataclass(frozen=True)
@@ -122,4 +124,4 @@ class Folder:
 def _is_ours(name: str) -> bool:
     """A comparison writes files and folders of that name, but for the hashes of files."""
     method, _, seed = name.rpartition("-")
-    return name in (Path(BENCH).stem, Path(TABLE).stem) or (method in METHODS and seed.isdecimal())
+    return name in (Path(BENCH).stem, Path(TABLE).stem, SEARCH) or (method in METHODS and seed.isdecimal())

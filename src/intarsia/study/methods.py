@@ -12,6 +12,11 @@ from intarsia.baselines.finetune import FineTuning
 from intarsia.baselines.frozen import Frozen
 from intarsia.baselines.joint import Joint
 from intarsia.baselines.modules import Modules
+from intarsia.baselines.peers.ewc_lora import EWCLoRA
+from intarsia.baselines.peers.lca import LCA
+from intarsia.baselines.peers.ranpac import RanPAC
+from intarsia.baselines.peers.slca import SLCA
+from intarsia.baselines.peers.tuna import TUNA
 from intarsia.baselines.protocol import Baseline
 from intarsia.baselines.seed import SEED
 from intarsia.baselines.tmc import TMC
@@ -61,6 +66,11 @@ METHODS: Mapping[str, Method] = {
     "derpp": Method(DERpp(b=2.0), Settings(lr=1e-3)),
     "seed": Method(SEED(), Settings(lr=1e-3)),
     "tmc": Method(TMC(), Settings(lr=1e-4)),
+    "ranpac": Method(RanPAC(), Settings(lr=3e-3)),
+    "slca++": Method(SLCA(slow=0.01, shared=True), Settings(lr=3e-3)),
+    "tuna": Method(TUNA(shared=True), Settings(lr=3e-3)),
+    "lca": Method(LCA(shared=True), Settings(lr=3e-3)),
+    "ewc-lora": Method(EWCLoRA(own_classes=False), Settings(lr=1e-3)),
     "l2": Method(Modules(L2(0.1), LoRA()), Settings(lr=3e-3)),
     "ita": _cell("ita", "lora"),
     "ita-full": _cell("ita", "full"),

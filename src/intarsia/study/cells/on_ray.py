@@ -11,7 +11,7 @@ from intarsia.engines.session import TRIES, WAKES, library, result_of
 from intarsia.errors import InputError
 from intarsia.study.bench import Bench
 from intarsia.study.folder import BENCH
-from intarsia.study.runs import measure
+from intarsia.study.runs import attempt
 
 
 def on_ray(bench: Bench, engine: Ray) -> tuple[Bench, Ray]:
@@ -32,24 +32,22 @@ class RayCells:
 
     Args:
         ray: the library, initialized.
-        bench: stream, backbone and budget.
         needs: of each run, as Ray's options.
     """
 
     ray: Any
-    bench: Bench
     needs: dict[str, float]
     _running: list[Any] = field(default_factory=list)
     _stopped: Event = field(default_factory=Event)
     _starting: Lock = field(default_factory=Lock)
 
-    def run(self, name: str, seed: int, into: Path) -> dict[str, Any]:
+    def run(self, bench: Bench, name: str, seed: int, into: Path, *, edits: bool) -> dict[str, Any]:
         """See ``Cells``. A run whose worker died is made again, from its beginning."""
         call = self.ray.remote(max_calls=1, max_retries=TRIES, **self.needs)(cell)  # 1: memory is measured of a process
         with self._starting:
             if self._stopped.is_set():
                 raise KeyboardInterrupt
-            reference = call.remote(self.bench.absolute().record(), name, seed, str(into.resolve()))
+            reference = call.remote(bench.absolute().record(), name, seed, str(into.resolve()), edits)
             self._running.append(reference)
         while not self.ray.wait([reference], timeout=WAKES)[0]:
             if self._stopped.is_set():
@@ -67,7 +65,7 @@ class RayCells:
                 self.ray.cancel(reference, force=True)
 
 
-def cell(record: dict[str, Any], name: str, seed: int, into: str) -> dict[str, Any]:
+def cell(record: dict[str, Any], name: str, seed: int, into: str, edits: bool) -> dict[str, Any]:
     """One run in a worker; bad input is given back, and not raised: Ray would dress it in its traceback.
 
     Args:
@@ -75,12 +73,10 @@ def cell(record: dict[str, Any], name: str, seed: int, into: str) -> dict[str, A
         name: of the method.
         seed: of everything random.
         into: folder for what the method writes.
+        edits: whether the modules of seed 0 are edited.
     """
     import_torchvision()  # before a network of timm is read
-    bench, folder = Bench.from_record(record), Path(into).parent
-    try:
-        if not (folder / BENCH).is_file():
-            raise InputError(f"a worker does not see {folder}: name a folder that all machines share with --out")
-        return measure(bench, name, seed, Path(into))
-    except InputError as error:
-        return {"error": str(error)}
+    if not ((folder := Path(into).parent) / BENCH).is_file():
+        told = f"a worker does not see {folder}: name a folder that all machines share with --out"
+        return {"error": told, "diverged": False}
+    return attempt(Bench.from_record(record), name, seed, Path(into), edits=edits)

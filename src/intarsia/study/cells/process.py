@@ -16,7 +16,7 @@ from typing import Any
 from intarsia.console import shown
 from intarsia.errors import InputError
 from intarsia.study.bench import Bench
-from intarsia.study.runs import measure
+from intarsia.study.runs import attempt
 
 DIE_WITH_PARENT = 1
 """Of Linux's ``prctl``: PR_SET_PDEATHSIG."""
@@ -27,19 +27,18 @@ class Processes:
     """Processes of this machine.
 
     Args:
-        bench: stream, backbone and budget.
         bars: whether a run may draw progress bars.
     """
 
-    bench: Bench
     bars: bool
     _processes: list[subprocess.Popen[str]] = field(default_factory=list)
     _stopped: Event = field(default_factory=Event)
     _starting: Lock = field(default_factory=Lock)
 
-    def run(self, name: str, seed: int, into: Path) -> dict[str, Any]:
+    def run(self, bench: Bench, name: str, seed: int, into: Path, *, edits: bool) -> dict[str, Any]:
         """See ``Cells``."""
-        job = {"bench": self.bench.record(), "name": name, "seed": seed, "folder": str(into), "parent": os.getpid()}
+        job = {"bench": bench.record(), "name": name, "seed": seed, "folder": str(into), "parent": os.getpid()}
+        job |= {"edits": edits}
         command = [sys.executable, "-c", "from intarsia.study.cells.process import child; child()"]
         with tempfile.TemporaryFile("w+") as complaints:
             with self._starting:
@@ -90,11 +89,8 @@ def child() -> None:
     job = json.loads(sys.stdin.readline())
     _end_with(job["parent"])
     bench = Bench.from_record(job["bench"])
-    try:
-        with shown() as progress:
-            found = measure(bench, job["name"], job["seed"], Path(job["folder"]), progress)
-    except InputError as error:
-        found = {"error": str(error)}
+    with shown() as progress:
+        found = attempt(bench, job["name"], job["seed"], Path(job["folder"]), progress, edits=job.get("edits", True))
     print(json.dumps(found))
 
 
