@@ -249,7 +249,7 @@ def test_the_pool_of_a_method_is_kept_and_gives_the_row(compared: tuple[Path, An
     running = pool.fisher()
     assert running is not None
     for task, stage, free in zip(pool.tasks, made, results(pool, fisher=False), strict=True):
-        assert stage.stored - free.stored == sum(f.numel() for f in running.sums.values())
+        assert stage.stored - free.stored == sum(f.numel() for f in running.tensors().values())
         seconds = pool.logged()[task]["seconds"]["fisher"]
         assert stage.set_up_seconds - free.set_up_seconds == pytest.approx(seconds)
 

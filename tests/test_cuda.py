@@ -68,9 +68,9 @@ def test_a_card_learns_what_a_cpu_learns(adapter: Adapter, regularizer: ITA | IE
         fisher, expected = there.fisher(), here.fisher()
         assert fisher is not None
         assert expected is not None
-        for name, sums in fisher.sums.items():
+        for name, sums in fisher.tensors().items():
             assert sums.is_cuda
-            torch.testing.assert_close(sums.cpu(), expected.sums[name], rtol=1e-2, atol=1e-4)
+            torch.testing.assert_close(sums.cpu(), expected.tensors()[name], rtol=1e-2, atol=1e-4)
 
 
 @pytest.mark.parametrize("regularizer", HELD, ids=("ita", "iel"))
@@ -173,7 +173,7 @@ def test_a_card_learns_in_every_precision_nearly_the_same(precision: Any, more: 
     exact, near = (pool.mean().logits(images()) for pool in pools)
     torch.testing.assert_close(near, exact, rtol=0.1, atol=0.1)
     fishers = [pool.fisher() for pool in pools]
-    assert all(f is not None and {s.dtype for s in f.sums.values()} == {torch.float32} for f in fishers)
+    assert all(f is not None and {s.dtype for s in f.tensors().values()} == {torch.float32} for f in fishers)
     assert torch.get_float32_matmul_precision() == "highest"
 
 

@@ -1,105 +1,19 @@
-"""The open seam for curvatures: what the diagonal Fisher promises, and a Kronecker-factored one written against it."""
-
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Self
+"""The open seam for curvatures: what each of the table promises."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from cases import head, inputs, newton, positive, randn, repeated, same, seeded, split_backbone, vectors
-from intarsia import Backbone
-from intarsia.curvature import CURVATURES, Curvature, Estimate, Metric
-from intarsia.curvature.estimators import Estimator
+from intarsia.curvature import CURVATURES, STORED, Curvature, Metric
 from intarsia.curvature.fisher import DiagonalFisher, DiagonalMetric
-from intarsia.curvature.taps import pull_back
-from intarsia.numerics import Precision
 from intarsia.task_vector import TaskVector
 
-# A Kronecker-factored curvature (K-FAC, Martens and Grosse, arXiv 1503.05671): F_n tau = G tau A / N
+each_curvature = pytest.mark.parametrize("name", CURVATURES)
 
 
-@dataclass(frozen=True)
-class KroneckerMetric:
-    """By weight name G (O, O) and A (I, I); a floor on the diagonal."""
-
-    factors: Mapping[str, tuple[Tensor, Tensor]]
-    floor: float
-
-    def value(self, vector: Mapping[str, Tensor]) -> Tensor:
-        return 0.5 * torch.stack([(self.gradient(n, vector[n]) * vector[n]).sum() for n in self.factors]).sum()
-
-    def gradient(self, name: str, tau: Tensor) -> Tensor:
-        g, a = self.factors[name]
-        return g @ tau @ a + self.floor * tau
-
-    def quadratic(self, name: str, tau: Tensor) -> tuple[Tensor, Tensor]:
-        g, a = (factor.abs().sum(1) for factor in self.factors[name])  # Gershgorin's bound
-        c = g[:, None] * a + self.floor
-        return c, c * tau - self.gradient(name, tau)
-
-
-@dataclass(frozen=True)
-class KroneckerFisher:
-    """Sums over images, and over tokens within them, of g g^T and a a^T; the second is averaged."""
-
-    sums: Mapping[str, Tensor]
-    count: int
-
-    def __add__(self, other: Self) -> Self:
-        return type(self)({n: x + other.sums[n] for n, x in self.sums.items()}, self.count + other.count)
-
-    def __sub__(self, other: Self) -> Self:
-        return type(self)({n: x - other.sums[n] for n, x in self.sums.items()}, self.count - other.count)
-
-    def to(self, device: torch.device) -> Self:
-        return type(self)({n: x.to(device) for n, x in self.sums.items()}, self.count)
-
-    def mean(self, floor: float = 1e-5, *, unit: bool = False) -> KroneckerMetric:
-        names = {n.removesuffix(".A") for n in self.sums if n.endswith(".A")}
-        return KroneckerMetric(
-            {n: (self.sums[f"{n}.G"] / self.count, self.sums[f"{n}.A"] / self.count) for n in names}, floor
-        )
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        return self.sums
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], count: int) -> Self:
-        return cls(tensors, count)
-
-
-def kronecker_fisher(
-    backbone: Backbone,
-    head: Callable[[Tensor], Tensor],
-    batches: Iterable[Tensor],
-    *,
-    estimator: Estimator = "rademacher",
-    probes: int = 1,
-    generator: torch.Generator | None = None,
-    precision: Precision = "fp32",
-) -> KroneckerFisher:
-    sums: dict[str, Tensor] = {}
-    count = 0
-    for images in batches:
-
-        def factors(name: str, a: Tensor, g: Tensor) -> None:
-            for key, x in ((f"{name}.A", a / a.shape[1] ** 0.5), (f"{name}.G", g)):
-                sums[key] = sums.get(key, torch.zeros(())) + torch.einsum("bni,bnj->ij", x, x)
-
-        how: dict[str, Any] = {"estimator": estimator, "probes": probes, "generator": generator, "precision": precision}
-        pull_back(backbone, head, images, factors, **how)
-        count += len(images)
-    return KroneckerFisher(sums, count)
-
-
-ESTIMATES: dict[str, Estimate] = {**CURVATURES, "kronecker": kronecker_fisher}
-each_curvature = pytest.mark.parametrize("name", ESTIMATES)
-
-
-def estimated(name: str, count: int = 6, seed: int = 0) -> Curvature:
-    return ESTIMATES[name](split_backbone(), head(3, 8), [inputs(count, seed)], generator=seeded(seed))
+def estimated(name: str, count: int = 6, seed: int = 0, like: Curvature | None = None) -> Curvature:
+    return CURVATURES[name](split_backbone(), head(3, 8), [inputs(count, seed)], generator=seeded(seed), like=like)
 
 
 def taus(seed: int) -> TaskVector:
@@ -108,8 +22,11 @@ def taus(seed: int) -> TaskVector:
 
 @each_curvature
 def test_a_curvature_keeps_its_protocol(name: str) -> None:
-    one, other = estimated(name, 6), estimated(name, 3, seed=5)
+    one = estimated(name, 6)
+    other = estimated(name, 3, seed=5, like=one)
     assert isinstance(one, Curvature)
+    assert type(one) is STORED[one.kind]
+    assert one.kind == name
     assert isinstance(one.mean(), Metric)
     both = one + other
     assert both.count == 9

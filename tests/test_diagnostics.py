@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cases import GREY, positive, randn, stream, vectors
 from intarsia import InputError, Pool, diagnose
+from intarsia.curvature.fisher import DiagonalFisher, DiagonalMetric
 from intarsia.curvature.jensen_gap import gap
 from intarsia.evaluation.kept import Kept
 from intarsia.evaluation.landscape import gap_path, loss_paths
@@ -45,7 +46,7 @@ def test_composed_loss_plus_gap_is_the_mean_loss(seed: int, parts: list[float], 
         return float(1.5 + g @ tau + 0.5 * tau @ H @ tau)
 
     composed = torch.tensor(w, dtype=torch.float64) @ taus
-    omega = gap([{"w": tau @ basis} for tau in taus], w, {"w": values})
+    omega = gap([{"w": tau @ basis} for tau in taus], w, DiagonalMetric({"w": values}))
     mean = sum(x * loss(tau) for x, tau in zip(w, taus, strict=True))
     assert loss(composed) + omega == pytest.approx(mean, rel=1e-10, abs=1e-10)
     if definite:
@@ -122,7 +123,7 @@ def test_diagnosis_is_what_its_names_say(pool: Pool) -> None:
     assert found.mean_module_loss == pytest.approx(sum(found.module_losses) / 4)
     assert found.true_gap == pytest.approx(found.mean_module_loss - found.composed_loss)
     taus, fisher = [pool.vector(t) for t in tasks], pool.fisher()
-    assert fisher is not None
+    assert isinstance(fisher, DiagonalFisher)
     metric = {n: f / 48 for n, f in fisher.sums.items()}
     pairs = [(t, u) for t in range(4) for u in range(t)]
     omega = sum(0.5 * share**2 * float((taus[t] - taus[u]).norm(metric)) ** 2 for t, u in pairs)
@@ -177,7 +178,7 @@ def test_loss_along_a_line_and_its_second_order_picture(pool: Pool) -> None:
         assert path.at == at
         assert path.loss == pytest.approx([loss(pool, line(s)) for s in at], rel=1e-5)
     mean, fisher = found[0], pool.fisher()
-    assert fisher is not None
+    assert isinstance(fisher, DiagonalFisher)
     composed = 0.25 * (pool.vector("task01") + pool.vector("task02") + pool.vector("task03") + pool.vector("task04"))
     for predicted, square in (
         (mean.diagonal, float(composed.norm(fisher.mean(0.0))) ** 2),
@@ -264,7 +265,7 @@ def numbers(found: Any) -> list[float]:
     """All numbers of a measurement, in order; sums may differ in their last digit from call to call."""
     if isinstance(found, int | float):
         return [float(found)]
-    parts = found if isinstance(found, tuple) else vars(found).values()
+    parts = found if isinstance(found, tuple) else (found if isinstance(found, dict) else vars(found)).values()
     return [number for part in parts if not isinstance(part, str) for number in numbers(part)]
 
 

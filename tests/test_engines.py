@@ -92,7 +92,7 @@ class InlineEngine(Ray):
     dies_after: int | None = None
     made: list[tuple[str, str]] = field(default_factory=list)
 
-    def check(self, regularizer: Any) -> None:
+    def check(self, regularizer: Any, settings: Any) -> None:
         pass
 
     def learned_tasks(

@@ -36,6 +36,7 @@ DIAGNOSIS = Diagnosis(
     mean_module_loss=0.8,
     true_gap=0.1,
     predicted_gap=0.08,
+    predicted_gaps={"diagonal": 0.08, "kfac": 0.09, "whole": 0.1},
     remainder=0.02,
     gradient_norm=0.5,
     gradient_norm_before=0.9,

@@ -34,7 +34,7 @@ from intarsia.adapters import Adapter
 from intarsia.class_stats.gaussians import Gaussians
 from intarsia.class_stats.mixtures import fit_mixtures
 from intarsia.class_stats.statistics import ClassStatistics, sample
-from intarsia.curvature.fisher import diagonal_fisher
+from intarsia.curvature.fisher import DiagonalMetric, diagonal_fisher
 from intarsia.errors import DivergenceError
 from intarsia.evaluation.landscape import loss_paths
 from intarsia.heads.discriminant import initial_heads
@@ -274,7 +274,7 @@ def test_ita_knows_the_mean_fisher_of_the_earlier_tasks(tmp_path: Path, monkeypa
     assert own[1] is not None
     for call, known in zip(seen.calls[1:], (own[0], own[0] + own[1]), strict=True):
         assert call[0] is not None
-        assert same(call[0], {n: f / known.count + 1e-5 for n, f in known.sums.items()})
+        assert same(call[0], {n: f / known.count + 1e-5 for n, f in known.tensors().items()})
 
 
 def test_iel_knows_every_fisher_and_the_sum_of_the_earlier_vectors(
@@ -300,7 +300,8 @@ def test_iel_knows_every_fisher_and_the_sum_of_the_earlier_vectors(
             assert own is not None
             running = running + own
         assert fisher is not None
-        assert same(fisher, running.mean(1e-5))
+        assert isinstance(metric := running.mean(1e-5), DiagonalMetric)
+        assert same(fisher, metric)
         assert (total is None) == (expected is None)
         if total is not None and expected is not None:
             assert same(total, expected)
@@ -329,7 +330,7 @@ def test_the_stored_fisher_is_that_of_the_reference_heads_at_theta0(tmp_path: Pa
     assert stored is not None
     images = GREY.normalize(tasks[0].train.tensor(GREY))
     expected = diagonal_fisher(theta0, reference, [images], estimator="exact")
-    torch.testing.assert_close(dict(stored.sums), dict(expected.sums))
+    torch.testing.assert_close(dict(stored.tensors()), dict(expected.tensors()))
 
 
 @METHODS
@@ -786,7 +787,7 @@ def test_the_papers_floor_of_ita_is_divided_by_the_images(
             running = state.fisher
             assert running is not None
             assert running.count == 12
-        for name, total in running.sums.items():
+        for name, total in running.tensors().items():
             torch.testing.assert_close(metric[name], total / running.count + expected, rtol=1e-6, atol=1e-10)
 
 

@@ -322,12 +322,12 @@ def test_features_and_fisher_in_bfloat16_lie_near_those_in_float32(prepared: dic
     exact, near = prepared["fp32"], prepared["bf16"]
     away = float((near.features - exact.features).norm() / exact.features.norm())
     assert 1e-4 < away < FEATURES
-    apart = [(near.fisher.sums[n] - f).square().sum() for n, f in exact.fisher.sums.items()]
-    error = float(sum(apart) / sum(f.square().sum() for f in exact.fisher.sums.values())) ** 0.5
+    apart = [(near.fisher.tensors()[n] - f).square().sum() for n, f in exact.fisher.tensors().items()]
+    error = float(sum(apart) / sum(f.square().sum() for f in exact.fisher.tensors().values())) ** 0.5
     assert 1e-4 < error < FISHER
     assert exact.fisher.error is not None
     assert error < exact.fisher.error
-    assert {s.dtype for s in near.fisher.sums.values()} == {torch.float32}
+    assert {s.dtype for s in near.fisher.tensors().values()} == {torch.float32}
 
 
 def test_sums_of_squares_stay_in_float32() -> None:

@@ -29,7 +29,7 @@ from intarsia import IEL, ITA, Backbone, Full, LoRA, TaskStream
 from intarsia.adapters import Adapter
 from intarsia.backbones.preprocessing import Preprocessing
 from intarsia.backbones.torchvision_guard import import_torchvision
-from intarsia.curvature.fisher import DiagonalFisher
+from intarsia.curvature.protocol import Curvature
 from intarsia.data.stream import Task
 from intarsia.machine import machine, peak_memory
 from intarsia.numerics import autocast
@@ -38,7 +38,7 @@ from intarsia.training.fine_tuning import Configuration, fine_tune
 from intarsia.training.schedule import Seeds
 from intarsia.training.settings import Precision, Settings
 from intarsia.training.state import LearnerState, PreparedTask
-from intarsia.training.steps import features_of, fisher_at_theta0
+from intarsia.training.steps import curvature_at_theta0, features_of
 from intarsia.training.task import prepare
 from watch import Told, forward, normalised, wait
 
@@ -229,12 +229,12 @@ def fisher(bench: Bench, precision: Precision) -> dict[str, Any]:
     assert reference is not None
     whole, few = (tasks(looks, n, len(task.classes))[0] for n in (bench.chosen.fisher_images, bench.chosen.compared))
 
-    def of(images: Task, settings: Settings) -> DiagonalFisher:
-        return fisher_at_theta0(bench.backbone, images, reference, settings, Seeds(0, 1))
+    def of(images: Task, settings: Settings) -> Curvature:
+        return curvature_at_theta0(bench.backbone, images, reference, None, settings, Seeds(0, 1))
 
     exact, near = (of(few, replace(settings, precision=p)) for p in ("fp32", precision))
-    apart = sum(float((f - exact.sums[n]).square().sum()) for n, f in near.sums.items())
-    size = sum(float(f.square().sum()) for f in exact.sums.values())
+    apart = sum(float((f - exact.tensors()[n]).square().sum()) for n, f in near.tensors().items())
+    size = sum(float(f.square().sum()) for f in exact.tensors().values())
     at, there = (features_of(bench.backbone, few, p) for p in ("fp32", precision))
     seconds = bench.timed(lambda: features_of(bench.backbone, whole, precision))
     return {

@@ -4,7 +4,8 @@
     python benchmarks/reproduction/results.py bfloat16 | joint | steps | strengths | ablations | choices | drift ...
 
 A run that is in the output file already is not made again. ``--threads 1`` lets two of these share two cores, each with
-its own streams or seeds. ``search`` and ``peers`` look at a held-out fifth of the *training* images, not at test ones.
+its own streams or seeds. ``search``, ``peers`` and ``curvatures`` look at a held-out fifth of the *training* images,
+not at test ones.
 """
 
 import json
@@ -82,6 +83,16 @@ PEERS: list[tuple[str, float, dict[str, Any]]] = [
 """Method, learning rate, its own options."""
 SEED_LORA = 3e-3
 """Learning rate of SEED with LoRA, from ``peers``."""
+CURVATURES: dict[str, dict[str, Any]] = {
+    "diagonal": {},
+    "kfac": {"curvature": "kfac"},
+    "ekfac": {"curvature": "ekfac"},
+    "kfac of the first task": {"curvature": "kfac", "curvature_of": "reference"},
+    "ekfac of the first task": {"curvature": "ekfac", "curvature_of": "reference"},
+}
+"""Settings by name."""
+HELD_OUT = ("search", "peers", "curvatures")
+"""Plans that choose something: they never see test images."""
 DECADES = (0.01, 0.1, 1.0, 10.0, 100.0)
 
 
@@ -103,6 +114,7 @@ class Results:
             "editing",
             "peers",
             "experts",
+            "curvatures",
         ]
     ]
     """The table to fill."""
@@ -329,6 +341,34 @@ def _budget(bench: Workbench, lr: float) -> Settings:
     return Settings(lr=lr, epochs=base.epochs, batch_size=32, normalize_fisher=True, seed=base.seed)
 
 
+def curvatures(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
+    """Every curvature over six decades of strength, and none: what it costs is measured in the same run."""
+    for cell in cells(chosen or ("ita-lora", "iel-lora", "ita-full", "iel-full")):
+        base = setting_of(cell)
+        none = replace(base, strength=0.0)
+        yield {"name": f"{'-'.join(cell)} none", "setting": none.record()}, lambda s=none: _curved(bench, s)
+        for strength in (*DECADES, 1000.0):
+            for what, change in CURVATURES.items():
+                setting = replace(base, strength=strength, training=replace(base.training, **change))
+                name = f"{'-'.join(cell)} {strength:g} {what}"
+                yield {"name": name, "setting": setting.record()}, lambda s=setting: _curved(bench, s)
+
+
+def _curved(bench: Workbench, setting: Setting) -> dict[str, Any]:
+    there = bench.prepared_as(setting.training)
+    prepared = [one.prepared for one in there.prepared_tasks]
+    if there.backbone.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    found = there.measure(setting, history=False)
+    curvature = prepared[0].fisher.tensors().values()
+    return {
+        **found,
+        "curvature_seconds": sum(p.seconds["fisher"] for p in prepared) / len(prepared),
+        "curvature_mib": sum(value.numel() * value.element_size() for value in curvature) / 2**20,
+        "peak_mib": torch.cuda.max_memory_allocated() / 2**20 if there.backbone.device.type == "cuda" else None,
+    }
+
+
 def _peer(bench: Workbench, name: str, settings: Settings, options: dict[str, Any]) -> dict[str, Any]:
     scores, baseline = Scores(bench.stream), replace(METHODS[name].baseline, **options)  # pyright: ignore
     for result in baseline.train(bench.backbone, bench.stream, settings):
@@ -368,6 +408,7 @@ PLANS = {
     "editing": editing,
     "peers": peers,
     "experts": experts,
+    "curvatures": curvatures,
 }
 
 
@@ -380,7 +421,7 @@ def run(chosen: Results) -> None:
         for seed in chosen.seeds:
             few = chosen.max_per_class or None
             loaded = TaskStream.load(stream, tasks=1 if chosen.plan == "joint" else None, max_per_class=few)
-            loaded = loaded.validation(0.2, 0) if chosen.plan in ("search", "peers") else loaded
+            loaded = loaded.validation(0.2, 0) if chosen.plan in HELD_OUT else loaded
             loaded = loaded.subset(range(chosen.tasks)) if chosen.tasks else loaded
             part = {name: n for name in ("tasks", "max_per_class", "epochs") if (n := getattr(chosen, name))}
             training = recommended("ita", "lora")[1]

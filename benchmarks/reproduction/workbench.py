@@ -17,7 +17,7 @@ from torch import nn
 from intarsia.adapters.records import build_adapter
 from intarsia.backbones.backbone import Backbone
 from intarsia.class_stats.gaussians import Gaussians
-from intarsia.curvature.fisher import DiagonalFisher
+from intarsia.curvature.protocol import Curvature
 from intarsia.data.stream import TaskStream
 from intarsia.evaluation.metrics import evaluate
 from intarsia.heads.discriminant import discriminant
@@ -36,7 +36,16 @@ from intarsia.training.task import finish, prepare
 
 OTHER_HEADS: tuple[Heads, ...] = ("compensated", "own")
 """Than prototypes."""
-SET_UP = ("protocol", "pretune_epochs", "pretune_lr", "fisher", "probes")
+SET_UP = (
+    "protocol",
+    "pretune_epochs",
+    "pretune_lr",
+    "fisher",
+    "probes",
+    "curvature",
+    "curvature_of",
+    "curvature_images",
+)
 """Settings that steps 1 to 4 depend on."""
 
 
@@ -61,7 +70,7 @@ class Prepared:
 
     prepared: PreparedTask
     state: LearnerState
-    earlier: DiagonalFisher | None
+    earlier: Curvature | None
 
 
 class Workbench:
@@ -80,6 +89,18 @@ class Workbench:
         self.backbone = Backbone.load().to(device)
         self.stream = stream
         self.base = replace(training or recommended("ita", "lora")[1], seed=seed)
+        self._others: dict[tuple[Any, ...], Workbench] = {}
+
+    def prepared_as(self, training: Settings) -> "Workbench":
+        """The one whose steps 1 to 4 are those of some settings: this, or another that is kept beside it."""
+        wanted = tuple(getattr(training, name) for name in SET_UP)
+        if wanted == tuple(getattr(self.base, name) for name in SET_UP):
+            return self
+        if wanted not in self._others:
+            other = Workbench(self.stream, self.base.seed, training, self.backbone.device)
+            other.backbone = self.backbone
+            self._others[wanted] = other
+        return self._others[wanted]
 
     @cached_property
     def prepared_tasks(self) -> list[Prepared]:

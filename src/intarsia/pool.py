@@ -14,6 +14,7 @@ from intarsia.backbones.backbone import Backbone
 from intarsia.backbones.locations import parsed, with_options
 from intarsia.class_stats.gaussians import Gaussians
 from intarsia.curvature.fisher import DiagonalFisher
+from intarsia.curvature.protocol import Curvature
 from intarsia.data.stream import TaskStream
 from intarsia.errors import InputError
 from intarsia.heads.discriminant import discriminant
@@ -95,7 +96,7 @@ class Pool(Store):
             self.index.check(self.path, self._backbone)
         return self._backbone
 
-    def fisher(self, task: str | None = None) -> DiagonalFisher | None:
+    def fisher(self, task: str | None = None) -> Curvature | None:
         """The running Fisher of all tasks, or that of one where it was kept (else None).
 
         On the backbone's device; on the CPU where the pool has not needed its backbone yet.
@@ -283,17 +284,17 @@ def merged(pool: Pool, rule: Rule, *, scale: float | None = None, seed: int = 0)
         seed: of what ``dare`` drops.
 
     Raises:
-        InputError: the pool is empty, or ``fisher`` is asked of one that did not keep them.
+        InputError: the pool is empty, or has not the Fishers that are asked for.
     """
     vectors = [pool.vector(task) for task in pool.learned()]
-    kept = [pool.fisher(task) for task in pool.tasks]
-    fishers = [fisher for fisher in kept if fisher is not None]
+    fishers = [found for task in pool.tasks if isinstance(found := pool.fisher(task), DiagonalFisher)]
     if rule == "fisher" and len(fishers) < len(vectors):
-        task = next(t for t, fisher in zip(pool.tasks, kept, strict=True) if fisher is None)
-        raise InputError(f"{pool.path} has no Fisher of {task!r} of its own: learn it with --run.keep-fishers")
+        task = next(t for t in pool.tasks if not isinstance(pool.fisher(t), DiagonalFisher))
+        raise InputError(f"{pool.path} has no diagonal Fisher of {task!r} of its own: learn it with --run.keep-fishers")
     vector = merged_vector(rule, vectors, [fisher.mean() for fisher in fishers], seed)
-    if scale is None:
-        of_all = pool.fisher()
-        sums = [f.sums for f in fishers] if len(fishers) == len(vectors) else [of_all.sums] if of_all else []
-        scale = best_scale(vector, vectors, sums) if sums and rule != "sum" else 1.0
+    if scale is None and rule != "sum":
+        if not isinstance(of_all := pool.fisher(), DiagonalFisher):
+            raise InputError(f"{pool.path}: a scale is chosen by a diagonal Fisher, and it has none: give --scale")
+        scale = best_scale(vector, vectors, [f.sums for f in fishers if len(fishers) == len(vectors)] or [of_all.sums])
+    scale = 1.0 if scale is None else scale
     return pool.with_vector(scale * vector, f"{rule}, scale {scale:.4g}")

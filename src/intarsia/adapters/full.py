@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from intarsia.adapters.protocol import AdaptedLinear, Parameters
+from intarsia.adapters.protocol import AdaptedLinear, Form, Parameters
 
 
 @dataclass(frozen=True)
@@ -51,3 +51,10 @@ class Full:
     def proximal(self, parameters: Parameters, theta0: Tensor, curvature: Tensor, pull: Tensor) -> dict[str, Tensor]:
         """(tau + d) / (1 + c), elementwise."""
         return {"tau": (parameters["tau"] + pull) / (1 + curvature)}
+
+    def proximal_in(
+        self, parameters: Parameters, theta0: Tensor, form: Form, held: float, pull: Tensor
+    ) -> dict[str, Tensor]:
+        """(tau + d) / (1 + held c), elementwise in the form's bases."""
+        turned = form.left.T @ (parameters["tau"] + pull) @ form.right
+        return {"tau": form.left @ (turned / (1 + held * form.diagonal)) @ form.right.T}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from intarsia.adapters.protocol import AdaptedLinear, Parameters
+from intarsia.adapters.protocol import AdaptedLinear, Form, Parameters
 from intarsia.errors import InputError
 
 TOLERANCE = 1e-4
@@ -69,6 +69,14 @@ class IA3:
         """M = l - 1 row by row: (1 + sum_j c W0^2) m = m_old + sum_j d W0."""
         stiffness = 1 + (curvature * theta0 * theta0).sum(1)
         return {"l": 1 + (parameters["l"] - 1 + (pull * theta0).sum(1)) / stiffness}
+
+    def proximal_in(
+        self, parameters: Parameters, theta0: Tensor, form: Form, held: float, pull: Tensor
+    ) -> dict[str, Tensor]:
+        """M = l - 1 of all rows together: (I + held H) m = m_old + sum_j d W0, H the form of m -> diag(m) W0."""
+        values, vectors = form.of_rows(theta0)
+        wanted = parameters["l"] - 1 + (pull * theta0).sum(1)
+        return {"l": 1 + vectors @ ((vectors.T @ wanted) / (1 + held * values))}
 
 
 def _factors(theta0: Tensor, shift: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from intarsia.adapters.protocol import AdaptedLinear, Parameters
+from intarsia.adapters.protocol import AdaptedLinear, Form, Parameters
 from intarsia.errors import InputError
 from intarsia.numerics import wide
 
@@ -96,25 +96,38 @@ class LoRA:
 
     def proximal(self, parameters: Parameters, theta0: Tensor, curvature: Tensor, pull: Tensor) -> dict[str, Tensor]:
         """With A fixed each row of B is a system of its own: (I + A diag(c_i) A^T) b_i = b_i,old + A d_i."""
-        a, b = (
-            wide(parameters["A"]),
-            wide(parameters["B"]),
-        )  # float32 is too coarse at the Fisher's largest entries
-        rank = len(a)
-        row, column = torch.tril_indices(rank, rank, device=a.device)
-        lower = row * rank + column
-        products = (a[row] * a[column]).T.contiguous()  # (I, r (r + 1) / 2): the lower half is all Cholesky reads
-        solved: list[Tensor] = []
-        part = len(b) if b.is_cuda else ROWS
-        for c, right in zip(curvature.split(part), (b + wide(pull) @ a.T).split(part), strict=True):
-            gram = a.new_zeros(len(c), rank, rank)
-            gram.flatten(1)[:, lower] = wide(c) @ products
-            gram.diagonal(dim1=-2, dim2=-1).add_(1.0).mul_(1 + LIFT * rank * rank)
-            factor, _ = torch.linalg.cholesky_ex(gram)  # only NaN fails, and shows in the loss
-            # in two: many systems at once by cholesky_solve wait for a card
-            half = torch.linalg.solve_triangular(factor, right.unsqueeze(-1), upper=False)
-            solved.append(torch.linalg.solve_triangular(factor.mT, half, upper=True).squeeze(-1))
-        return {"B": torch.cat(solved).to(parameters["B"])}
+        a, b = wide(parameters["A"]), wide(parameters["B"])
+        return {"B": _solved(a, b + wide(pull) @ a.T, curvature).to(parameters["B"])}
+
+    def proximal_in(
+        self, parameters: Parameters, theta0: Tensor, form: Form, held: float, pull: Tensor
+    ) -> dict[str, Tensor]:
+        """The same in the form's bases, where B is left^T B and A is A right."""
+        a, b, left = wide(parameters["A"]), wide(parameters["B"]), wide(form.left)
+        right = left.T @ (b + wide(pull) @ a.T)
+        return {"B": (left @ _solved(a @ wide(form.right), right, held * form.diagonal)).to(parameters["B"])}
+
+
+def _solved(a: Tensor, right: Tensor, curvature: Tensor) -> Tensor:
+    """Rows b_i of (I + A diag(c_i) A^T) b_i = right_i, for A (r, I), c and right (O, ...), in float64.
+
+    Float32 is too coarse at the Fisher's largest entries.
+    """
+    rank = len(a)
+    row, column = torch.tril_indices(rank, rank, device=a.device)
+    lower = row * rank + column
+    products = (a[row] * a[column]).T.contiguous()  # (I, r (r + 1) / 2): the lower half is all Cholesky reads
+    solved: list[Tensor] = []
+    part = len(right) if right.is_cuda else ROWS
+    for c, wanted in zip(curvature.split(part), right.split(part), strict=True):
+        gram = a.new_zeros(len(c), rank, rank)
+        gram.flatten(1)[:, lower] = wide(c) @ products
+        gram.diagonal(dim1=-2, dim2=-1).add_(1.0).mul_(1 + LIFT * rank * rank)
+        factor, _ = torch.linalg.cholesky_ex(gram)  # only NaN fails, and shows in the loss
+        # in two: many systems at once by cholesky_solve wait for a card
+        half = torch.linalg.solve_triangular(factor, wanted.unsqueeze(-1), upper=False)
+        solved.append(torch.linalg.solve_triangular(factor.mT, half, upper=True).squeeze(-1))
+    return torch.cat(solved)
 
 
 class _LowRank(torch.autograd.Function):

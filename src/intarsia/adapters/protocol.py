@@ -57,6 +57,43 @@ class Adapter(Protocol):
         ...
 
 
+class Form(Protocol):
+    """A quadratic form <tau, F tau> over updates tau (O, I) of one weight, diagonal in known bases.
+
+    <tau, F tau> = sum(diagonal * (left^T tau right)^2), left (O, O) and right (I, I) orthogonal.
+    """
+
+    @property
+    def left(self) -> Tensor:
+        """(O, O)."""
+        ...
+
+    @property
+    def right(self) -> Tensor:
+        """(I, I)."""
+        ...
+
+    @property
+    def diagonal(self) -> Tensor:
+        """(O, I), positive."""
+        ...
+
+    def of_rows(self, theta0: Tensor) -> tuple[Tensor, Tensor]:
+        """Of m -> <diag(m) theta0, F diag(m) theta0>: eigenvalues (O,) and eigenvectors (O, O) as columns."""
+        ...
+
+
+@runtime_checkable
+class Exact(Protocol):
+    """An adapter whose proximal step is exact in a form that is not diagonal; others take a diagonal above it."""
+
+    def proximal_in(
+        self, parameters: Parameters, theta0: Tensor, form: Form, held: float, pull: Tensor
+    ) -> dict[str, Tensor]:
+        """Argmin of |parameters - old|^2 / 2 + held <tau, F tau> / 2 - <pull, tau>, in closed form."""
+        ...
+
+
 class AdaptedLinear(nn.Module):
     """A frozen ``nn.Linear`` with a trainable update.
 
@@ -130,6 +167,13 @@ class AdaptedLinear(nn.Module):
         self._replace(
             self.adapter.proximal(dict(self.adapter_parameters.items()), self.linear.weight.detach(), curvature, pull)
         )
+
+    @torch.no_grad()
+    def proximal_in_(self, form: Form, held: float, pull: Tensor) -> None:
+        """Replace the parameters by their proximal point in a form (see ``Exact``, which the adapter is)."""
+        assert isinstance(self.adapter, Exact)
+        parameters, theta0 = dict(self.adapter_parameters.items()), self.linear.weight.detach()
+        self._replace(self.adapter.proximal_in(parameters, theta0, form, held, pull))
 
     def _replace(self, new: Parameters) -> None:
         for key, value in new.items():

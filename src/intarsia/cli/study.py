@@ -101,7 +101,8 @@ class Diagnose:
     ) -> dict[str, Any]:
         """The three figures, written; what was measured for them, by pool."""
         from intarsia.console import shown
-        from intarsia.evaluation.landscape import DRAWN, gap_path, loss_paths
+        from intarsia.evaluation.landscape import gap_path, loss_paths
+        from intarsia.evaluation.theorem import DRAWN
         from intarsia.report import figures
         from intarsia.store.files import write
 

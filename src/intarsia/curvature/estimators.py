@@ -5,6 +5,12 @@ As d log p_c / dz = e_c - p at the logits z, it is enough to push chosen vectors
     exact        the C vectors sqrt(p_c) (e_c - p)                          C backward passes
     rademacher   v = sum_c s_c sqrt(p_c) (e_c - p), s_c = +-1 at random     unbiased, one pass per probe
     mc           c ~ p, v = e_c - p                                         unbiased, more variance
+
+Pushed back from features, whose curvature is the Gauss-Newton matrix J^T J, it is enough that E v v^T = I:
+
+    exact        the D unit vectors                                         D backward passes
+    rademacher   random signs                                               unbiased, one pass per probe
+    mc           v ~ N(0, I)                                                unbiased, more variance
 """
 
 from functools import cache
@@ -22,6 +28,18 @@ def logit_vectors(logits: Tensor, estimator: Estimator, probes: int, generator: 
         eye = torch.eye(logits.shape[1], dtype=p.dtype, device=p.device)
         return [p[:, c, None].sqrt() * (eye[c] - p) for c in range(logits.shape[1])]
     return [_random_vector(p, estimator, generator) for _ in range(probes)]
+
+
+def feature_vectors(
+    features: Tensor, estimator: Estimator, probes: int, generator: torch.Generator | None
+) -> list[Tensor]:
+    """The vectors (B, D) to push back from features (B, D); their pull-backs' outer products sum to J^T J."""
+    images, width = features.shape
+    if estimator == "exact":
+        return [one.expand(images, width) for one in torch.eye(width, dtype=features.dtype, device=features.device)]
+    if estimator == "mc":
+        return [torch.randn(images, width, generator=generator).to(features) for _ in range(probes)]
+    return [_signs(images, width, generator).to(features) for _ in range(probes)]
 
 
 def _random_vector(p: Tensor, estimator: Estimator, generator: torch.Generator | None) -> Tensor:

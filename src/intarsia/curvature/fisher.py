@@ -10,12 +10,14 @@ classes is taken.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from intarsia.backbones.backbone import Backbone
 from intarsia.curvature.choices import Estimator
+from intarsia.curvature.protocol import Curvature
 from intarsia.curvature.squares import add_squares
 from intarsia.curvature.taps import pull_back
 from intarsia.numerics import Precision, wide
@@ -71,6 +73,7 @@ class DiagonalFisher:
     sums: Mapping[str, Tensor]
     count: int
     error: float | None = None
+    kind: ClassVar[str] = "diagonal"
 
     def __add__(self, other: "DiagonalFisher") -> "DiagonalFisher":
         """The Fisher of both sets of images: sums and counts add."""
@@ -115,24 +118,27 @@ class DiagonalFisher:
 
 def diagonal_fisher(
     backbone: Backbone,
-    head: Callable[[Tensor], Tensor],
+    head: Callable[[Tensor], Tensor] | None,
     batches: Iterable[Tensor],
     *,
     estimator: Estimator = "rademacher",
     probes: int = 1,
     generator: torch.Generator | None = None,
     precision: Precision = "fp32",
+    like: Curvature | None = None,
 ) -> DiagonalFisher:
     """Diagonal Fisher of ``head(backbone(x))`` by the backbone's trainable weights.
 
     Args:
         backbone: theta0.
-        head: features (B, D) -> logits (B, C); the reference heads of all classes seen so far.
+        head: features (B, D) -> logits (B, C); the reference heads of all classes seen so far. Of the features
+            themselves, the diagonal of J^T J, if None.
         batches: normalised images (B, channels, size, size), on the backbone's device.
         estimator: ``exact``, ``rademacher`` or ``mc``.
         probes: independent draws averaged, for the random ones.
         generator: their source of randomness, on the CPU.
         precision: of the products; logits and sums are float32.
+        like: not looked at: diagonals add up whatever they are.
 
     Returns:
         Sums over all images, and the relative standard error of two half-sample estimates.

@@ -1,16 +1,17 @@
 """What a curvature is: a stand-in for the Hessian at theta0 that regularizers measure task vectors with.
 
 A curvature is kept as a sum over images, so that tasks of different sizes add up right; its mean is a *metric*, the
-positive semi-definite quadratic form of the regularizers (docs/method.md sections 2 and 4). A new one, say a
-Kronecker-factored one, is one file here and one line in the package's table.
+positive semi-definite quadratic form of the regularizers (docs/method.md sections 2, 4 and 5). A new one is one file
+here and one line in the package's table.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol, Self, runtime_checkable
+from typing import ClassVar, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from intarsia.adapters.protocol import Form
 from intarsia.backbones.backbone import Backbone
 from intarsia.curvature.choices import Estimator
 from intarsia.numerics import Precision
@@ -39,12 +40,29 @@ class Metric(Protocol):
 
 
 @runtime_checkable
+class Diagonalized(Protocol):
+    """A metric that knows the bases where it is diagonal: the proximal steps of ``Exact`` adapters are exact in it."""
+
+    def form(self, name: str) -> Form:
+        """F_n."""
+        ...
+
+
+@runtime_checkable
 class Curvature(Protocol):
     """A curvature at theta0, summed over images."""
+
+    kind: ClassVar[str]
+    """Its name in records."""
 
     @property
     def count(self) -> int:
         """Number of images N."""
+        ...
+
+    @property
+    def error(self) -> float | None:
+        """Relative standard error, where one is estimated."""
         ...
 
     def __add__(self, other: Self, /) -> Self:
@@ -74,18 +92,22 @@ class Curvature(Protocol):
 
 
 class Estimate(Protocol):
-    """How a curvature of ``head(backbone(x))`` is estimated; see ``fisher.diagonal_fisher``."""
+    """How a curvature of ``head(backbone(x))`` is estimated; see ``fisher.diagonal_fisher``.
+
+    The Fisher of the logits' softmax, or the Gauss-Newton matrix J^T J of the features themselves if ``head`` is None.
+    """
 
     def __call__(
         self,
         backbone: Backbone,
-        head: Callable[[Tensor], Tensor],
+        head: Callable[[Tensor], Tensor] | None,
         batches: Iterable[Tensor],
         *,
         estimator: Estimator = "rademacher",
         probes: int = 1,
         generator: torch.Generator | None = None,
         precision: Precision = "fp32",
+        like: Curvature | None = None,
     ) -> Curvature:
-        """Sums over all images of the batches."""
+        """Sums over all images of the batches; ``like`` is what they are to be added to, if there is anything."""
         ...

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from intarsia.backbones.backbone import Backbone
 from intarsia.backbones.calls import LinearCalls
-from intarsia.curvature.estimators import Estimator, logit_vectors
+from intarsia.curvature.estimators import Estimator, feature_vectors, logit_vectors
 from intarsia.numerics import Precision, autocast, products_in
 
 Receive = Callable[[str, Tensor, Tensor], None]
@@ -69,7 +69,7 @@ class Taps(LinearCalls):
 
 def pull_back(
     backbone: Backbone,
-    head: Callable[[Tensor], Tensor],
+    head: Callable[[Tensor], Tensor] | None,
     images: Tensor,
     receive: Receive,
     *,
@@ -78,11 +78,11 @@ def pull_back(
     generator: torch.Generator | None,
     precision: Precision = "fp32",
 ) -> None:
-    """Push an estimator's vectors back from the logits of a batch, and hand (a, g) of every trainable weight on.
+    """Push an estimator's vectors back through the network, and hand (a, g) of every trainable weight on.
 
     Args:
         backbone: theta0.
-        head: features (B, D) -> logits (B, C).
+        head: features (B, D) -> logits (B, C), to push from; from the features themselves if None.
         images: normalised (B, channels, size, size), on the backbone's device.
         receive: called for every vector and every trainable weight.
         estimator: which vectors (see ``estimators``).
@@ -94,8 +94,9 @@ def pull_back(
     with Taps(backbone, len(images), receive) as taps, products_in(precision, device), torch.enable_grad():
         with autocast(precision, device):
             features = backbone.model(images)
-        logits = head(features.float() if features.dtype == torch.bfloat16 else features)
-        vectors = logit_vectors(logits.detach(), estimator, probes, generator)
+        features = features.float() if features.dtype == torch.bfloat16 else features
+        outputs, draw = (features, feature_vectors) if head is None else (head(features), logit_vectors)
+        vectors = draw(outputs.detach(), estimator, probes, generator)
         for k, v in enumerate(vectors):
-            logits.backward(v, retain_graph=k + 1 < len(vectors))
+            outputs.backward(v, retain_graph=k + 1 < len(vectors))
             taps.flush()

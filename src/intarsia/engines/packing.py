@@ -5,6 +5,7 @@ Numbers keep their type, their bits and their layout: what is unpacked is what w
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import safetensors.torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from intarsia.class_stats.drift import FeatureDrift
 from intarsia.class_stats.prototypes import ClassPrototypes
 from intarsia.class_stats.statistics import ClassStatistics
+from intarsia.curvature import STORED, Curvature
 from intarsia.curvature.fisher import DiagonalFisher
 from intarsia.heads.head import Head
 from intarsia.store.card import Card
@@ -56,31 +58,34 @@ def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
     return parse_json(told["about"]), groups
 
 
-def pack_fisher(fisher: DiagonalFisher, **about: Any) -> bytes:
-    """A Fisher as bytes, and what else is to be said of it."""
-    return pack({"count": fisher.count, "error": fisher.error, **about}, sums=fisher.sums)
+def pack_fisher(fisher: Curvature, **about: Any) -> bytes:
+    """A curvature as bytes, and what else is to be said of it."""
+    known = {"kind": fisher.kind, "count": fisher.count, "error": fisher.error}
+    return pack({**known, **about}, sums=fisher.tensors())
 
 
-def unpack_fisher(data: bytes) -> tuple[DiagonalFisher, dict[str, Any]]:
+def unpack_fisher(data: bytes) -> tuple[Curvature, dict[str, Any]]:
     """The inverse of ``pack_fisher``."""
     about, groups = unpack(data)
-    return DiagonalFisher(groups["sums"], about.pop("count"), about.pop("error")), about
+    found, error = STORED[about.pop("kind")].from_tensors(groups["sums"], about.pop("count")), about.pop("error")
+    return replace(found, error=error) if isinstance(found, DiagonalFisher) else found, about
 
 
 def pack_state(state: LearnerState) -> bytes:
     """What a learner knows but for the sum of the task vectors, as bytes; it knows a Fisher and heads."""
     assert state.fisher is not None and state.reference is not None
     fisher, reference = state.fisher, state.reference
-    about = {"tasks": state.tasks, "lost": state.lost, "count": fisher.count, "of": len(state.statistics)}
+    about = {"tasks": state.tasks, "lost": state.lost, "of": len(state.statistics)}
+    about |= {"kind": fisher.kind, "count": fisher.count}
     statistics = {f"s{place}": one.tensors() for place, one in enumerate(state.statistics)}
-    return pack(about, sums=fisher.sums, reference=reference.tensors(), **statistics)
+    return pack(about, sums=fisher.tensors(), reference=reference.tensors(), **statistics)
 
 
 def unpack_state(data: bytes) -> LearnerState:
     """The inverse of ``pack_state``."""
     about, groups = unpack(data)
     return LearnerState(
-        DiagonalFisher(groups["sums"], about["count"]),
+        STORED[about["kind"]].from_tensors(groups["sums"], about["count"]),
         None,
         Head.from_tensors(groups["reference"]),
         tuple(ClassStatistics.from_tensors(groups[f"s{place}"]) for place in range(about["of"])),

@@ -21,7 +21,7 @@ import torch
 from intarsia.backbones.backbone import Backbone
 from intarsia.class_stats.prototypes import ClassPrototypes
 from intarsia.class_stats.statistics import ClassStatistics
-from intarsia.curvature.fisher import DiagonalFisher
+from intarsia.curvature.protocol import Curvature
 from intarsia.data.stream import TaskStream
 from intarsia.engines.cluster import Calls, Cluster
 from intarsia.engines.packing import pack, pack_state, unpack, unpack_fisher, unpack_module
@@ -159,7 +159,7 @@ class Parallel:
         reference = self._heads[self._ends[place] - 1][: len(self._heads[place])]
         return LearnedTask(module, self._fisher(number), reference, log)
 
-    def _fisher(self, number: int) -> DiagonalFisher:
+    def _fisher(self, number: int) -> Curvature:
         """Of a task, where theta0 is."""
         fisher, _ = unpack_fisher(self.calls.data(number, "fisher"))
         return fisher.to(self.backbone.device)

@@ -21,7 +21,7 @@ from intarsia.progress import Progress, silent
 from intarsia.regularizers.protocol import Regularizer
 from intarsia.training.checkpoint import Checkpoint
 from intarsia.training.fine_tuning import Configuration
-from intarsia.training.settings import Training
+from intarsia.training.settings import Settings, Training
 from intarsia.training.state import LearnedTask, LearnerState
 
 
@@ -63,7 +63,7 @@ class Ray:
         """
         return (given or Training()).over_others("engine ray")
 
-    def check(self, regularizer: Regularizer) -> None:
+    def check(self, regularizer: Regularizer, settings: Settings) -> None:
         """Refuse what cannot be learned in parallel, and where Ray is not installed.
 
         Raises:
@@ -73,6 +73,12 @@ class Ray:
             raise InputError(
                 f"engine ray: {regularizer.kind} trains every module through those before it, one after another: use "
                 "ita, or leave the engine out"
+            )
+        if settings.curvature == "ekfac" or settings.curvature_of == "reference":
+            raise InputError(
+                f"engine ray: curvature {settings.curvature} of {settings.curvature_of} starts in the first task, for "
+                "which all others would wait: use --training.curvature diagonal or kfac with --training.curvature-of "
+                "tasks, or leave the engine out"
             )
         if current().count > 1:
             raise InputError("engine ray: it starts its own processes: leave torchrun out")

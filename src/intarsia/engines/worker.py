@@ -22,7 +22,7 @@ from intarsia.progress import Timings
 from intarsia.training.fine_tuning import Configuration
 from intarsia.training.schedule import Seeds
 from intarsia.training.state import PreparedTask
-from intarsia.training.steps import class_statistics, features_of, fisher_at_theta0, prototypes_of
+from intarsia.training.steps import class_statistics, curvature_at_theta0, features_of, prototypes_of
 from intarsia.training.task import finish
 
 
@@ -138,7 +138,8 @@ class Worker:
         """
         timings, settings = Timings(), self.job.configuration.settings
         reference = Head.from_tensors(unpack(heads)[1]["reference"])
-        fisher = fisher_at_theta0(self.backbone, self.stream[name], reference, settings, Seeds(settings.seed, number))
+        task, seeds = self.stream[name], Seeds(settings.seed, number)
+        fisher = curvature_at_theta0(self.backbone, task, reference, None, settings, seeds)
         timings.lap("fisher")
         return pack_fisher(fisher.to(torch.device("cpu")), seconds=timings.seconds)
 

@@ -8,27 +8,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from intarsia.curvature.jensen_gap import gap
-from intarsia.curvature.linearized import Tangent
 from intarsia.data.stream import TaskStream
+from intarsia.evaluation.gaps import whole_fisher_squares
 from intarsia.evaluation.kept import Keep, fresh, under
-from intarsia.evaluation.theorem import Sample, named
+from intarsia.evaluation.theorem import DRAWN, Sample, named
 from intarsia.merging.merge import combination, moved
 from intarsia.pool import Pool
 from intarsia.progress import Progress, silent
-from intarsia.task_vector import TaskVector, weighted_sum
+from intarsia.task_vector import TaskVector
 
 Line = Callable[[float], Mapping[str, float]]
 """Position -> coefficients of the task vectors."""
 
 
 POINTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
-
-
-DRAWN = 50
-"""Settings images of a task, where many networks are measured on the same ones."""
 
 
 SCALES = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
@@ -89,7 +84,7 @@ def loss_paths(
     total, weights = 1 + len(places), pool.backbone.trainable
     squares = keep(
         f"whole Fisher of {list(lines)} at {list(at)}",
-        lambda: _whole_fisher_squares(sample, sample.vectors(), torch.tensor(mixtures)),
+        lambda: whole_fisher_squares(*sample.linear(), sample.vectors(), torch.tensor(mixtures)),
     )
     progress("lines of weights", 1, total)
     start = keep("theta0", lambda: sample.loss(pool.backbone.model))
@@ -104,7 +99,7 @@ def loss_paths(
         combined = combination(pool.adapter, sample.modules, mixed)
         away = TaskVector({weight: combined(weight, theta0) for weight, theta0 in weights.items()})
         loss = sample.loss(moved(pool.backbone, lambda weight, _: away[weight]))
-        return [loss, float(gradient[0].inner(away)), float(away.inner(away, sample.fisher))]
+        return [loss, float(gradient[0].inner(away)), 2 * float(sample.fisher.value(away))]
 
     points: dict[str, list[tuple[float, float, float]]] = {name: [] for name in lines}
     for done, ((name, position, mixed), square) in enumerate(zip(places, squares, strict=True), start=2):
@@ -161,7 +156,7 @@ def gap_path(
     vectors = sample.vectors()
     diagonal = gap(vectors, [share] * len(tasks), sample.fisher)
     away = torch.eye(len(tasks)) - share  # of each vector from the mean of all
-    whole = 0.5 * share * sum(keep("whole Fisher", lambda: _whole_fisher_squares(sample, vectors, away)))
+    whole = 0.5 * share * sum(keep("whole Fisher", lambda: whole_fisher_squares(*sample.linear(), vectors, away)))
     coefficients = [dict.fromkeys(tasks, share), *({t: 1.0} for t in tasks)]
     total, done, measured = 1 + len(scales) * len(coefficients), 1, []
     progress("scales of the task vectors", done, total)
@@ -177,34 +172,6 @@ def gap_path(
     return GapPath(
         tuple(scales), tuple(measured), tuple(q * diagonal for q in squares), tuple(q * whole for q in squares)
     )
-
-
-@torch.no_grad()
-def _whole_fisher_squares(sample: Sample, vectors: Sequence[TaskVector], mixtures: Tensor) -> list[float]:
-    """D'Fd of differences d = sum_t m_t tau_t from theta0, F = E J' (diag p - p p') J, J the Jacobian of the logits.
-
-    Logits are derived along a basis of the differences: points of two lines need three derivatives, not one per task.
-
-    Args:
-        sample: theta0, heads and images.
-        vectors: tau_t.
-        mixtures: m (differences, T).
-    """
-    backbone, head = sample.pool.backbone, sample.head
-    mixtures = mixtures.double()
-    basis = torch.linalg.svd(mixtures, full_matrices=False).Vh[: max(1, int(torch.linalg.matrix_rank(mixtures)))]
-    directions, mixtures = [weighted_sum(vectors, row) for row in basis.tolist()], mixtures @ basis.T
-    tangent, total = Tangent(backbone), torch.zeros(len(mixtures), dtype=torch.float64)
-    for batch, _ in sample.batches():
-        features, along = batch, list[Tensor]()
-        for tau in directions:
-            features, derivative = tangent(batch, tau)
-            along.append(derivative.to(head.weight.dtype) @ head.weight.T)
-        p, slopes = torch.softmax(head(features), 1), torch.stack(along)  # (B, C); (T, B, C)
-        for row, mixed in enumerate(mixtures.to(slopes)):
-            d = torch.einsum("t,tbc->bc", mixed, slopes)
-            total[row] += ((p * d.square()).sum(1) - (p * d).sum(1).square()).sum().cpu()
-    return (total / len(sample.images)).tolist()
 
 
 def _lines(tasks: Sequence[str]) -> dict[str, Line]:

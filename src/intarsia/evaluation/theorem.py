@@ -18,10 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from intarsia.backbones.backbone import Backbone
 from intarsia.backbones.forward import normalized
+from intarsia.curvature.fisher import DiagonalFisher, diagonal_fisher
 from intarsia.curvature.jensen_gap import gap
+from intarsia.curvature.protocol import Metric
 from intarsia.data.stream import TaskStream
 from intarsia.errors import InputError
+from intarsia.evaluation.gaps import predicted_gaps
 from intarsia.evaluation.kept import Keep, fresh, under
 from intarsia.evaluation.metrics import matching_tasks
 from intarsia.heads.head import Head
@@ -31,6 +35,9 @@ from intarsia.pool import Pool
 from intarsia.progress import Progress, silent
 from intarsia.store.module import Module
 from intarsia.task_vector import TaskVector, weighted_sum
+
+DRAWN = 50
+"""Images of a task, where many networks or derivatives are measured on the same ones."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,8 @@ class Diagnosis:
         module_losses: l(theta_t) of every module alone.
         mean_module_loss: sum_t w_t l(theta_t).
         true_gap: mean_module_loss - composed_loss; positive where composing helps.
-        predicted_gap: Omega_F.
+        predicted_gap: Omega_F, F the diagonal Fisher of the pool.
+        predicted_gaps: Omega by curvature, on some of the images: that of the table, and of the ``whole`` Fisher.
         remainder: true_gap - predicted_gap: what is not of second order at theta0, or where F is not the Hessian.
         gradient_norm: |g| at theta0 over the trainable weights; the theory wants it small.
         gradient_norm_before: the same under random heads, before any pre-tuning.
@@ -61,6 +69,7 @@ class Diagnosis:
     mean_module_loss: float
     true_gap: float
     predicted_gap: float
+    predicted_gaps: Mapping[str, float]
     remainder: float
     gradient_norm: float
     gradient_norm_before: float
@@ -82,7 +91,7 @@ class Sample:
         pool: theirs.
         modules: in the pool's order.
         head: the reference heads of all classes of the pool, on the backbone's device.
-        fisher: the pool's mean diagonal Fisher, by weight name.
+        fisher: the mean diagonal Fisher: the pool's, or of the images where the pool has another curvature.
         images: uint8.
         labels: among all classes of the pool.
     """
@@ -90,7 +99,7 @@ class Sample:
     pool: Pool
     modules: tuple[Module, ...]
     head: Head
-    fisher: Mapping[str, Tensor]
+    fisher: Metric
     images: Tensor
     labels: Tensor
 
@@ -115,7 +124,13 @@ class Sample:
             images.append(task.train.pixels(pool.backbone.preprocessing)[index])
             labels.append(task.train.labels[index] + offsets[task.name])
         modules, head = tuple(pool.module(t) for t in tasks), reference.to(pool.backbone.device)
-        return cls(pool, modules, head, running.mean(0.0), torch.cat(images), torch.cat(labels))
+        drawn = torch.cat(images)
+        if not isinstance(running, DiagonalFisher):
+            looks, generator = pool.backbone.preprocessing, torch.Generator().manual_seed(seed)
+            running = diagonal_fisher(
+                pool.backbone, head, normalized(drawn, looks, pool.backbone.device), generator=generator
+            )
+        return cls(pool, modules, head, running.mean(0.0), drawn, torch.cat(labels))
 
     def vectors(self) -> list[TaskVector]:
         """The modules' task vectors, dense."""
@@ -138,6 +153,10 @@ class Sample:
         for x in normalized(self.images, backbone.preprocessing, backbone.device):
             yield x, self.labels[done : done + len(x)].to(backbone.device)
             done += len(x)
+
+    def linear(self) -> tuple[Backbone, Head, list[Tensor]]:
+        """Theta0, the heads and the normalised images: what a curvature is of."""
+        return self.pool.backbone, self.head, [x for x, _ in self.batches()]
 
     def gradient(self, head: Head | None = None) -> TaskVector:
         """G of the mean loss by the trainable weights at theta0, by weight name; under ``head`` if one is given."""
@@ -195,7 +214,10 @@ def diagnose(
     vectors = sample.vectors()
     composed = weighted_sum(vectors, (w[t] for t in names))
     mean_loss = sum(w[t] * x for t, x in zip(names, losses[2:], strict=True))
-    predicted = gap(vectors, [w[t] for t in names], sample.fisher)
+    share = [w[t] for t in names]
+    predicted = gap(vectors, share, sample.fisher)
+    few = sample if per_task <= DRAWN else Sample.draw(pool, stream, names, DRAWN, seed)
+    predictions = keep("gaps by curvature", lambda: predicted_gaps(*few.linear(), vectors, share, seed=seed))
     width, generator = sample.head.weight.shape[1], torch.Generator().manual_seed(seed)
     untuned = Head.random(len(sample.head), width, generator).to(pool.backbone.device)
     return Diagnosis(
@@ -206,6 +228,7 @@ def diagnose(
         mean_module_loss=mean_loss,
         true_gap=mean_loss - losses[1],
         predicted_gap=predicted,
+        predicted_gaps=predictions,
         remainder=mean_loss - losses[1] - predicted,
         gradient_norm=keep("gradient under aligned heads", lambda: float(sample.gradient().norm())),
         gradient_norm_before=keep("gradient under random heads", lambda: float(sample.gradient(untuned).norm())),

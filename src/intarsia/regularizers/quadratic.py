@@ -9,14 +9,14 @@ are (O, I), by canonical weight name.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from intarsia.adapters.attachment import Attachment
-from intarsia.adapters.protocol import AdaptedLinear
-from intarsia.curvature.protocol import Metric
+from intarsia.adapters.protocol import AdaptedLinear, Exact
+from intarsia.curvature.protocol import Diagonalized, Metric
 from intarsia.numerics import wide
 from intarsia.regularizers.choices import Step
 from intarsia.regularizers.protocol import clipped
@@ -39,6 +39,7 @@ class Quadratic:
     share: float = 1.0
     total: Mapping[str, Tensor] | None = None
     tasks: int = 1
+    _pulls: dict[str, Tensor] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def value(self, vector: Mapping[str, Tensor]) -> Tensor:
         """See ``Penalty``; in float64."""
@@ -75,11 +76,22 @@ class Quadratic:
 
     @torch.no_grad()
     def _proximal_step(self, adapter: Attachment, scale: float) -> None:
+        held = scale * self.strength * self.share
         for name, layer in adapter.layers.items():
+            if isinstance(self.metric, Diagonalized) and isinstance(layer.adapter, Exact):
+                layer.proximal_in_(self.metric.form(name), held, scale * self._kept_pull(name, layer.linear.weight))
+                continue
             tau = layer.delta()
             c, d = self.metric.quadratic(name, tau)
-            held = scale * self.strength * self.share
             layer.proximal_(held * c, held * d + scale * self._pull(name, tau))
+
+    def _kept_pull(self, name: str, like: Tensor) -> Tensor:
+        """The pull on one weight, computed once: in a metric that is not diagonal it costs products of matrices."""
+        if self.total is None:
+            return like.new_zeros(()).expand_as(like)
+        if name not in self._pulls:
+            self._pulls[name] = self._pull(name, like)
+        return self._pulls[name]
 
     def _explicit_step(self, adapter: Attachment, scale: float) -> None:
         gradients = self._parameter_gradients(adapter)

@@ -65,8 +65,8 @@ def diagnosis(found: Diagnosis, of: str = "") -> None:
     ]
     note = (
         "Losses: nats an image, under the aligned heads of all classes. |tau|: length of the task vector; |g|: of the "
-        "loss's gradient. The diagonal Fisher, which the regularizers use, leaves out what weights do together: "
-        "--figures draws the whole one beside it."
+        "loss's gradient. A diagonal Fisher leaves out what weights do together, kfac and ekfac what layers do "
+        "together; --figures draws the whole one over scales."
     )
     table(f"Modules alone {of}".rstrip(), ("task", "loss", "|tau|", "cosine to the composed vector"), rows, note)
     facts(theorem(found))
@@ -80,6 +80,7 @@ def theorem(found: Diagnosis) -> dict[str, object]:
         "mean loss of the modules": f"{found.mean_module_loss:.4f}",
         "true gap": f"{found.true_gap:.4f}",
         "gap predicted by the diagonal Fisher": f"{found.predicted_gap:.4f}",
+        **{f"gap to second order, {name} Fisher": f"{x:.4f}" for name, x in found.predicted_gaps.items()},
         "remainder": f"{found.remainder:.4f}",
         "|g| at theta0, random heads": f"{found.gradient_norm_before:.4f}",
         "|g| at theta0, aligned heads": f"{found.gradient_norm:.4f}",

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from intarsia.class_stats.statistics import ClassStatistics
-from intarsia.curvature.fisher import DiagonalFisher
+from intarsia.curvature import STORED
+from intarsia.curvature.protocol import Curvature
 from intarsia.errors import InputError
 from intarsia.heads.head import Head
 from intarsia.store.card import Card
@@ -114,7 +115,7 @@ class Store:
             raise InputError(f"{path} is gone: the pool has changed since it was opened; open it again")
         return read(path, self.index.files[name], known=None if again else self._checked)
 
-    def fisher(self, task: str | None = None) -> DiagonalFisher | None:
+    def fisher(self, task: str | None = None) -> Curvature | None:
         """The running Fisher of all tasks, or the Fisher of one where it was kept (None where it was not)."""
         name = self.index.running("fisher", len(self.tasks)) if task is None else self._of_task(task, FISHER)
         if name not in self.index.files:
@@ -164,9 +165,7 @@ class Store:
 
     # Writing
 
-    def add(
-        self, module: Module, fisher: DiagonalFisher, reference: Head, *, own_fisher: DiagonalFisher | None = None
-    ) -> None:
+    def add(self, module: Module, fisher: Curvature, reference: Head, *, own_fisher: Curvature | None = None) -> None:
         """Add a module: it is in the pool whole when this returns, and not at all if it raises.
 
         Args:
@@ -197,7 +196,7 @@ class Store:
         self.index = index
         self._discard_old()
 
-    def _write_module(self, module: Module, own_fisher: DiagonalFisher | None) -> dict[str, Seen]:
+    def _write_module(self, module: Module, own_fisher: Curvature | None) -> dict[str, Seen]:
         """The folder of a module, written beside and renamed into place; returns what its files hold."""
         name = f"modules/{module.card.task}"
         folder, fresh = self.path / name, self.path / "modules" / f".{module.card.task}.new"
@@ -280,9 +279,9 @@ class Store:
         return f"modules/{task}/{name}"
 
 
-def save_fisher(fisher: DiagonalFisher, path: Path) -> Seen:
-    """Write a Fisher's sums, and beside them its number of images."""
-    return save(fisher.sums, path, {"count": str(fisher.count)})
+def save_fisher(fisher: Curvature, path: Path) -> Seen:
+    """Write a curvature's sums, and beside them its kind and number of images."""
+    return save(fisher.tensors(), path, {"count": str(fisher.count), "kind": fisher.kind})
 
 
 def save_heads(heads: Mapping[str, Head], path: Path) -> Seen:
@@ -290,6 +289,10 @@ def save_heads(heads: Mapping[str, Head], path: Path) -> Seen:
     return save({f"{task}.{key}": value for task, h in heads.items() for key, value in h.tensors().items()}, path)
 
 
-def parse_fisher(data: bytes) -> DiagonalFisher:
+def parse_fisher(data: bytes) -> Curvature:
     """The inverse of ``save_fisher``, from the file's bytes."""
-    return DiagonalFisher(parse_tensors(data), int(parse_metadata(data)["count"]))
+    about = parse_metadata(data)
+    kind = STORED.get(name := about.get("kind", "diagonal"))
+    if kind is None:
+        raise ValueError(f"a curvature of kind {name!r}, expected {' or '.join(STORED)}")
+    return kind.from_tensors(parse_tensors(data), int(about["count"]))

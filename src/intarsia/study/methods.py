@@ -1,7 +1,7 @@
 """What ``compare`` can run: ITA and IEL as the tool learns them, and the methods of others, each with its settings."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from intarsia.adapters.lora import LoRA
@@ -20,6 +20,7 @@ from intarsia.baselines.peers.tuna import TUNA
 from intarsia.baselines.protocol import Baseline
 from intarsia.baselines.seed import SEED
 from intarsia.baselines.tmc import TMC
+from intarsia.curvature.choices import CurvatureKind
 from intarsia.regularizers.l2 import L2
 from intarsia.regularizers.records import build_regularizer, regularizer_record
 from intarsia.training.recommended import recommended
@@ -42,7 +43,8 @@ class Method:
     def about(self) -> str:
         """One line."""
         if isinstance(self.baseline, Modules):
-            return f"{self.baseline.regularizer.kind.upper()}, {self.baseline.adapter}: {self.baseline.about}"
+            how = "" if self.settings.curvature == "diagonal" else f", {self.settings.curvature}"
+            return f"{self.baseline.regularizer.kind.upper()}, {self.baseline.adapter}{how}: {self.baseline.about}"
         return self.baseline.about
 
     @property
@@ -52,9 +54,10 @@ class Method:
         return {name: records[name](value) if name in records else value for name, value in vars(self.baseline).items()}
 
 
-def _cell(method: str, adapter: str) -> Method:
+def _cell(method: str, adapter: str, curvature: CurvatureKind = "diagonal") -> Method:
     """ITA or IEL with an adapter, as the tool would learn it."""
     strength, settings = recommended(method, adapter)
+    settings = replace(settings, curvature=curvature)
     return Method(Modules(build_regularizer(method, strength), build_adapter(adapter)), settings)
 
 
@@ -78,6 +81,10 @@ METHODS: Mapping[str, Method] = {
     "iel": _cell("iel", "lora"),
     "iel-full": _cell("iel", "full"),
     "iel-ia3": _cell("iel", "ia3"),
+    "ita-kfac": _cell("ita", "lora", "kfac"),
+    "ita-ekfac": _cell("ita", "lora", "ekfac"),
+    "iel-kfac": _cell("iel", "lora", "kfac"),
+    "iel-ekfac": _cell("iel", "lora", "ekfac"),
 }
 STANDARD = ("frozen", "joint", "finetune", "ewc", "l2", "derpp", "tmc", "seed", "ita", "iel")
 """What is compared if nothing is named."""

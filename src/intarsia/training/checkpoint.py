@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from intarsia.adapters.attachment import Attachment
-from intarsia.curvature.fisher import DiagonalFisher
+from intarsia.curvature.protocol import Curvature
 from intarsia.errors import InputError
 from intarsia.heads.head import Head
 from intarsia.heads.trained_head import RegularizedHead
@@ -125,7 +125,7 @@ class Checkpoint:
                 f"removing {self.folder} gives it up"
             )
 
-    def begin(self, asked: Mapping[str, Any], fisher: DiagonalFisher | None, reference: Head | None) -> None:
+    def begin(self, asked: Mapping[str, Any], fisher: Curvature | None, reference: Head | None) -> None:
         """Note what a new run was asked for.
 
         Args:
@@ -168,7 +168,7 @@ class Checkpoint:
                 raise ValueError(f"nothing is said of {', '.join(sorted(missing))}")
         return record
 
-    def fisher(self) -> DiagonalFisher | None:
+    def fisher(self) -> Curvature | None:
         """The running Fisher the run began with, if it was kept."""
         path = self.folder / FISHER
         if not path.exists():

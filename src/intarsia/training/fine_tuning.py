@@ -15,7 +15,7 @@ from intarsia.adapters.protocol import Adapter
 from intarsia.backbones.backbone import Backbone
 from intarsia.class_stats.drift import FeatureDrift, fit_drift
 from intarsia.class_stats.prototypes import ClassPrototypes
-from intarsia.curvature.fisher import DiagonalFisher
+from intarsia.curvature.protocol import Curvature
 from intarsia.data.choices import Augmentation
 from intarsia.errors import DivergenceError
 from intarsia.heads.head import Head
@@ -86,7 +86,7 @@ def fine_tune(
     backbone: Backbone,
     prepared: PreparedTask,
     state: LearnerState,
-    others: DiagonalFisher | None,
+    others: Curvature | None,
     configuration: Configuration,
     *,
     checkpoint: Checkpoint | None = None,
@@ -149,11 +149,11 @@ def fine_tune(
     )
 
 
-def _bound(configuration: Configuration, state: LearnerState, others: DiagonalFisher | None, number: int) -> Penalty:
+def _bound(configuration: Configuration, state: LearnerState, others: Curvature | None, number: int) -> Penalty:
     """The regularizer of task ``number``; the paper's floor for ITA is 1e-5 / N."""
     regularizer, settings = configuration.regularizer, configuration.settings
-    fisher = state.fisher if regularizer.fisher_over == "seen" else others
-    metric = None
+    fixed, metric = settings.curvature_of == "reference", None
+    fisher = state.fisher if fixed or regularizer.fisher_over == "seen" else others
     if fisher is not None and fisher.count:
         floor = FLOOR / fisher.count if settings.as_the_paper and not regularizer.through_mean else FLOOR
         metric = fisher.mean(floor, unit=settings.normalize_fisher)

@@ -13,7 +13,7 @@ from typing import Any
 from intarsia.adapters.protocol import Adapter
 from intarsia.adapters.records import build_adapter
 from intarsia.backbones.backbone import Backbone
-from intarsia.curvature.fisher import DiagonalFisher
+from intarsia.curvature.protocol import Curvature
 from intarsia.data.stream import TaskStream
 from intarsia.errors import DivergenceError, InputError
 from intarsia.machine import give_back_memory
@@ -28,7 +28,7 @@ from intarsia.training.checkpoint import Checkpoint
 from intarsia.training.fine_tuning import Configuration
 from intarsia.training.recommended import Hyperparameters, resolve
 from intarsia.training.settings import Settings, Training
-from intarsia.training.state import Engine, LearnedTask, LearnerState, PreparedTask
+from intarsia.training.state import Engine, LearnedTask, LearnerState, PreparedTask, check_curvature
 from intarsia.training.task import finish, prepare
 
 
@@ -51,9 +51,8 @@ def learn(
 
     Args:
         backbone: theta0.
-        stream: the tasks; all of their images are decoded before anything is written, or by an engine's workers. Where
-            they become known in groups (``TaskStream.arriving``), a module knows the Fishers of its group and of those
-            before, as if the groups had been added one by one.
+        stream: the tasks; all of their images are decoded before anything is written, or by an engine's workers. If
+            they become known in groups (``arriving``), the pool is that of adding the groups one by one.
         out: the pool's folder, new or empty; with ``add`` an existing pool.
         adapter: what a task vector is made of; if None ``LoRA(16)``, and with ``add`` as in the pool.
         regularizer: ``ITA(alpha)`` or ``IEL(beta)``; if None, ITA with the strength recommended for the adapter, and
@@ -91,13 +90,13 @@ def learn(
     adapter = adapter or build_adapter(chosen.adapter, chosen.rank)
     regularizer = regularizer or build_regularizer(chosen.method, chosen.strength)
     settings, record = chosen.settings, {**regularizer_record(regularizer), **chosen.settings.record()}
-
     if engine is not None:
-        engine.check(regularizer)
+        engine.check(regularizer, settings)
 
     def opened() -> Pool:
         if add or (resume and (path / INDEX).exists()):
-            return open_for_adding(path, backbone, adapter)
+            check_curvature(there := open_for_adding(path, backbone, adapter), settings)
+            return there
         return Pool.create(path, backbone, adapter, record)
 
     here = current()
@@ -204,7 +203,7 @@ def _learn(
             for learned in found:
                 running = learned.fisher if running is None else running + learned.fisher
                 pool.log(learned.log)
-                own = learned.fisher if keep_fishers else None
+                own = learned.fisher if keep_fishers and learned.fisher.count else None
                 pool.add(learned.module, running, learned.reference, own_fisher=own)
                 del learned
                 give_back_memory()
@@ -226,7 +225,9 @@ def _state(pool: Pool, checkpoint: Checkpoint, settings: Settings) -> LearnerSta
     """What the learner knows as it goes on; where every Fisher is taken first, as it began."""
     if settings.fisher_over != "others":
         return LearnerState.of(pool)
-    before, fisher = checkpoint.asked()["before"], checkpoint.fisher()
+    before, fisher, running = checkpoint.asked()["before"], checkpoint.fisher(), pool.fisher()
+    if fisher is None and running is not None:
+        fisher = running - running  # of no image, in the bases of what is there
     return LearnerState(
         None if fisher is None else fisher.to(pool.backbone.device),
         pool.total(),
@@ -274,11 +275,9 @@ def learned_tasks(
     """
     settings = configuration.settings
 
-    def finished(prepared: PreparedTask, others: DiagonalFisher | None) -> tuple[LearnedTask, LearnerState]:
-        source = stream.source(prepared.task.name)
-        return finish(
-            backbone, prepared, state, others, configuration, source=source, checkpoint=checkpoint, progress=progress
-        )
+    def finished(prepared: PreparedTask, others: Curvature | None) -> tuple[LearnedTask, LearnerState]:
+        also: dict[str, Any] = {"source": stream.source(prepared.task.name), "checkpoint": checkpoint}
+        return finish(backbone, prepared, state, others, configuration, progress=progress, **also)
 
     if settings.fisher_over == "others":
         for group in stream.groups():

@@ -19,6 +19,8 @@ RECOMMENDED: dict[tuple[str, str], tuple[float, float, int]] = {
 }
 """Learning rate, strength on the normalized Fisher, and epochs (chosen as docs/results.md says)."""
 
+DRIFT_PENALTY = {"ita": 0.0, "iel": 1.0}
+"""Weight of the feature-drift penalty."""
 
 RANK = 16
 """LoRA's."""
@@ -63,7 +65,7 @@ def recommended(method: str, adapter: str) -> tuple[float, Settings]:
     """Recommended strength and settings for a method and adapter; for others than ours, those of ITA and LoRA."""
     ours = "iel" if method == "iel" else "ita"
     lr, strength, epochs = RECOMMENDED[ours, adapter if (ours, adapter) in RECOMMENDED else "lora"]
-    return strength, Settings(epochs=epochs, lr=lr)
+    return strength, Settings(epochs=epochs, lr=lr, drift_penalty=DRIFT_PENALTY[ours])
 
 
 def paper(method: str, adapter: str = "lora") -> tuple[float, Settings]:

@@ -8,15 +8,16 @@ from torch import Tensor
 
 from intarsia.backbones.backbone import Backbone
 from intarsia.class_stats.statistics import ClassStatistics
-from intarsia.curvature.fisher import DiagonalFisher
+from intarsia.curvature.protocol import Curvature
 from intarsia.data.stream import Task, TaskStream
+from intarsia.errors import InputError
 from intarsia.heads.head import Head
 from intarsia.pool import Pool
 from intarsia.progress import Progress, silent
 from intarsia.regularizers.protocol import Regularizer
 from intarsia.store.module import Module
 from intarsia.task_vector import TaskVector
-from intarsia.training.settings import Training
+from intarsia.training.settings import Settings, Training
 
 if TYPE_CHECKING:
     from intarsia.training.checkpoint import Checkpoint
@@ -36,7 +37,7 @@ class LearnerState:
         lost: tasks whose modules were dropped; their Fishers are part of the sum.
     """
 
-    fisher: DiagonalFisher | None = None
+    fisher: Curvature | None = None
     total: TaskVector | None = None
     reference: Head | None = None
     statistics: tuple[ClassStatistics, ...] = ()
@@ -48,9 +49,7 @@ class LearnerState:
         """As it stood after the pool's last task."""
         return cls(pool.fisher(), pool.total(), pool.reference(), pool.statistics(), pool.tasks, pool.index.lost)
 
-    def with_task(
-        self, name: str, statistics: ClassStatistics, reference: Head, fisher: DiagonalFisher
-    ) -> "LearnerState":
+    def with_task(self, name: str, statistics: ClassStatistics, reference: Head, fisher: Curvature) -> "LearnerState":
         """After steps 1 to 4 of one more task."""
         return replace(
             self,
@@ -84,7 +83,7 @@ class PreparedTask:
     rows: slice
     features: Tensor
     statistics: ClassStatistics
-    fisher: DiagonalFisher
+    fisher: Curvature
     seconds: dict[str, float]
 
 
@@ -100,7 +99,7 @@ class LearnedTask:
     """
 
     module: Module
-    fisher: DiagonalFisher
+    fisher: Curvature
     reference: Head
     log: dict[str, Any]
 
@@ -116,7 +115,7 @@ class Engine(Protocol):
         """
         ...
 
-    def check(self, regularizer: Regularizer) -> None:
+    def check(self, regularizer: Regularizer, settings: Settings) -> None:
         """Refuse what it cannot do, before anything is written.
 
         Raises:
@@ -137,3 +136,22 @@ class Engine(Protocol):
     ) -> Generator[LearnedTask]:
         """As ``learner.learned_tasks``, whose arguments these are."""
         ...
+
+
+def check_curvature(pool: Pool, settings: Settings) -> None:
+    """Refuse a curvature that cannot be added to that of the tasks a pool has.
+
+    Raises:
+        InputError: naming what differs.
+    """
+    if not pool.tasks:
+        return
+    before = Settings.from_record(pool.index.settings)
+    for name in ("curvature", "curvature_of"):
+        was, now = getattr(before, name), getattr(settings, name)
+        if was != now:
+            flag = f"--training.{name.replace('_', '-')}"
+            raise InputError(
+                f"pool {pool.path} was learned with {flag} {was}, these tasks would be with {now}: curvatures add up "
+                f"over tasks only where they are of one kind; use {flag} {was}, or learn into a pool of their own"
+            )

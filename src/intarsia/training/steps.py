@@ -16,8 +16,8 @@ from intarsia.class_stats.gaussians import Gaussians
 from intarsia.class_stats.mixtures import fit_mixtures
 from intarsia.class_stats.prototypes import ClassPrototypes
 from intarsia.class_stats.statistics import PER_CLASS, ClassStatistics, per_class, sample
+from intarsia.curvature import CURVATURES, Curvature
 from intarsia.curvature.estimators import logit_vectors
-from intarsia.curvature.fisher import DiagonalFisher, diagonal_fisher
 from intarsia.curvature.head_fisher import head_fisher
 from intarsia.data.pixels import chosen
 from intarsia.data.stream import Task
@@ -140,37 +140,60 @@ def fresh_head(features: Tensor, labels: Tensor, classes: int, settings: Setting
     )
 
 
-def fisher_at_theta0(
-    backbone: Backbone, task: Task, reference: Head, settings: Settings, seeds: Seeds, progress: Progress = silent
-) -> DiagonalFisher:
-    """Step 4: the task's Fisher under the reference heads of all classes seen.
+def curvature_at_theta0(
+    backbone: Backbone,
+    task: Task,
+    reference: Head,
+    known: Curvature | None,
+    settings: Settings,
+    seeds: Seeds,
+    progress: Progress = silent,
+) -> Curvature:
+    """Step 4: the task's curvature; the Fisher under the reference heads of all classes seen, or as the settings say.
+
+    Args:
+        backbone: theta0.
+        task: the task.
+        reference: reference heads of all classes seen.
+        known: the curvature of the tasks before it, which this one is to be added to.
+        settings: which curvature, of which images.
+        seeds: of the task.
+        progress: told how many images are done.
 
     Raises:
         DivergenceError: it is not finite.
     """
+    if settings.curvature_of == "reference" and known is not None:
+        return known - known
     images, generator = task.train.pixels(backbone.preprocessing), seeds.generator("fisher")
-    rows = current().rows(len(images), BATCH)
-    for _ in range(0, rows.start, BATCH):  # the draws of the batches that other processes have
-        logit_vectors(torch.zeros(BATCH, len(reference)), settings.fisher, settings.probes, generator)
+    if diagonal := settings.curvature == "diagonal":
+        rows = current().rows(len(images), BATCH)
+        for _ in range(0, rows.start, BATCH):  # the draws of the batches that other processes have
+            logit_vectors(torch.zeros(BATCH, len(reference)), settings.fisher, settings.probes, generator)
+        images = _part(images, rows)
+    elif len(images) > settings.curvature_images:  # so few that every process takes them all
+        drawn = torch.randperm(len(images), generator=generator)[: settings.curvature_images]
+        images = chosen(images, drawn.sort().values)
     phase = f"{task.name}: Fisher"
     with closing(
-        normalized(_part(images, rows), backbone.preprocessing, backbone.device, progress=progress, phase=phase)
+        normalized(images, backbone.preprocessing, backbone.device, progress=progress, phase=phase)
     ) as batches:
-        fisher = diagonal_fisher(
+        found = CURVATURES[settings.curvature](
             backbone,
-            reference.to(backbone.device),
+            reference.to(backbone.device) if diagonal else None,
             batches,
             estimator=settings.fisher,
             probes=settings.probes,
             generator=generator,
             precision=settings.precision,
+            like=known,
         )
-    if not math.isfinite(numbers := sum(float(f.sum()) for f in fisher.sums.values())):
+    if not math.isfinite(numbers := sum(float(f.sum()) for f in found.tensors().values())):
         raise DivergenceError(
             f"task {task.name!r}: its Fisher sums to {numbers}, expected a finite number: the backbone's features or "
             "gradients are not finite on these images; try --precision fp32, or look at the weights"
         )
-    return fisher
+    return found
 
 
 def starting_head(

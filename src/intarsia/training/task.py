@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from intarsia.backbones.backbone import Backbone
-from intarsia.curvature.fisher import DiagonalFisher
+from intarsia.curvature.protocol import Curvature
 from intarsia.data.stream import Task
 from intarsia.machine import give_back_memory, machine, peak_memory
 from intarsia.progress import Progress, Timings, silent
@@ -20,7 +20,7 @@ from intarsia.training.fine_tuning import Configuration, FineTunedTask, fine_tun
 from intarsia.training.schedule import Seeds
 from intarsia.training.settings import Settings
 from intarsia.training.state import LearnedTask, LearnerState, PreparedTask
-from intarsia.training.steps import class_statistics, features_of, fisher_at_theta0, reference_heads
+from intarsia.training.steps import class_statistics, curvature_at_theta0, features_of, reference_heads
 
 
 def prepare(
@@ -44,7 +44,7 @@ def prepare(
     give_back_memory()  # of the features drawn for all classes: it would stay, unused, beside what the passes need
     timings.lap("heads")
     progress(f"{task.name}: reference heads", 1, 1)
-    fisher = fisher_at_theta0(backbone, task, reference, settings, seeds, progress)
+    fisher = curvature_at_theta0(backbone, task, reference, state.fisher, settings, seeds, progress)
     timings.lap("fisher")
 
     rows = slice(len(reference) - len(task.classes), len(reference))
@@ -56,7 +56,7 @@ def finish(
     backbone: Backbone,
     prepared: PreparedTask,
     state: LearnerState,
-    others: DiagonalFisher | None,
+    others: Curvature | None,
     configuration: Configuration,
     *,
     source: dict[str, Any] | None = None,
@@ -100,6 +100,9 @@ def _module(
     others = tuple(t for t in state.tasks if t != task.name)
     earlier = state.tasks[: prepared.number - 1]
     through = earlier if configuration.regularizer.through_mean else ()
+    measured = (*state.lost, *others)
+    if configuration.settings.curvature_of == "reference" and not state.lost:
+        measured = tuple(t for t in state.tasks[:1] if t != task.name)
     card = Card(
         task=task.name,
         classes=task.classes,
@@ -107,7 +110,7 @@ def _module(
         settings={**regularizer_record(configuration.regularizer), **configuration.settings.record()},
         stream=source,
         versions={name: version(name) for name in ("intarsia", "torch", "timm")},
-        influenced_by=Influence((*state.lost, *others), others, through, earlier),
+        influenced_by=Influence(measured, others, through, earlier),
         measures={"fisher_error": prepared.fisher.error, **fine_tuned.measures},
     )
     reference = state.reference[prepared.rows]

@@ -1,0 +1,1 @@
+"""Kronecker-factored curvatures: KFAC, EKFAC, and their metrics."""

@@ -1,0 +1,76 @@
+"""Jensen's gap to second order at theta0, under every curvature: what each of them sees of the loss."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from intarsia.backbones.backbone import Backbone
+from intarsia.curvature import CURVATURES
+from intarsia.curvature.jensen_gap import gap
+from intarsia.curvature.linearized import Tangent
+from intarsia.heads.head import Head
+from intarsia.task_vector import TaskVector, weighted_sum
+
+WHOLE = "whole"
+"""The name of the Fisher of which nothing is left out."""
+
+
+def predicted_gaps(
+    backbone: Backbone,
+    head: Head,
+    batches: Sequence[Tensor],
+    vectors: Sequence[TaskVector],
+    weights: Sequence[float],
+    *,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Omega by curvature, each of the loss's Fisher on the same images: the table's, and the whole Fisher.
+
+    Args:
+        backbone: theta0.
+        head: reference heads of all classes.
+        batches: normalised images (B, C, size, size).
+        vectors: of the tasks.
+        weights: that sum to 1.
+        seed: of the random estimators.
+    """
+    found = dict[str, float]()
+    for name, estimate in CURVATURES.items():
+        generator = torch.Generator().manual_seed(seed)
+        found[name] = gap(vectors, weights, estimate(backbone, head, batches, generator=generator).mean(0.0))
+    w = torch.tensor(list(weights), dtype=torch.float64)
+    away = torch.eye(len(w), dtype=torch.float64) - w  # of each vector from the mean of all
+    squares = torch.tensor(whole_fisher_squares(backbone, head, batches, vectors, away), dtype=torch.float64)
+    return {**found, WHOLE: 0.5 * float(w @ squares)}
+
+
+@torch.no_grad()
+def whole_fisher_squares(
+    backbone: Backbone, head: Head, batches: Sequence[Tensor], vectors: Sequence[TaskVector], mixtures: Tensor
+) -> list[float]:
+    """D'Fd of differences d = sum_t m_t tau_t from theta0, F = E J' (diag p - p p') J, J the Jacobian of the logits.
+
+    Logits are derived along a basis of the differences: points of two lines need three derivatives, not one per task.
+
+    Args:
+        backbone: theta0.
+        head: features -> logits.
+        batches: normalised images.
+        vectors: tau_t.
+        mixtures: m (differences, T).
+    """
+    mixtures = mixtures.double()
+    basis = torch.linalg.svd(mixtures, full_matrices=False).Vh[: max(1, int(torch.linalg.matrix_rank(mixtures)))]
+    directions, mixtures = [weighted_sum(vectors, row) for row in basis.tolist()], mixtures @ basis.T
+    tangent, total = Tangent(backbone), torch.zeros(len(mixtures), dtype=torch.float64)
+    for batch in batches:
+        features, along = batch, list[Tensor]()
+        for tau in directions:
+            features, derivative = tangent(batch, tau)
+            along.append(derivative.to(head.weight.dtype) @ head.weight.T)
+        p, slopes = torch.softmax(head(features), 1), torch.stack(along)  # (B, C); (T, B, C)
+        for row, mixed in enumerate(mixtures.to(slopes)):
+            d = torch.einsum("t,tbc->bc", mixed, slopes)
+            total[row] += ((p * d.square()).sum(1) - (p * d).sum(1).square()).sum().cpu()
+    return (total / sum(map(len, batches))).tolist()
