@@ -161,7 +161,7 @@ def test_ewc_is_the_quadratic_about_where_the_last_task_ended(student: ModelInTr
     ended = Head(randn(2, 16, seed=5).float(), randn(2, seed=6).float())
     network = moved(theta0, lambda name, _: vector[name])
     model = classifier(theta0, network, ended, {task.name: task.classes})
-    strategy = Consolidated(3.0)
+    strategy = Consolidated(3.0, "fp32")
     assert strategy.loss(student) is None
     strategy.learned(task, theta0, model, seeded(7), silent)
     there = Backbone(network, name="there", preprocessing=GREY)

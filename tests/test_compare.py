@@ -273,6 +273,8 @@ def test_bad_input_is_refused_before_anything_runs(tmp_path: Path, capsys: pytes
         assert words in refused(capsys, "compare", "--methods", *methods.split(), "--out", out)
     for option in ("--seeds", "--jobs", "--threads", "--epochs", "--batch-size"):
         assert f"{option} 0" in refused(capsys, "compare", option, 0, "--out", out)
+    assert "--workers 2" in refused(capsys, "compare", "--engine", "ray", "--jobs", 2, "--out", out)
+    assert "--engine ray" in refused(capsys, "compare", "--workers", 2, "--out", out)
     assert "tpu" in refused(capsys, "compare", "--device", "tpu", "--out", out)
     assert "Fraction 1.5" in refused(capsys, "compare", "--validation", 1.5, "--out", out)
     assert "nowhere" in refused(capsys, "compare", "--data", "folder:nowhere", "--out", out)
@@ -328,7 +330,7 @@ def test_a_comparison_that_is_killed_leaves_no_run(tmp_path: Path) -> None:
 def test_a_run_ends_when_its_standard_input_does() -> None:
     """What holds where there is no ``prctl``: nobody has told this one's parent to be dead."""
     job = {"bench": Bench(epochs=50).record(), "name": "finetune", "seed": 0, "folder": "none", "parent": os.getpid()}
-    command = [sys.executable, "-c", "from intarsia.study.runs import child; child()"]
+    command = [sys.executable, "-c", "from intarsia.study.cells.process import child; child()"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         process.stdin.write(json.dumps(job) + "\n")

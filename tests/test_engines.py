@@ -25,6 +25,7 @@ from intarsia.engines.staging import Staging
 from intarsia.engines.worker import Job, Worker
 from intarsia.errors import DivergenceError
 from intarsia.parallel.processes import Processes
+from intarsia.training import steps
 from intarsia.training.checkpoint import Checkpoint
 from intarsia.training.fine_tuning import Configuration
 from intarsia.training.settings import Training
@@ -134,6 +135,24 @@ def test_whatever_the_order_of_the_workers_the_pool_is_that_of_one_process(
         learn(backbone(), stream(), out=out, engine=engine, **options)
         assert contents(out, APART) == contents(tmp_path / "one", APART)
         assert none_twice(engine.made)
+
+
+def test_workers_look_at_the_images_as_often_as_one_process_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the first of four tasks 2 passes for features; of the others 4: at theta0, in two means, and alone."""
+    passes: list[int] = []
+    plain = steps.outputs
+
+    def counted(*arguments: Any, **how: Any) -> torch.Tensor:
+        passes[-1] += 1
+        return plain(*arguments, **how)
+
+    monkeypatch.setattr(steps, "outputs", counted)
+    for engine in (None, InlineEngine()):
+        passes.append(0)
+        learn(backbone(), stream(), out=tmp_path / str(len(passes)), engine=engine, **OPTIONS)
+    assert passes == [14, 14]
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,9 @@ from intarsia.training.settings import Settings, Training
 ROOT = Path(__file__).parents[1]
 EVERYDAY = (
     "data tasks split max-per-class only backbone method adapter rank strength epochs lr batch-size seed out add "
-    "resume device preset paper json precision accumulate grad-checkpointing"
+    "resume device preset paper json precision accumulate grad-checkpointing arrivals"
 )
-"""Issue 21's list, and three of issue 23."""
+"""Issue 21's list, and four of issue 23."""
 CHOSEN = [
     flag for flag in flags(Learn) if flag.path[0] in ("training", "method", "adapter", "rank", "strength", "paper")
 ]

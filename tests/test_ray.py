@@ -1,5 +1,6 @@
 """Ray: two nodes on this machine learn the pool of one process; workers, a node and the driver are killed meanwhile."""
 
+import json
 import logging
 import os
 import signal
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from scaling import Deadly
-from test_cli import refused
+from test_cli import refused, result
 from test_engines import APART, OPTIONS, each_adapter
 from torch import Tensor
 
@@ -28,6 +29,10 @@ ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
 DEADLINE = 240
+WORK, CELL = "ray::_work", "ray::cell"
+"""What a worker is called that learns a task, and one that makes a run of a comparison."""
+VARIES = {"set_up_minutes", "training_minutes", "minutes", "memory_mib", "spread"}
+ALIVE = ("gcs_server", "raylet/raylet", "ray::IDLE", WORK, CELL)
 
 
 @pytest.fixture(scope="module")
@@ -143,16 +148,16 @@ def processes(session: int) -> list[str]:
     """Of Ray that do work, in a session of processes. (Two that only report end within a minute of its death.)"""
     listed = subprocess.run(["ps", "-eo", "sid,args"], capture_output=True, text=True, check=True).stdout
     own = [line for line in listed.splitlines() if line.split(maxsplit=1)[0] == str(session)]
-    return [line for line in own if any(what in line for what in ("gcs_server", "raylet/raylet", "ray::IDLE", "_work"))]
+    return [line for line in own if any(what in line for what in ALIVE)]
 
 
-def kill_worker(driver: subprocess.Popen[str]) -> None:
+def kill_worker(driver: subprocess.Popen[str], called: str = WORK) -> None:
     """Kill one that is at work."""
 
     def busy() -> list[int]:
         listed = subprocess.run(["ps", "-eo", "pid,sid,args"], capture_output=True, text=True, check=True).stdout
         rows = [line.split(maxsplit=2) for line in listed.splitlines()]
-        return [int(pid) for pid, sid, what in rows if sid == str(driver.pid) and what.startswith("ray::_work")]
+        return [int(pid) for pid, sid, what in rows if sid == str(driver.pid) and what.startswith(called)]
 
     until(lambda: bool(busy()) or driver.poll() is not None)
     os.kill(busy()[0], signal.SIGKILL)
@@ -193,3 +198,44 @@ def test_a_driver_that_is_killed_or_stopped_goes_on(tmp_path: Path) -> None:
     main(["learn", "--resume", "--run.no-evaluate", "--out", str(out)])
     apart = {*APART, "config.json"}
     assert contents(out, apart) == contents(tmp_path / "one", apart)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_a_comparison_of_workers_and_a_driver_that_are_killed_is_that_of_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, out = photographs(tmp_path), tmp_path / "p"
+    monkeypatch.chdir(root)
+    flags = ["--methods", "finetune", "ita", "--data", "folder:photos", "--tasks", "3", "--batch-size", "4"]
+    flags += ["--backbone", "timm/test_vit@weights.safetensors?image-size=48", "--json"]
+    one = result("compare", *flags, "--threads", 1, "--out", tmp_path / "one")
+    flags += ["--out", str(out), "--engine", "ray", "--workers", "1"]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-m", "intarsia", "compare", *flags]
+    with subprocess.Popen(command, start_new_session=True, **pipes) as driver:
+        kill_worker(driver, CELL)
+        until(lambda: (out / "finetune-0.json").exists() or driver.poll() is not None)
+        driver.kill()
+        printed, said = driver.communicate(timeout=DEADLINE)
+    assert driver.returncode == -signal.SIGKILL, said
+    assert not printed
+    until(lambda: not processes(driver.pid))
+    assert not (out / "ita-0.json").exists()
+    made = (out / "finetune-0.json").read_bytes()
+    many = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert (out / "finetune-0.json").read_bytes() == made
+    for ours, theirs in zip(many["rows"], one["rows"], strict=True):
+        assert {key: ours[key] for key in ours if key not in VARIES} == {
+            key: theirs[key] for key in theirs if key not in VARIES
+        }
+    assert contents(out / "ita-0", APART) == contents(tmp_path / "one" / "ita-0", APART)
+    assert sorted(contents(out)) == sorted(contents(tmp_path / "one"))
+
+
+def test_a_comparison_without_ray_is_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    said = refused(capsys, "compare", "--engine", "ray", "--methods", "frozen", "--out", tmp_path / "p")
+    assert "pip install 'intarsia[ray]'" in said
+    assert not (tmp_path / "p").exists()

@@ -235,8 +235,8 @@ def fisher(bench: Bench, precision: Precision) -> dict[str, Any]:
     exact, near = (of(few, replace(settings, precision=p)) for p in ("fp32", precision))
     apart = sum(float((f - exact.tensors()[n]).square().sum()) for n, f in near.tensors().items())
     size = sum(float(f.square().sum()) for f in exact.tensors().values())
-    at, there = (features_of(bench.backbone, few, precision=p) for p in ("fp32", precision))
-    seconds = bench.timed(lambda: features_of(bench.backbone, whole, precision=precision))
+    at, there = (features_of(bench.backbone, few, p) for p in ("fp32", precision))
+    seconds = bench.timed(lambda: features_of(bench.backbone, whole, precision))
     return {
         "seconds": bench.timed(lambda: of(whole, settings)),
         "images": len(whole.train),

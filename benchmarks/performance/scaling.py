@@ -18,7 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, ClassVar
+from unittest.mock import patch
 
 import torch
 import tyro
@@ -26,7 +27,8 @@ from rich.console import Console
 from torch import Tensor
 
 from intarsia import ITA, Backbone, LoRA, Pool, TaskStream, Training, learn
-from intarsia.engines.ray import Ray
+from intarsia.engines.ray import Ray, RayCluster
+from intarsia.engines.worker import Job
 from intarsia.store.files import read_json
 from intarsia.store.index import INDEX
 
@@ -61,8 +63,50 @@ class Scaling:
     """Runs of each kind."""
     kills: int = 5
     """Workers that are killed."""
+    torchrun: bool = True
+    """Measure its processes too."""
     json: bool = False
     """Print JSON instead of lines."""
+
+
+class Watched(RayCluster):
+    """Ray's workers, whose seconds are noted: of every call, and of the driver after each result."""
+
+    seconds: ClassVar[list["Watched"]] = []
+    """Of every run."""
+
+    def __init__(self, ray: Any, job: Job, needs: dict[str, float]) -> None:
+        super().__init__(ray, job, needs)
+        self.worker: dict[str, list[float]] = {}
+        self.driver: dict[str, float] = {}
+        self._began: dict[Any, tuple[str, float]] = {}
+        self._last = ("start", time.perf_counter())
+        self.seconds.append(self)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Note when it began."""
+        reference = super().call(method, *arguments)
+        self._began[reference] = (method, time.perf_counter())
+        return reference
+
+    def wait(self, references: Sequence[Any]) -> Any:
+        """Note how long the driver was at work since the last result, and how long the call took."""
+        self.pause()
+        found = super().wait(references)
+        method, began = self._began.pop(found)
+        self._last = (method, time.perf_counter())
+        self.worker.setdefault(method, []).append(self._last[1] - began)
+        return found
+
+    def pause(self) -> None:
+        """The driver has done what there was to do with the last result."""
+        method, since = self._last
+        self.driver[method] = self.driver.get(method, 0.0) + time.perf_counter() - since
+
+    def record(self) -> dict[str, Any]:
+        """Seconds of every call, in the order in which they ended, and of the driver in all, after each method."""
+        worker = {method: [round(second, 4) for second in found] for method, found in self.worker.items()}
+        return {"worker": worker, "driver": {method: round(second, 4) for method, second in self.driver.items()}}
 
 
 def files(pool: Path) -> dict[str, Any]:
@@ -93,29 +137,31 @@ def measure(asked: Scaling, folder: Path) -> dict[str, Any]:
         seconds: dict[int, list[float]] = {1: [], 2: []}
         for number in range(asked.rounds):
             for workers, took in seconds.items():
-                out, second = run(f"{workers}-{number}", Ray(workers=workers))
+                with patch("intarsia.engines.ray.RayCluster", Watched):
+                    out, second = run(f"{workers}-{number}", Ray(workers=workers))
+                Watched.seconds[-1].pause()
                 took.append(second)
                 equal = equal and files(out) == files(one)
         kills = folder / "kills"
         kills.mkdir()
         for number in range(asked.kills):
             (kills / str(number)).touch()
-        survived, _ = run("killed", Ray(), Deadly(16, folder=str(kills)))
+        survived = run("killed", Ray(), Deadly(16, folder=str(kills)))[0] if asked.kills else one
         left = len(list(kills.iterdir()))
     finally:
         ray.shutdown()
     there = files(survived)
     lost = [name for name, seen in files(one).items() if there.get(name) != seen]
-    apart, took = together(asked, folder, [task.name for task in stream])
-    return {
-        "ray_equal": equal,
-        "ddp_max_difference": apart,
-        "ray_speedup_2": round(median(seconds[1]) / median(seconds[2]), 3),
-        "ddp_speedup_2": round(median(took[1]) / median(took[2]), 3),
-        "killed_workers": asked.kills - left,
-        "lost": len({name.split("/")[1] for name in lost if name.startswith("modules/")}),
-        "seconds": {"one process": round(alone, 2), **rounded("ray", seconds), **rounded("torchrun", took)},
-    }
+    found: dict[str, Any] = {"ray_equal": equal, "ray_speedup_2": round(median(seconds[1]) / median(seconds[2]), 3)}
+    found |= {"killed_workers": asked.kills - left}
+    found |= {"lost": len({name.split("/")[1] for name in lost if name.startswith("modules/")})}
+    beside: dict[int, list[float]] = {}
+    if asked.torchrun:
+        apart, beside = together(asked, folder, [task.name for task in stream])
+        found |= {"ddp_max_difference": apart, "ddp_speedup_2": round(median(beside[1]) / median(beside[2]), 3)}
+    found["seconds"] = {"one process": round(alone, 2), **rounded("ray", seconds), **rounded("torchrun", beside)}
+    found["phases"] = {"tasks": asked.tasks, "of_one_worker": [run.record() for run in Watched.seconds[::2]]}
+    return found
 
 
 def rounded(what: str, seconds: Mapping[int, list[float]]) -> dict[str, list[float]]:

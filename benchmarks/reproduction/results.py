@@ -267,7 +267,7 @@ def free_of_pulls(training: Settings) -> Settings:
 def drift(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
     """Feature centering, feature-drift penalty and IEL's start: each taken away alone, and all together."""
     one_by_one: dict[str, dict[str, Any]] = {
-        "as it is": {},
+        "all of them": {},
         "not centered": {"center_features": False},
         "no drift penalty": {"drift_penalty": 0.0},
         "neither": {"center_features": False, "drift_penalty": 0.0},
@@ -279,7 +279,7 @@ def drift(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
     for cell in cells(chosen or ("ita-lora", "iel-lora")):
         base = setting_of(cell)
         for what, change in {**one_by_one, **(of_iel if cell[0] == "iel" else {})}.items():
-            setting = replace(base, training=replace(base.training, **change))
+            setting = replace(base, training=replace(base.training, **{"drift_penalty": 1.0, **change}))
             name = f"{'-'.join(cell)}: {what}"
             yield {"name": name, "setting": setting.record()}, lambda s=setting: bench.measure(s, history=False)
 

@@ -29,6 +29,7 @@ from intarsia.curvature.head_fisher import head_fisher
 from intarsia.data.stream import Task, TaskStream
 from intarsia.heads.head import Head
 from intarsia.merging.model import ComposedModel
+from intarsia.numerics import Precision
 from intarsia.progress import Progress, silent
 from intarsia.training.settings import Settings
 from intarsia.training.steps import features_of
@@ -37,8 +38,9 @@ from intarsia.training.steps import features_of
 class Consolidated(Strategy):
     """The Fisher of all tasks and where the last one ended."""
 
-    def __init__(self, strength: float) -> None:
+    def __init__(self, strength: float, precision: Precision) -> None:
         self.strength = strength
+        self.precision: Precision = precision
         self.fisher: dict[str, Tensor] = {}
         self.head_fisher: dict[str, Tensor] = {}
         self.vector: Mapping[str, Tensor] = {}
@@ -66,8 +68,8 @@ class Consolidated(Strategy):
         """Add the task's Fisher, taken here and now, and move the anchor here."""
         here = there(backbone, model.network)
         head = Head(model.head.weight, model.head.bias)
-        fisher = fisher_at(here, head, task, generator, progress)
-        features = features_of(here, task, progress).to(backbone.device)
+        fisher = fisher_at(here, head, task, self.precision, generator, progress)
+        features = features_of(here, task, self.precision, progress).to(backbone.device)
         weight, bias = head_fisher(features, model.head.weight, model.head.bias)
         unit = fisher.scale() / fisher.count
         self.fisher = added(self.fisher, fisher.mean(0.0, unit=True))
@@ -99,16 +101,23 @@ class EWC:
         progress: Progress = silent,
     ) -> Iterator[TaskResult]:
         """See ``Baseline``."""
-        return train_in_turn(backbone, stream, self.adapter, settings, Consolidated(self.strength), progress)
+        return train_in_turn(
+            backbone, stream, self.adapter, settings, Consolidated(self.strength, settings.precision), progress
+        )
 
 
 def fisher_at(
-    here: Backbone, head: Head, task: Task, generator: torch.Generator, progress: Progress = silent
+    here: Backbone,
+    head: Head,
+    task: Task,
+    precision: Precision,
+    generator: torch.Generator,
+    progress: Progress = silent,
 ) -> DiagonalFisher:
     """Of a task's images, where the network stands now."""
     images, phase = task.train.pixels(here.preprocessing), f"{task.name}: Fisher"
     with closing(normalized(images, here.preprocessing, here.device, progress=progress, phase=phase)) as batches:
-        return diagonal_fisher(here, head, batches, generator=generator)
+        return diagonal_fisher(here, head, batches, generator=generator, precision=precision)
 
 
 def added(sums: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -30,13 +30,13 @@ class Frozen:
         folder: Path | None = None,
         progress: Progress = silent,
     ) -> Iterator[TaskResult]:
-        """See ``Baseline``; of the settings only ``class_balanced`` matters."""
+        """See ``Baseline``; of the settings only ``class_balanced`` and ``precision`` matter."""
         stream.decode(backbone.preprocessing, progress)
         seen: Gaussians | None = None
         classes: dict[str, tuple[str, ...]] = {}
         for task in stream:
             timings, classes = Timings(), {**classes, task.name: task.classes}
-            features, labels = features_of(backbone, task, progress), task.train.labels
+            features, labels = features_of(backbone, task, settings.precision, progress), task.train.labels
             own = Gaussians.of(features, labels, len(task.classes), shrunken=settings.class_balanced)
             seen = own if seen is None else Gaussians.join([seen, own])
             head = discriminant(seen)

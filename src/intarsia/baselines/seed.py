@@ -164,7 +164,9 @@ class SEED:
             seeds, images = Seeds(settings.seed, number), task.train.pixels(backbone.preprocessing)
             if len(made) < self.experts:
                 place = len(made)
-                before, features = _untrained(backbone, features_of(backbone, task, progress), self.width)
+                before, features = _untrained(
+                    backbone, features_of(backbone, task, settings.precision, progress), self.width
+                )
             else:
                 seen = [expert.features(images, backbone.preprocessing) for expert in made]
                 place = least_overlap([_gaussians(task, own) for own in seen])

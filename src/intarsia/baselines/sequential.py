@@ -104,7 +104,7 @@ def train_in_turn(
         seeds = Seeds(settings.seed, number)
         with backbone.attach(adapter, Seeds(settings.seed, 1).generator("adapter")) as attached:
             attached.load(state or attached.state())
-            fresh = new_head(backbone, features_of(backbone, task, progress, settings.precision), task, settings, seeds)
+            fresh = new_head(backbone, features_of(backbone, task, settings.precision, progress), task, settings, seeds)
             head = fresh if head is None else Head.join([head, fresh])
             timings.lap("set-up")
             model = ModelInTraining(

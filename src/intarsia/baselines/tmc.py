@@ -141,7 +141,9 @@ class TMC:
         classes: dict[str, tuple[str, ...]] = {}
         for number, task in enumerate(stream, start=1):
             timings, classes = Timings(), {**classes, task.name: task.classes}
-            start = least_squares(features_of(backbone, task, progress), task.train.labels).to(backbone.device)
+            start = least_squares(features_of(backbone, task, settings.precision, progress), task.train.labels).to(
+                backbone.device
+            )
             timings.lap("set-up")
             generator = Seeds(settings.seed, number).generator("training")
             trained = _train(backbone, task, start, settings, stream.augmentation, generator, progress)

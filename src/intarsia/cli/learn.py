@@ -51,6 +51,8 @@ class Learn:
     strength: float | None = None
     """Strength of the regularizer (alpha of ITA, beta of IEL); recommended for method and adapter if not given."""
     training: Training = field(default_factory=Training)
+    arrivals: Path | None = None
+    """A JSON file: groups of tasks, as they come."""
     out: Path | None = None
     """Folder of the pool, new or empty; else runs/<stream>-<method>."""
     add: bool = False
@@ -62,7 +64,7 @@ class Learn:
     preset: str | None = None
     """A cell of the paper's table, by name (see `intarsia presets`): sets all but --data and --out."""
     paper: bool = False
-    """Start from the paper's settings; flags still win."""
+    """The paper's settings; flags still win."""
     config: Path | None = None
     """Repeat the run that wrote this config.json, into another --out; flags still win."""
     at: Inline[Workers] = field(default_factory=Workers)
@@ -90,7 +92,7 @@ class Learn:
         kept = self.run_.keep_fishers
         return Plan(
             chosen,
-            plans.with_flags(self.source, base.source),
+            plans.with_flags(self.source, base.source) | self._groups(),
             self.loading.spec(self.backbone or base.backbone),
             self.network.targets or base.targets,
             base.keep_fishers if kept is None else kept,
@@ -99,12 +101,23 @@ class Learn:
         )
 
     def _training(self) -> Training:
-        """The settings given; the engine of Ray sets some."""
+        """The settings given; the engine of Ray sets some, and so do arrivals."""
+        given = self.training if self.arrivals is None else self.training.over_others("--arrivals")
         if self.at.engine == "local":
-            return self.training
+            return given
         from intarsia.engines.ray import Ray
 
-        return Ray().training(self.training)
+        return Ray().training(given)
+
+    def _groups(self) -> dict[str, Any]:
+        """Which tasks become known together."""
+        if self.arrivals is None:
+            return {}
+        from intarsia.data.splits import read_arrivals
+
+        if not (groups := read_arrivals(self.arrivals)):
+            raise InputError(f"the arrivals '{self.arrivals}' have no group: expected one or more, or leave them out")
+        return {"arrivals": groups}
 
     def _base(self) -> Plan | None:
         """What is begun with where flags say nothing."""
@@ -116,6 +129,8 @@ class Learn:
                 f"{f'; {given[0]}: {why[given[0]]}' if given[0] in why else ''}"
             )
         if self.resume:
+            if self.arrivals is not None:
+                raise InputError(f"--arrivals {self.arrivals}: the run goes on with its own groups: leave it out")
             return plans.of_run(self._folder({}, self.method or "ita"))
         if self.add:
             if self.out is None or self.source.data is None:

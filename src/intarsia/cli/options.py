@@ -114,10 +114,10 @@ class Network:
 
 @dataclass(frozen=True)
 class Workers:
-    """Where tasks are learned."""
+    """Where the work is done."""
 
     engine: Literal["local", "ray"] = "local"
-    """Learn here, or all tasks at once on Ray."""
+    """Here, or all tasks or runs at once on Ray."""
     address: str | None = None
     """Ray's cluster, auto or host:port, if any."""
     workers: int | None = None

@@ -31,7 +31,8 @@ class Plan:
 
     Args:
         chosen: method, adapter, strength, settings.
-        source: the fields of ``Source`` that are set; a split as task -> classes, or the file that has it.
+        source: the fields of ``Source`` that are set; a split as task -> classes, or the file that has it. And
+            ``arrivals``: groups of tasks in the order they become known.
         backbone: by name.
         targets: patterns of the layers whose weights are trained.
         keep_fishers: keep every task's own Fisher.
@@ -105,8 +106,11 @@ def of_run(out: Path) -> Plan:
     asked = checkpoint.asked()
     with reading(checkpoint.folder / ASKED):
         chosen = Hyperparameters.from_records(asked["settings"], asked["adapter"])
+        changes = asked["stream"].get("changes", [])
+        arrivals = [change["arrivals"] for change in changes if "arrivals" in change]
     return Plan(
         chosen,
+        {"arrivals": arrivals[-1]} if arrivals else {},
         backbone=asked["backbone"]["name"],
         targets=tuple(asked["backbone"]["targets"]),
         keep_fishers=asked["keep_fishers"],
@@ -161,7 +165,7 @@ def source_of(stream: "TaskStream") -> dict[str, Any]:
     load["data"] = load.pop("spec")
     load.pop("seed", None)
     chosen = [change["subset"] for change in stream.origin.get("changes", []) if "subset" in change]
-    load["only"] = list(chosen[-1]) if chosen else []
+    load |= {"only": list(chosen[-1]) if chosen else [], "arrivals": list(map(list, stream.arrivals))}
     return {name: value for name, value in load.items() if value not in (None, [])}
 
 
@@ -178,9 +182,10 @@ def load(source: Mapping[str, Any], seed: int) -> "TaskStream":
     from intarsia.data.stream import TaskStream
 
     values = dict(source)
-    only, data = values.pop("only", ()), values.pop("data", DEFAULT_STREAM)
+    only, arrivals, data = values.pop("only", ()), values.pop("arrivals", ()), values.pop("data", DEFAULT_STREAM)
     stream = TaskStream.load(data, seed=seed, **values)
-    return stream.subset(only) if only else stream
+    stream = stream.subset(only) if only else stream
+    return stream.arriving(arrivals) if arrivals else stream
 
 
 def stream_name(source: Mapping[str, Any]) -> str:

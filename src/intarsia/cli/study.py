@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from intarsia.backbones.names import BUILTIN, TARGETS
 from intarsia.cli.flags import Inline, Json, Positional
-from intarsia.cli.options import Loading, Network, Rehearsal, one_by_one, parse_weights
+from intarsia.cli.options import Loading, Network, Rehearsal, Workers, one_by_one, parse_weights
 from intarsia.cli.where import Where, is_model
 from intarsia.errors import InputError
 from intarsia.study.choice import Source
@@ -141,6 +141,7 @@ class Compare:
     """Set aside what is in the folder, and run everything again."""
     jobs: int = 1
     """Runs at once, without progress bars; on two cores, --jobs 2 --threads 1 is fastest."""
+    at: Inline[Workers] = field(default_factory=Workers)
     source: Source = field(default_factory=Source)
     backbone: str = BUILTIN
     """vit_sketch (built in, the default), timm/<name>, timm/<name>@<weights.safetensors>, timm/local-dir:<folder>, or
@@ -174,6 +175,9 @@ class Compare:
         from intarsia.study.methods import METHODS, STANDARD
 
         one_by_one("--methods", self.methods, METHODS)
+        engine = self.at.chosen()
+        if engine is not None and self.jobs != 1:
+            raise InputError(f"--jobs {self.jobs}: with --engine ray, say --workers {self.jobs} in its place")
         own = {f.name: getattr(self, f.name) for f in fields(Bench) if hasattr(self, f.name) and f.name != "backbone"}
         backbone = self.loading.spec(self.backbone)
         bench = Bench(targets=self.network.targets or TARGETS, backbone=backbone, **own)
@@ -184,13 +188,15 @@ class Compare:
             seeds=self.seeds,
             out=self.out,
             jobs=self.jobs,
+            engine=engine,
             again=self.again,
             search=self.search,
             say=ERR.print,
             watched=shown,
         )
         if not self.json:
-            tables.plan(rows, self.jobs) if self.run_.dry_run else tables.comparison(rows)
+            at_once = self.jobs if engine is None else engine.workers or 1
+            tables.plan(rows, at_once) if self.run_.dry_run else tables.comparison(rows)
         return {"rows": rows}
 
 

@@ -9,6 +9,7 @@ from intarsia.errors import InputError
 
 CHANGES: Mapping[str, Callable[[TaskStream, Any], TaskStream]] = {
     "subset": lambda stream, names: stream.subset(names),
+    "arrivals": lambda stream, groups: stream.arriving(groups),
     "validation": lambda stream, how: stream.validation(**how),
     "joined": lambda stream, name: stream.joined(name),
     "renamed": lambda stream, names: stream.renamed(names),

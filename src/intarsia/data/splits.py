@@ -7,7 +7,7 @@ one class's part does not depend on which other classes there are.
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from intarsia.errors import InputError
 from intarsia.labels import check_name, listed, normal
@@ -17,6 +17,9 @@ Order = Literal["fixed", "shuffled"]
 
 
 Split = Mapping[str, Sequence[str]]
+Groups = Sequence[Sequence[str]]
+"""Names of tasks that become known together, in order of arrival."""
+GROUPS = '[["birds", "cars"], ["music"], ...]'
 
 
 def grouped(
@@ -68,14 +71,68 @@ def read_split(path: Path) -> Split:
     Raises:
         InputError: It cannot be read, is not JSON, or has a task twice.
     """
+    return _read(path, "split", "{task: [class, ...], ...}")
+
+
+def read_arrivals(path: Path) -> Groups:
+    """Read which tasks become known together from a JSON file, an array of groups [[task, ...], ...] in their order.
+
+    Raises:
+        InputError: It cannot be read, is not JSON, or is no such array.
+    """
+    found = _read(path, "arrivals", GROUPS)
+    if not isinstance(found, list) or not all(isinstance(group, list) for group in found):
+        raise InputError(f"The arrivals '{path}' are {_short(found)}: expected groups of tasks, {GROUPS}.")
+    return found
+
+
+def check_arrivals(groups: Groups, tasks: Sequence[str], name: str) -> None:
+    """Check that every task of a stream arrives, once.
+
+    Args:
+        groups: Tasks that become known together, in order of arrival.
+        tasks: Of the stream.
+        name: Of the stream.
+
+    Raises:
+        InputError: There is no group, one is empty, or a task is not the stream's, comes twice or not at all.
+    """
+    found: dict[str, int] = {}
+    for number, group in enumerate(groups, start=1):
+        if not group:
+            raise InputError(f"Group {number} of the arrivals is empty: expected one task or more. Leave it out.")
+        for task in group:
+            if task not in tasks:
+                raise InputError(
+                    f"Task {task!r} in group {number} of the arrivals is none of {name!r}, which has {listed(tasks)}."
+                )
+            if task in found:
+                raise InputError(
+                    f"Task {task!r} arrives in group {found[task]} and in group {number}: expected once. Leave one out."
+                )
+            found[task] = number
+    if missing := [task for task in tasks if task not in found]:
+        raise InputError(
+            f"Tasks of {name!r} are in no group of the arrivals: {listed(missing)}. Add them, or choose the others "
+            "with --only."
+        )
+
+
+def _read(path: Path, what: str, expected: str) -> Any:
+    """JSON of a file."""
     try:
         if (size := path.stat().st_size) > LARGEST_JSON:
-            raise InputError(f"The split '{path}' has {size:,} bytes: expected at most {LARGEST_JSON:,}.")
+            raise InputError(f"The {what} '{path}' has {size:,} bytes: expected at most {LARGEST_JSON:,}.")
         return parse_json(path.read_bytes())
     except OSError as error:
-        raise InputError(f"The split '{path}' cannot be read: {error.strerror}.") from error
+        raise InputError(f"The {what} '{path}' cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"The split '{path}' is not JSON ({error}): expected {{task: [class, ...], ...}}.") from error
+        raise InputError(f"The {what} '{path}' is not JSON ({error}): expected {expected}.") from error
+
+
+def _short(found: Any) -> str:
+    text = repr(found)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def check_tasks(tasks: Sequence[tuple[str, Sequence[str]]]) -> None:

@@ -7,6 +7,7 @@ Convention: labels are positions in the task's own `classes`; images are uint8 `
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, overload
 
@@ -24,7 +25,7 @@ from intarsia.data.sources.arrays import of_arrays
 from intarsia.data.sources.source import Asked, Side
 from intarsia.data.sources.table import open_source
 from intarsia.data.sources.tasks import Task, tasks_of
-from intarsia.data.splits import Order, Split, check_tasks, grouped, hold_out, read_split
+from intarsia.data.splits import Groups, Order, Split, check_arrivals, check_tasks, grouped, hold_out, read_split
 from intarsia.errors import InputError
 from intarsia.labels import listed, normal
 from intarsia.progress import Progress, silent
@@ -47,6 +48,8 @@ class TaskStream(Sequence[Task]):
     """How the stream was made: the part of `record` that the tasks themselves do not tell."""
     notes: tuple[str, ...] = ()
     """What was left out of the source, or taken in another way than it stands, in words."""
+    arrivals: tuple[tuple[str, ...], ...] = ()
+    """Names of tasks that become known together, in order of arrival; all at once if empty."""
 
     def __post_init__(self) -> None:
         check_tasks([(task.name, task.classes) for task in self.tasks])
@@ -75,6 +78,11 @@ class TaskStream(Sequence[Task]):
         """The classes of all tasks, in order."""
         return tuple(kind for task in self.tasks for kind in task.classes)
 
+    def groups(self) -> list[tuple[Task, ...]]:
+        """The tasks that become known together, group by group."""
+        arrived = {name: number for number, group in enumerate(self.arrivals) for name in group}
+        return [tuple(group) for _, group in groupby(self.tasks, key=lambda task: arrived.get(task.name))]
+
     def record(self) -> dict[str, Any]:
         """How the stream was made and what it holds; fit for JSON.
 
@@ -92,7 +100,7 @@ class TaskStream(Sequence[Task]):
 
         It does not depend on the stream's other tasks: `record` without them, and without which of them were chosen.
         """
-        changes = [change for change in self.origin.get("changes", []) if "subset" not in change]
+        changes = [change for change in self.origin.get("changes", []) if not change.keys() & {"subset", "arrivals"}]
         found = {"name": self.name, **self.origin, "changes": changes, "augmentation": self.augmentation}
         if "split" in found and not any("joined" in change for change in changes):
             found["split"] = {
@@ -238,6 +246,17 @@ class TaskStream(Sequence[Task]):
             except IndexError as error:
                 raise InputError(f"There is no task {each}: {self.name!r} has {len(self)} tasks, from 0.") from error
         return self._changed(chosen, subset=[task.name for task in chosen])
+
+    def arriving(self, groups: Groups) -> "TaskStream":
+        """The stream whose tasks become known group by group, in that order.
+
+        Raises:
+            InputError: One is empty, or a task is not the stream's, comes twice or not at all.
+        """
+        named = tuple(tuple(normal(task) if isinstance(task, str) else task for task in group) for group in groups)
+        check_arrivals(named, [task.name for task in self], self.name)
+        changed = self._changed([self[task] for group in named for task in group], arrivals=list(map(list, named)))
+        return replace(changed, arrivals=named)
 
     def joined(self, name: str = "all") -> "TaskStream":
         """The same images as one task of all classes, in the same order: what nothing is incremental about."""

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Sequence
+from heapq import heappop, heappush
 from typing import Any, Protocol
 
 from intarsia.engines.staging import Staging
@@ -37,7 +38,7 @@ Key = tuple[int, str]
 
 
 class Calls:
-    """Calls of workers' methods, so many at once, whose results are kept.
+    """Calls of workers' methods, so many at once, those for earlier tasks first; their results are kept.
 
     Args:
         cluster: of the workers.
@@ -47,7 +48,8 @@ class Calls:
 
     def __init__(self, cluster: Cluster, staging: Staging, most: int | None = None) -> None:
         self._cluster, self._staging, self._most = cluster, staging, most
-        self._waiting: deque[tuple[Key, tuple[Any, ...]]] = deque()
+        self._waiting: list[tuple[int, int, str, tuple[Any, ...]]] = []
+        self._asked = 0
         self._running: dict[Any, Key] = {}
         self._found: deque[Key] = deque()
         self._results: dict[Key, Any] = {}
@@ -59,7 +61,8 @@ class Calls:
             self._results[number, method] = self._cluster.put(data)
             self._found.append((number, method))
             return
-        self._waiting.append(((number, method), arguments))
+        self._asked += 1
+        heappush(self._waiting, (number, self._asked, method, arguments))
         self._start()
 
     def next(self) -> Key:
@@ -111,5 +114,5 @@ class Calls:
 
     def _start(self) -> None:
         while self._waiting and (self._most is None or len(self._running) < self._most):
-            key, arguments = self._waiting.popleft()
-            self._running[self._cluster.call(key[1], *arguments)] = key
+            number, _, method, arguments = heappop(self._waiting)
+            self._running[self._cluster.call(method, *arguments)] = number, method

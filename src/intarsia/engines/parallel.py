@@ -1,5 +1,8 @@
 """Parallel ITA: every task prepared beside the others, then every module fine-tuned beside the others.
 
+Where tasks become known in groups, the modules of a group are fine-tuned as soon as its Fishers and those before are
+added up, beside what is done for later groups.
+
     features (each task) -> heads (here, in order) -> fisher (each task) -> sum (here, in order)
     -> tune (each task) -> sum of vectors (here, in order) -> place (each task) -> the pool (in order)
 
@@ -10,6 +13,8 @@ What is added up is added in the order of the tasks, so that the modules are tho
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from typing import Any
 
 import torch
 
@@ -22,6 +27,7 @@ from intarsia.engines.cluster import Calls, Cluster
 from intarsia.engines.packing import pack, pack_state, unpack, unpack_fisher, unpack_module
 from intarsia.heads.head import Head
 from intarsia.progress import Progress
+from intarsia.store.module import Module
 from intarsia.training.fine_tuning import Configuration
 from intarsia.training.schedule import Seeds
 from intarsia.training.state import LearnedTask, LearnerState
@@ -58,6 +64,7 @@ class Parallel:
     progress: Progress
     _heads: list[Head] = field(init=False, default_factory=list)
     _statistics: list[ClassStatistics] = field(init=False, default_factory=list)
+    _tuned: dict[int, tuple[Module, dict[str, Any]]] = field(init=False, default_factory=dict)
     _prepared: int = field(init=False, default=0)
     _placed: int = field(init=False, default=0)
 
@@ -65,6 +72,8 @@ class Parallel:
         self._first = len(self.state.tasks) + 1
         self._statistics += self.state.statistics
         self._placed = sum(task.name in self.known for task in self.stream)
+        sizes = [len(group) for group in self.stream.groups()]
+        self._ends = [end for size, end in zip(sizes, accumulate(sizes), strict=True) for _ in range(size)]
 
     def learned_tasks(self) -> Iterator[LearnedTask]:
         """The tasks that are not known, in order; those that are known are the first.
@@ -91,7 +100,7 @@ class Parallel:
             self._align(len(self._heads))
         while self._prepared < len(self._heads) and self._more(self._prepared, "fisher"):
             self._add(self._prepared)
-        while self._prepared == len(self.stream) and self._more(self._placed, "tune"):
+        while self._more(self._placed, "tune"):
             if self.calls.failed(self._first + self._placed, "tune"):
                 break  # the tasks before it come first
             self._place(self._placed)
@@ -113,13 +122,13 @@ class Parallel:
         self.calls.ask(number, "fisher", task.name, number, heads)
 
     def _add(self, place: int) -> None:
-        """Add a task's Fisher to the sum; after the last, have every task fine-tuned."""
+        """Add a task's Fisher to the sum; after the last of its group, have that fine-tuned."""
         number, task = self._first + place, self.stream[place]
         fisher = self._fisher(number)
         self.state = self.state.with_task(task.name, self._statistics[number - 1], self._heads[place], fisher)
         self._prepared += 1
-        if self._prepared == len(self.stream):
-            self._tune(range(self._placed, len(self.stream)))
+        if self._prepared == self._ends[place]:
+            self._tune(other for other, end in enumerate(self._ends) if end == self._prepared and other >= self._placed)
 
     def _tune(self, places: Iterable[int]) -> None:
         """Have tasks fine-tuned under all that is known now."""
@@ -133,7 +142,7 @@ class Parallel:
     def _place(self, place: int) -> None:
         """Have a task's classes looked up in the mean of the modules up to its own, and add its vector to the sum."""
         number, task = self._first + place, self.stream[place]
-        module, _ = unpack_module(self.calls.data(number, "tune"))
+        module, _ = self._tuned[number] = unpack_module(self.calls.data(number, "tune"))
         if self.state.total is not None:
             total = self.cluster.put(pack({}, total=self.state.total))
             self.calls.ask(number, "place", task.name, number, self.calls.reference(number, "tune"), total)
@@ -142,14 +151,13 @@ class Parallel:
 
     def _learned(self, number: int) -> LearnedTask:
         """A task after all steps."""
-        module, log = unpack_module(self.calls.data(number, "tune"))
+        module, log = self._tuned.pop(number, None) or unpack_module(self.calls.data(number, "tune"))
         if number > 1:
             _, groups = unpack(self.calls.data(number, "place"))
             module = replace(module, prototypes=ClassPrototypes.from_tensors(groups["prototypes"]))
-        assert self.state.reference is not None
-        return LearnedTask(
-            module, self._fisher(number), self.state.reference[: len(self._heads[number - self._first])], log
-        )
+        place = number - self._first
+        reference = self._heads[self._ends[place] - 1][: len(self._heads[place])]
+        return LearnedTask(module, self._fisher(number), reference, log)
 
     def _fisher(self, number: int) -> Curvature:
         """Of a task, where theta0 is."""

@@ -1,15 +1,10 @@
 """Ray: every task in a worker of its own, on this machine or on a cluster."""
 
-import logging
 import os
-import signal
-import sys
-import threading
 import uuid
-import warnings
-from collections.abc import Collection, Generator, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Generator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 from intarsia.backbones.backbone import Backbone
@@ -17,9 +12,10 @@ from intarsia.backbones.torchvision_guard import import_torchvision
 from intarsia.data.stream import TaskStream
 from intarsia.engines.cluster import Calls
 from intarsia.engines.parallel import Parallel
+from intarsia.engines.session import TRIES, WAKES, library, result_of, session
 from intarsia.engines.staging import Staging
 from intarsia.engines.worker import Job, Worker
-from intarsia.errors import InputError, first_line
+from intarsia.errors import InputError
 from intarsia.parallel.processes import current
 from intarsia.progress import Progress, silent
 from intarsia.regularizers.protocol import Regularizer
@@ -27,13 +23,6 @@ from intarsia.training.checkpoint import Checkpoint
 from intarsia.training.fine_tuning import Configuration
 from intarsia.training.settings import Settings, Training
 from intarsia.training.state import LearnedTask, LearnerState
-
-TRIES = 10
-"""How often a call whose worker died is made again."""
-WAKES = 0.5
-"""Seconds between two looks for a signal."""
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-"""Of Ray's environment where nothing else is said: nobody is told that it is used, nor of what will change in it."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +61,7 @@ class Ray:
         Raises:
             InputError: modules are to know the Fishers of earlier tasks only.
         """
-        if given is not None and given.fisher_over == "earlier":
-            raise InputError(
-                "engine ray: every module knows the Fishers of all others: leave fisher-over 'earlier' out, or say "
-                "'others'"
-            )
-        return replace(given or Training(), fisher_over="others")
+        return (given or Training()).over_others("engine ray")
 
     def check(self, regularizer: Regularizer, settings: Settings) -> None:
         """Refuse what cannot be learned in parallel, and where Ray is not installed.
@@ -98,7 +82,7 @@ class Ray:
             )
         if current().count > 1:
             raise InputError("engine ray: it starts its own processes: leave torchrun out")
-        _library()
+        library()
 
     def learned_tasks(
         self,
@@ -120,49 +104,26 @@ class Ray:
         device = "cuda" if self.gpus_per_worker else "cpu"
         job = Job.of(backbone, stream, configuration, device=device, threads=self.threads)
         staging = Staging.of(checkpoint.folder if checkpoint and checkpoint.each_epoch else None)
-        with self._started() as ray:
-            cluster = RayCluster(ray, job, {"num_cpus": self.threads, "num_gpus": self.gpus_per_worker})
+        with self.started() as ray:
+            cluster = RayCluster(ray, job, self.needs)
             calls = Calls(cluster, staging, self.workers)
             yield from Parallel(
                 cluster, calls, backbone, stream, configuration, state, known, self.threads, progress
             ).learned_tasks()
 
-    @contextmanager
-    def _started(self) -> Iterator[Any]:
-        """Ray, running; what was begun for the block ends with it."""
-        ray = _library()
-        if ray.is_initialized():
-            self._check_room(ray.cluster_resources())
-            yield ray
-            return
-        # what Ray says of workers that died, it prints: standard output is for results
-        here = {"num_cpus": (self.workers or max(1, (os.cpu_count() or 1) // self.threads)) * self.threads}
-        with redirect_stdout(sys.stderr):
-            try:
-                with _own_signals(), warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    ray.init(
-                        address=self.address or "local",
-                        include_dashboard=None if self.address else False,
-                        log_to_driver=False,
-                        logging_level=logging.CRITICAL,
-                        **({} if self.address else here),
-                    )
-                self._check_room(ray.cluster_resources())
-                yield ray
-            except (ConnectionError, ray.exceptions.RaySystemError, ValueError) as error:
-                if ray.is_initialized():
-                    raise
-                where, why = self.address or "this machine", first_line(error).rstrip(".")
-                raise InputError(f"Ray at {where} cannot be had: {why}") from None  # nothing to go on with
-            finally:
-                ray.shutdown()
+    @property
+    def needs(self) -> dict[str, float]:
+        """Of a call, as Ray's options."""
+        return {"num_cpus": self.threads, "num_gpus": self.gpus_per_worker}
 
-    def _check_room(self, there: dict[str, float]) -> None:
-        wanted = {"CPU": self.threads, "GPU": self.gpus_per_worker}
-        for what, count in wanted.items():
-            if there.get(what, 0) < count:
-                raise InputError(f"a worker needs {count:g} {what}, Ray has {there.get(what, 0):g}")
+    def started(self) -> AbstractContextManager[Any]:
+        """Ray, running; what was begun for the block ends with it.
+
+        Raises:
+            InputError: it is not installed, there is no such cluster, or it has no room for a worker.
+        """
+        workers = self.workers or max(1, (os.cpu_count() or 1) // self.threads)
+        return session(self.address, workers * self.threads, self.needs)
 
 
 class RayCluster:
@@ -186,14 +147,7 @@ class RayCluster:
 
     def get(self, reference: Any) -> bytes:
         """See ``Cluster``."""
-        try:
-            found = self._ray.get(reference)
-        except self._ray.exceptions.RayTaskError:  # a fault of ours: its traceback is wanted
-            raise
-        except self._ray.exceptions.RayError as error:
-            raise InputError(
-                f"a worker of Ray died {TRIES + 1} times, or what it gave is lost ({first_line(error)})"
-            ) from error
+        found = result_of(self._ray, reference)
         if isinstance(found, InputError):
             raise found
         return found
@@ -219,37 +173,8 @@ def _work(key: str, job: list[Any], method: str, *arguments: Any) -> bytes | Inp
     if key not in _workers:
         _workers.clear()
         import_torchvision()  # before a network of timm is read
-        _workers[key] = Worker(_library().get(job[0]))
+        _workers[key] = Worker(library().get(job[0]))
     try:
         return getattr(_workers[key], method)(*arguments)
     except InputError as error:
         return error
-
-
-def _library() -> Any:
-    """Ray, quiet.
-
-    Raises:
-        InputError: it is not installed.
-    """
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
-    try:
-        import ray  # noqa: PLC0415  optional, and slow to import
-    except ImportError as error:
-        raise InputError("engine ray needs Ray, which is not installed: pip install 'intarsia[ray]'") from error
-    return ray
-
-
-@contextmanager
-def _own_signals() -> Iterator[None]:
-    """What this process does with signals stays as it is."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,6 +1,7 @@
 """What workers have given back, kept in a run's folder until the run is over: a driver that dies loses none of it.
 
-.run/engine/<number>-<what>   SHA-256, and the bytes: features, fisher, tune or place of a task, by its number
+.run/engine/<number>-<what>          features, fisher, tune or place of a task, by its number
+.run/engine/sha256-<number>-<what>   its hash
 """
 
 import hashlib
@@ -9,8 +10,6 @@ from pathlib import Path
 
 from intarsia.store.files import write, writing
 from intarsia.training.checkpoint import STAGED
-
-DIGEST = hashlib.sha256().digest_size
 
 
 @dataclass(frozen=True)
@@ -37,19 +36,22 @@ class Staging:
         if self.folder is not None:
             with writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
-            write(hashlib.sha256(data).digest() + data, self._path(self.folder, number, what))
+            path, digest = self._paths(self.folder, number, what)
+            write(write(data, path).sha256.encode(), digest)  # the hash is taken once: a Fisher is large
 
     def find(self, number: int, what: str) -> bytes | None:
         """A result that was kept; None where there is none, or where it is damaged: then it is made again."""
         if self.folder is None:
             return None
+        path, digest = self._paths(self.folder, number, what)
         try:
-            whole = self._path(self.folder, number, what).read_bytes()
+            data, told = path.read_bytes(), digest.read_bytes()
         except OSError:
             return None
-        data = whole[DIGEST:]
-        return data if hashlib.sha256(data).digest() == whole[:DIGEST] else None
+        return data if hashlib.sha256(data).hexdigest().encode() == told else None
 
     @staticmethod
-    def _path(folder: Path, number: int, what: str) -> Path:
-        return folder / f"{number:06d}-{what}"
+    def _paths(folder: Path, number: int, what: str) -> tuple[Path, Path]:
+        """Of a result, and of its hash."""
+        name = f"{number:06d}-{what}"
+        return folder / name, folder / f"sha256-{name}"

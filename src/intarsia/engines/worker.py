@@ -119,7 +119,7 @@ class Worker:
             DivergenceError, InputError: see ``features_of``.
         """
         timings, task, settings = Timings(), self.stream[name], self.job.configuration.settings
-        features = features_of(self.backbone, task, precision=settings.precision)
+        features = features_of(self.backbone, task, settings.precision)
         timings.lap("features")
         statistics = class_statistics(features, task, settings, Seeds(settings.seed, number))
         timings.lap("statistics")
@@ -193,9 +193,9 @@ class Worker:
         task, settings = self.stream[name], self.job.configuration.settings
         with self.backbone.attach(self.job.configuration.adapter) as adapter:  # at tau = 0 before it is loaded
             adapter.compose(earlier, number - 1)
-            before = features_of(self.backbone, task, precision=settings.precision)
+            before = features_of(self.backbone, task, settings.precision)
             adapter.load(found.vector)
             adapter.compose(earlier, number)
-            after = features_of(self.backbone, task, precision=settings.precision)
+            after = features_of(self.backbone, task, settings.precision)
         prototypes = prototypes_of(before, after, task, settings)
         return pack({}, prototypes=prototypes.tensors())

@@ -71,6 +71,10 @@ class Processes:
         self.sum_([said])
         return bool(said.item())
 
+    def wait(self) -> None:
+        """Go on when all processes have come here."""
+        self.agree(True)
+
     def add_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Give every parameter the sum of what the processes' parts of a batch say."""
         if self.count == 1:

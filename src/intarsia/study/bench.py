@@ -11,6 +11,7 @@ import torch
 
 from intarsia.backbones.backbone import Backbone
 from intarsia.backbones.libraries.builtin import BUILTIN
+from intarsia.backbones.locations import absolute
 from intarsia.backbones.names import TARGETS
 from intarsia.data.choices import DEFAULT_STREAM
 from intarsia.data.files import FileHashes
@@ -74,6 +75,10 @@ class Bench:
         split = source.pop("split")
         known = Source(**{**source, "only": tuple(source["only"])}, split=None if split is None else Path(split))
         return cls(**{**record, "source": known, "targets": tuple(record["targets"])})
+
+    def absolute(self) -> "Bench":
+        """With all paths absolute: what it loads does not depend on the working directory."""
+        return replace(self, source=self.source.absolute(), backbone=absolute(self.backbone))
 
     def theta0(self) -> Backbone:
         """The backbone, on its device."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from intarsia.backbones.locations import absolute
 from intarsia.data.choices import DEFAULT_STREAM, Augmentation
 from intarsia.data.splits import Order
 from intarsia.errors import InputError
@@ -45,6 +46,12 @@ class Source:
     def chooses(self) -> bool:
         """Whether anything is said but where decoded images are kept."""
         return replace(self, cache=None) != Source()
+
+    def absolute(self) -> "Source":
+        """With all paths absolute."""
+        kept = self.cache if self.cache in (None, "auto", "off") else str(Path(self.cache).resolve())
+        split = None if self.split is None else self.split.resolve()
+        return replace(self, data=None if self.data is None else absolute(self.data), split=split, cache=kept)
 
     def load(self, seed: int) -> "TaskStream":
         """The stream; the default one if none is named."""

@@ -5,25 +5,28 @@ are the same (``folder``).
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from intarsia.data.files import FileHashes
 from intarsia.data.fingerprint import notes_on
-from intarsia.errors import DivergenceError, InputError
+from intarsia.engines.ray import Ray
+from intarsia.errors import InputError
 from intarsia.machine import code
 from intarsia.progress import Progress, silent
 from intarsia.store.files import write, write_json
 from intarsia.store.lock import one_writer
 from intarsia.study.bench import Bench, made_with
+from intarsia.study.cells.on_ray import RayCells, on_ray
+from intarsia.study.cells.process import Processes
 from intarsia.study.cost import expected
 from intarsia.study.folder import SEARCH, TABLE, TEXT, Folder
 from intarsia.study.methods import METHODS, STANDARD
-from intarsia.study.runs import Runs, together
+from intarsia.study.runs import Cells, Runs, records
 from intarsia.study.summary import markdown, summary
 
 HELD_OUT = 0.2
@@ -45,6 +48,7 @@ def compare(
     seeds: int = 1,
     out: str | Path | None = None,
     jobs: int = 1,
+    engine: Ray | None = None,
     again: bool = False,
     search: Sequence[float] = (),
     say: Callable[[str], None],
@@ -59,6 +63,9 @@ def compare(
         out: folder of the comparison, of this one alone; ``runs/compare-<stream>`` if None. Runs that are in it are not
             made again if everything that decides about their numbers is as it was; else they are set aside in it.
         jobs: runs at once; give each its share of the cores with ``bench.threads``.
+        engine: Ray, whose workers make the runs, ``engine.workers`` at once in place of ``jobs``, with a thread each if
+            ``bench.threads`` is None. They read images and write to ``out`` themselves; a run whose worker dies is made
+            again.
         again: set aside all that is in the folder, and make every run anew.
         search: choose each method's learning rate first, among its own times each of these: by seed 0 on a fifth of
             the training images, held out.
@@ -73,23 +80,46 @@ def compare(
             or what the methods raise.
     """
     _check(bench, methods, seeds, jobs, search)
+    bench, engine = (bench, None) if engine is None else on_ray(bench, engine)
+    at_once = jobs if engine is None else engine.workers
     with watched() as progress:
         folder, made, files = _opened(bench, seeds, out, again, say, progress)
-    with one_writer(folder.path):
+    with one_writer(folder.path), ExitStack() as stack, _stopped(folder):
         folder.claim(bench, again=again)
         folder.keep_hashes(files)
-        started = Runs(bench, folder, made, say, bars=jobs == 1)
+        kept = Runs(bench, folder, made, say)
+        cells = cache(lambda: stack.enter_context(_cells(engine, bars=jobs == 1)))
         if search:
-            trials = _trials(started, methods, search, files, watched)
-            bench = replace(bench, rates=_chosen(trials, methods, folder, jobs))
-            started = replace(started, bench=bench)
-        runs = together(started, [partial(started.once, n, seed) for seed in range(seeds) for n in methods], jobs)
+            trials = _trials(kept, methods, search, files, watched)
+            bench = replace(bench, rates=_chosen(trials, methods, folder, cells, at_once))
+            kept = replace(kept, bench=bench)
+        runs = records([(kept, name, seed) for seed in range(seeds) for name in methods], cells, at_once, Runs.make)
         rows = [summary(name, runs[place :: len(methods)]) for place, name in enumerate(methods)]
         machines = list(dict.fromkeys(run.get("machine", "not noted") for run in runs))
         record = {"bench": bench.record(), "machines": machines, "code": code(), "rows": rows}
         write_json(record, folder.path / TABLE)
         write(markdown(rows).encode(), folder.path / TEXT)
     return rows
+
+
+@contextmanager
+def _cells(engine: Ray | None, *, bars: bool) -> Iterator[Cells]:
+    """Where runs are made, while the block runs."""
+    if engine is None:
+        yield Processes(bars)
+        return
+    with engine.started() as ray:
+        yield RayCells(ray, engine.needs)
+
+
+@contextmanager
+def _stopped(folder: Folder) -> Iterator[None]:
+    """Where the block is interrupted, say how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.args = (f"runs that ended are in {folder.path}; the same command goes on from there",)
+        raise
 
 
 def planned(
@@ -99,6 +129,7 @@ def planned(
     seeds: int = 1,
     out: str | Path | None = None,
     jobs: int = 1,
+    engine: Ray | None = None,
     again: bool = False,
     search: Sequence[float] = (),
     say: Callable[[str], None],
@@ -111,10 +142,11 @@ def planned(
         those to make, as long as the runs that are there, or else scaled up from a few images.
     """
     _check(bench, methods, seeds, jobs, search)
+    bench = bench if engine is None else on_ray(bench, engine)[0]
     rows = list[dict[str, Any]]()
     with watched() as progress:
         folder, made, _ = _opened(bench, seeds, out, again, say, progress)
-        runs = Runs(bench, folder, made, say, bars=False)
+        runs = Runs(bench, folder, made, say)
         for number, name in enumerate(methods, start=1):
             found = {seed: None if again else runs.found(name, seed) for seed in range(seeds)}
             there = [record for record in found.values() if record is not None]
@@ -178,13 +210,15 @@ def _trials(
     return found
 
 
-def _chosen(trials: Sequence[Runs], methods: Sequence[str], folder: Folder, jobs: int) -> dict[str, float]:
+def _chosen(
+    trials: Sequence[Runs], methods: Sequence[str], folder: Folder, cells: Callable[[], Cells], jobs: int | None
+) -> dict[str, float]:
     """Each method's best learning rate; all that were tried are written down."""
     tried = [(runs, name) for runs in trials for name in methods if runs.bench.rates[name] > 0]
-    found = together(trials[0], [partial(_accuracy, *one) for one in tried], jobs)
+    found = records([(runs, name, 0) for runs, name in tried], cells, jobs, Runs.tried)
     table = {name: dict[float, float | None]() for _, name in tried}
-    for (runs, name), accuracy in zip(tried, found, strict=True):
-        table[name][runs.bench.rates[name]] = accuracy
+    for (runs, name), record in zip(tried, found, strict=True):
+        table[name][runs.bench.rates[name]] = record["final_accuracy"]
     best = {name: _best(rates, METHODS[name].settings.lr) for name, rates in table.items()}
     record = {
         name: {"chosen": best[name], "tried": [{"lr": lr, "accuracy": a} for lr, a in rates.items()]}
@@ -200,11 +234,3 @@ def _chosen(trials: Sequence[Runs], methods: Sequence[str], folder: Folder, jobs
 def _best(accuracies: Mapping[float, float | None], own: float) -> float:
     """The learning rate of the highest accuracy; among equal ones that nearest to the method's own."""
     return max(accuracies, key=lambda lr: (-1.0 if (a := accuracies[lr]) is None else a, -abs(math.log(lr / own))))
-
-
-def _accuracy(runs: Runs, name: str) -> float | None:
-    """Final accuracy on the images held out; None of a run that diverges."""
-    try:
-        return runs.once(name, 0)["final_accuracy"]
-    except DivergenceError:
-        return None

@@ -1,25 +1,15 @@
-"""The runs of a comparison, each in a process of its own that does not outlive the one which started it."""
+"""The runs of a comparison: their records, and what one measures."""
 
-import ctypes
-import json
-import os
-import signal
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from threading import Event, Lock, Thread
-from typing import Any, TypeVar
+from typing import Any, Protocol
 
 import torch
 
-from intarsia.console import shown
 from intarsia.errors import DivergenceError, InputError
 from intarsia.evaluation.editing import edit_each
 from intarsia.evaluation.metrics import Scores
@@ -30,11 +20,25 @@ from intarsia.study.folder import Folder
 from intarsia.study.methods import METHODS
 from intarsia.training.settings import Settings
 
-DIE_WITH_PARENT = 1
-"""Of Linux's ``prctl``: PR_SET_PDEATHSIG."""
 WAKES = 0.5
 """Seconds between two looks for a signal."""
-Found = TypeVar("Found")
+
+
+class Cells(Protocol):
+    """Where runs are made: see ``cells``. It is called by several threads at once."""
+
+    def run(self, bench: Bench, name: str, seed: int, into: Path, *, edits: bool) -> dict[str, Any]:
+        """What ``attempt`` gives for a method and a seed; what the method writes goes ``into``.
+
+        Raises:
+            InputError: its process has died.
+            KeyboardInterrupt: runs were stopped.
+        """
+        ...
+
+    def stop(self) -> None:
+        """End the runs that are under way, and start no more."""
+        ...
 
 
 def training_of(bench: Bench, name: str, seed: int) -> Settings:
@@ -46,14 +50,13 @@ def training_of(bench: Bench, name: str, seed: int) -> Settings:
 
 @dataclass(frozen=True)
 class Runs:
-    """Runs, each in a process of its own.
+    """Runs that are kept.
 
     Args:
         bench: stream, backbone and budget.
         folder: where their records are.
         made: seed -> what decides about a run's numbers beside its settings (``bench.made_with``).
         say: told what is run.
-        bars: whether a run may draw progress bars.
         edits: whether the modules of seed 0 are edited.
     """
 
@@ -61,11 +64,7 @@ class Runs:
     folder: Folder
     made: dict[int, dict[str, Any]]
     say: Callable[[str], None]
-    bars: bool
     edits: bool = True
-    _processes: list[subprocess.Popen[str]] = field(default_factory=list)
-    _stopped: Event = field(default_factory=Event)
-    _starting: Lock = field(default_factory=Lock)
 
     def settings(self, name: str, seed: int) -> dict[str, Any]:
         """What a run is set to, as its record has it."""
@@ -76,124 +75,84 @@ class Runs:
         """The record of the run, if it is there and was made with all that decides about its numbers."""
         return self.folder.find(name, seed, self.settings(name, seed), self.made[seed])
 
-    def once(self, name: str, seed: int) -> dict[str, Any]:
-        """A run; or its record, if it is there."""
-        told = f"{name}, seed {seed}" + (
-            f", learning rate {self.bench.rates[name]:g}" if name in self.bench.rates else ""
-        )
-        if (record := self.found(name, seed)) is not None:
-            self.say(f"{told}: there already")
-            return record
-        self.say(told)
+    def named(self, name: str, seed: int) -> str:
+        """A run in words."""
+        rate = f", learning rate {self.bench.rates[name]:g}" if name in self.bench.rates else ""
+        return f"{name}, seed {seed}{rate}"
+
+    def make(self, name: str, seed: int, cells: Cells) -> dict[str, Any]:
+        """A run's record, made anew and kept; an earlier one is set aside.
+
+        Raises:
+            InputError: what the method raised, or its process has died.
+            DivergenceError: the method diverges.
+        """
+        self.say(self.named(name, seed))
         into = self.folder.make_room(name, seed)
         record = {"method": name, "seed": seed, "settings": self.settings(name, seed), "made": self.made[seed]}
-        record |= {"code": code(), **self._run(name, seed, into)}
+        record |= {"code": code(), **cells.run(self.bench, name, seed, into, edits=self.edits)}
         if "error" in record:
             kind = DivergenceError if record["diverged"] else InputError
             raise kind(f"{name}, seed {seed}: {record['error']}")
         self.folder.keep(record)
         return record
 
-    def stop(self) -> None:
-        """End the processes that run, and start no more."""
-        with self._starting:
-            self._stopped.set()
-            for process in self._processes:
-                process.terminate()
-
-    def _run(self, name: str, seed: int, into: Path) -> dict[str, Any]:
-        job = {"bench": self.bench.record(), "name": name, "seed": seed, "folder": str(into), "parent": os.getpid()}
-        job |= {"edits": self.edits}
-        command = [sys.executable, "-c", "from intarsia.study.runs import child; child()"]
-        with tempfile.TemporaryFile("w+") as complaints:
-            with self._starting:
-                if self._stopped.is_set():
-                    raise KeyboardInterrupt
-                process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=None if self.bars else complaints,
-                    text=True,
-                )
-                self._processes.append(process)
-            with process:
-                assert process.stdin is not None and process.stdout is not None
-                with suppress(BrokenPipeError):  # it has ended already; its code says why
-                    process.stdin.write(json.dumps(job) + "\n")
-                    process.stdin.flush()
-                out = process.stdout.read()  # its standard input stays open: when that ends, the run does too
-                code_of = process.wait()
-                with suppress(BrokenPipeError):
-                    process.stdin.close()
-            complaints.seek(0)
-            complaint = complaints.read()
-        if code_of < 0:
-            raise InputError(
-                f"{name}, seed {seed}: its process was killed by signal {-code_of}, perhaps for its memory: "
-                "use fewer --jobs or a smaller --batch-size"
-            )
-        if code_of:
-            raise RuntimeError(f"{name}, seed {seed}: its process ended with {code_of}\n{complaint}")
-        return json.loads(out)
+    def tried(self, name: str, seed: int, cells: Cells) -> dict[str, Any]:
+        """The same; of a run that diverges a record without an accuracy, which is not kept."""
+        try:
+            return self.make(name, seed, cells)
+        except DivergenceError:
+            return {"final_accuracy": None}
 
 
-def together(runs: Runs, work: Sequence[Callable[[], Found]], jobs: int) -> list[Found]:
-    """What runs give, so many at once, in order; if one fails, the others are ended and no more are started.
+Asked = tuple[Runs, str, int]
+"""A run: among which, of what method, with which seed."""
+Make = Callable[[Runs, str, int, Cells], dict[str, Any]]
+
+
+def records(asked: Sequence[Asked], cells: Callable[[], Cells], jobs: int | None, make: Make) -> list[dict[str, Any]]:
+    """Of runs, in order: those that are there, and the others made, so many at once.
+
+    Args:
+        asked: which.
+        cells: where they are made; called only if there are some to make.
+        jobs: at once; all if None.
+        make: ``Runs.make`` or ``Runs.tried``.
 
     Raises:
-        Exception: what the first of them raises.
+        Exception: what the first that fails raises; the others are ended, and no more are started.
     """
-    with ThreadPoolExecutor(jobs) as workers:
-        try:
-            return [_result(future) for future in [workers.submit(one) for one in work]]
-        except BaseException as stop:
-            workers.shutdown(wait=False, cancel_futures=True)
-            runs.stop()
-            if isinstance(stop, KeyboardInterrupt):
-                stop.args = (f"runs that ended are in {runs.folder.path}; the same command goes on from there",)
-            raise
+    there = {one: record for one in range(len(asked)) if (record := asked[one][0].found(*asked[one][1:])) is not None}
+    for runs, name, seed in (asked[one] for one in there):
+        runs.say(f"{runs.named(name, seed)}: there already")
+    if missing := [one for one in range(len(asked)) if one not in there]:
+        at = cells()
+        with ThreadPoolExecutor(jobs or len(missing)) as workers:
+            try:
+                waiting = {one: workers.submit(make, *asked[one], at) for one in missing}
+                there |= {one: _result(future) for one, future in waiting.items()}
+            except BaseException:
+                workers.shutdown(wait=False, cancel_futures=True)
+                at.stop()
+                raise
+    return [there[one] for one in range(len(asked))]
 
 
-def _result(future: "Future[Found]") -> Found:
+def _result(future: "Future[dict[str, Any]]") -> dict[str, Any]:
     """Of a run, in short waits: a signal that comes just before one, or to another thread, does not end it."""
     while not future.done():
         wait([future], WAKES)
     return future.result()
 
 
-def child() -> None:
-    """One run: a job as a line of JSON on standard input, what was measured as JSON on standard output.
-
-    It ends when its parent does, however that is ended: by the system where it is Linux, and anywhere by watching
-    standard input, which the parent holds open.
-    """
-    job = json.loads(sys.stdin.readline())
-    _end_with(job["parent"])
-    bench = Bench.from_record(job["bench"])
+def attempt(
+    bench: Bench, name: str, seed: int, folder: Path, progress: Progress = silent, *, edits: bool = True
+) -> dict[str, Any]:
+    """As ``measure``; of bad input its ``error``, and whether the method ``diverged``."""
     try:
-        with shown() as progress:
-            found = measure(
-                bench, job["name"], job["seed"], Path(job["folder"]), progress, edits=job.get("edits", True)
-            )
+        return measure(bench, name, seed, folder, progress, edits=edits)
     except InputError as error:
-        found = {"error": str(error), "diverged": isinstance(error, DivergenceError)}
-    print(json.dumps(found))
-
-
-def _end_with(parent: int) -> None:
-    """Let this process end when its parent does."""
-    if sys.platform == "linux" and (prctl := getattr(ctypes.CDLL(None), "prctl", None)):
-        prctl(DIE_WITH_PARENT, int(signal.SIGKILL))
-        if os.getppid() != parent:  # it was gone before that was asked for
-            os._exit(1)
-
-    def watch() -> None:
-        while os.read(sys.stdin.fileno(), 4096):  # beside Python's own buffer, whose lock would be held at the end
-            pass
-        os._exit(1)
-
-    Thread(target=watch, daemon=True).start()
+        return {"error": str(error), "diverged": isinstance(error, DivergenceError)}
 
 
 def measure(

@@ -97,7 +97,7 @@ def fine_tune(
     Args:
         backbone: theta0.
         prepared: the task after steps 1 to 4.
-        state: what is known of all tasks.
+        state: what is known of all tasks; where no vector is, the mean that it is measured in is its own module.
         others: the Fisher of the other tasks known, for ITA.
         configuration: adapter, regularizer, settings.
         checkpoint: where training is kept at every epoch boundary; nowhere if None.
@@ -114,7 +114,7 @@ def fine_tune(
     with backbone.attach(_adapter(configuration), seeds.generator("adapter")) as adapter:
         timings.lap("regularizer")
         before = prepared.features
-        if number > 1:
+        if state.total is not None:
             before = _features_in_mean(backbone, prepared, adapter, state.total, number - 1, settings, progress)
         timings.lap("drift")
         adapter.compose(state.total if through else None, number if through else 1)
@@ -130,7 +130,7 @@ def fine_tune(
         timings.lap("training")
         alone = _features_in_mean(backbone, prepared, adapter, None, 1, settings, progress)
         after = alone
-        if number > 1:
+        if state.total is not None:
             after = _features_in_mean(backbone, prepared, adapter, state.total, number, settings, progress)
         timings.lap("drift")
     return FineTunedTask(
@@ -179,7 +179,7 @@ def _features_in_mean(
 ) -> Tensor:
     """(N, D) of the task's images in theta0 + (total + tau) / tasks."""
     adapter.compose(total, tasks)
-    return features_of(backbone, prepared.task, progress, settings.precision)
+    return features_of(backbone, prepared.task, settings.precision, progress)
 
 
 def _train(
@@ -234,7 +234,7 @@ def _train(
             checkpoint.save(task.name, epochs, trained)
 
     first = checkpoint.restore(task.name, trained) if checkpoint else 0
-    here.agree(True)  # all have read what the first one will write over
+    here.wait()  # all have read what the first one will write over
     sums = train(
         optimizer,
         settings,

@@ -51,7 +51,8 @@ def learn(
 
     Args:
         backbone: theta0.
-        stream: the tasks; all of their images are decoded before anything is written, or by an engine's workers.
+        stream: the tasks; all of their images are decoded before anything is written, or by an engine's workers. If
+            they become known in groups (``arriving``), the pool is that of adding the groups one by one.
         out: the pool's folder, new or empty; with ``add`` an existing pool.
         adapter: what a task vector is made of; if None ``LoRA(16)``, and with ``add`` as in the pool.
         regularizer: ``ITA(alpha)`` or ``IEL(beta)``; if None, ITA with the strength recommended for the adapter, and
@@ -82,13 +83,13 @@ def learn(
         >>> pool = learn(Backbone.load(), TaskStream.load(), out="runs/first")
     """
     path = Path(out)
-    if engine is not None:
-        training = engine.training(training)
+    training = engine.training(training) if engine is not None else training
+    if stream.arrivals:
+        training = (training or Training()).over_others("arrivals")
     chosen = hyperparameters(adapter, regularizer, training, Pool.open(path, backbone) if add else None)
     adapter = adapter or build_adapter(chosen.adapter, chosen.rank)
     regularizer = regularizer or build_regularizer(chosen.method, chosen.strength)
     settings, record = chosen.settings, {**regularizer_record(regularizer), **chosen.settings.record()}
-
     if engine is not None:
         engine.check(regularizer, settings)
 
@@ -124,7 +125,7 @@ def learn(
             checkpoint.begin(asked, state.fisher if first else None, state.reference if first else None)
         configuration = Configuration(adapter, regularizer, settings, stream.augmentation)
         here.agree(True)  # the others may look what there is
-        here.agree(True)  # they have, and it may change
+        here.wait()  # they have, and it may change
         _learn(pool, stream, configuration, state, checkpoint, keep_fishers, engine, progress)
         checkpoint.end()
     return pool
@@ -146,7 +147,7 @@ def _follow(
     pool, checkpoint = opened(), Checkpoint(path / RUN, writes=False)
     stream.decode(pool.backbone.preprocessing)
     state = _state(pool, checkpoint, settings) if resume else LearnerState.of(pool)
-    here.agree(True)
+    here.wait()
     configuration = Configuration(adapter, regularizer, settings, stream.augmentation)
     for learned in learned_tasks(pool.backbone, stream, configuration, state, known=pool.tasks, checkpoint=checkpoint):
         del learned
@@ -275,21 +276,20 @@ def learned_tasks(
     settings = configuration.settings
 
     def finished(prepared: PreparedTask, others: Curvature | None) -> tuple[LearnedTask, LearnerState]:
-        source = stream.source(prepared.task.name)
-        return finish(
-            backbone, prepared, state, others, configuration, source=source, checkpoint=checkpoint, progress=progress
-        )
+        also: dict[str, Any] = {"source": stream.source(prepared.task.name), "checkpoint": checkpoint}
+        return finish(backbone, prepared, state, others, configuration, progress=progress, **also)
 
     if settings.fisher_over == "others":
-        every: list[PreparedTask] = []
-        for task in stream:
-            prepared, state = prepare(backbone, task, state, settings, progress)
-            every.append(prepared)
-        for prepared in every:
-            if prepared.task.name not in known:
-                assert state.fisher is not None
-                learned, state = finished(prepared, state.fisher - prepared.fisher)
-                yield learned
+        for group in stream.groups():
+            every: list[PreparedTask] = []
+            for task in group:
+                prepared, state = prepare(backbone, task, state, settings, progress)
+                every.append(prepared)
+            for prepared in every:
+                if prepared.task.name not in known:
+                    assert state.fisher is not None
+                    learned, state = finished(prepared, state.fisher - prepared.fisher)
+                    yield learned
         return
     for task in stream:
         if task.name not in known:

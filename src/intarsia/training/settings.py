@@ -1,8 +1,8 @@
 """Settings: frozen dataclasses that are the command line's flags and the record beside each result."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, Self
 
 from intarsia.curvature.choices import CurvatureKind, CurvatureOf, Estimator
 from intarsia.errors import InputError
@@ -108,6 +108,22 @@ class Training:
                 "batch-size 1 with feature centering: the mean of one image is the image; use 2, or leave it out "
                 "(center_features=False, --training.no-center-features)"
             )
+
+    def over_others(self, by: str) -> Self:
+        """The same, where a module is to know the Fishers of all other tasks that are known.
+
+        Args:
+            by: what wants that, in words.
+
+        Raises:
+            InputError: it is to know those of earlier tasks only.
+        """
+        if self.fisher_over == "earlier":
+            raise InputError(
+                f"{by}: every module knows the Fishers of all other tasks that are known: leave fisher-over 'earlier' "
+                "out, or say 'others'"
+            )
+        return replace(self, fisher_over="others")
 
 
 @dataclass(frozen=True)

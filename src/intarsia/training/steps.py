@@ -40,7 +40,7 @@ LARGEST_FEATURE = 1e15
 """Sums of squares of larger features leave float32."""
 
 
-def features_of(backbone: Backbone, task: Task, progress: Progress = silent, precision: Precision = "fp32") -> Tensor:
+def features_of(backbone: Backbone, task: Task, precision: Precision, progress: Progress = silent) -> Tensor:
     """(N, D), float32, on the CPU: features of a task's training images by the backbone's network as it stands; step 1.
 
     Raises:

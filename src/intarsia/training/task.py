@@ -34,7 +34,7 @@ def prepare(
     timings, number = Timings(), len(state.tasks) + 1
     seeds = Seeds(settings.seed, number)
 
-    features = features_of(backbone, task, progress, settings.precision)
+    features = features_of(backbone, task, settings.precision, progress)
     timings.lap("features")
     statistics = class_statistics(features, task, settings, seeds)
     timings.lap("statistics")

@@ -78,7 +78,9 @@ class EWCLoRA:
                 timings.lap("training")
                 state, anchor = adapter.state(), adapter.vector()
             network = moved(backbone, lambda name, _, taus=anchor: taus[name])
-            new = fisher_at(there(backbone, network), own, task, seeds.generator("keeper"), progress)
+            new = fisher_at(
+                there(backbone, network), own, task, settings.precision, seeds.generator("keeper"), progress
+            )
             fisher = added(fisher, new.mean(0.0, unit=True))
             head = own if head is None else Head.join([head, own])
             timings.lap("set-up")

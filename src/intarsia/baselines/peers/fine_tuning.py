@@ -23,7 +23,7 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 
 def own_head(backbone: Backbone, task: Task, settings: Settings, seeds: Seeds, progress: Progress) -> Head:
     """A head for the task's classes, pre-tuned on features by the network as it stands."""
-    features = features_of(backbone, task, progress, settings.precision)
+    features = features_of(backbone, task, settings.precision, progress)
     return new_head(backbone, features, task, settings, seeds)
 
 

@@ -87,14 +87,14 @@ class LCA:
             seeds = Seeds(settings.seed, number)
             with backbone.attach(self.adapter, seeds.generator("adapter")) as adapter:
                 adapter.compose(merged, 1)
-                before = features_of(backbone, task, progress, settings.precision)
+                before = features_of(backbone, task, settings.precision, progress)
                 fresh = new_head(backbone, before, task, settings, seeds)
                 timings.lap("set-up")
                 own = fine_tune(backbone, adapter, fresh, task, stream, settings, seeds, progress)
                 timings.lap("training")
                 merged = merged + self.part * leading(adapter.vector(), self.energy)
             network = moved(backbone, lambda name, _, taus=merged: taus[name])
-            after = features_of(there(backbone, network), task, progress, settings.precision)
+            after = features_of(there(backbone, network), task, settings.precision, progress)
             drift = fit_drift(before, after)
             gaussians = [
                 *(known.moved(drift) for known in gaussians),

@@ -156,7 +156,7 @@ class RanPAC:
             if self.adapt and number == 1:
                 network, kept = self._adapted(backbone, task, stream, settings, seeds, progress)
                 timings.lap("training")
-            features = features_of(network, task, progress, settings.precision)
+            features = features_of(network, task, settings.precision, progress)
             if layer is None:
                 layer = self._random_layer(network, features, Seeds(settings.seed).generator("projection"))
                 kept += count(dict(layer.named_buffers(recurse=False)))

@@ -86,7 +86,7 @@ class SLCA:
                 how = {"criterion": criterion, "slow": self.slow}
                 heads.append(fine_tune(backbone, adapter, head, task, stream, settings, seeds, progress, **how))
                 timings.lap("training")
-                features = features_of(backbone, task, progress, settings.precision)
+                features = features_of(backbone, task, settings.precision, progress)
                 state, vector = adapter.state(), adapter.vector()
             own = ClassGaussians.of(features, task.train.labels, len(task.classes), shared=self.shared)
             gaussians.append(own)

@@ -132,7 +132,7 @@ class TUNA:
                 apart = partial(overlap, adapter, tuple(adapters.values()), self.orthogonality)
                 own = fine_tune(backbone, adapter, fresh, task, stream, settings, seeds, progress, penalty=apart)
                 timings.lap("training")
-                features = features_of(backbone, task, progress, settings.precision)
+                features = features_of(backbone, task, settings.precision, progress)
                 state = {name: value.to(backbone.device) for name, value in adapter.state().items()}
             adapters = {**adapters, task.name: state}
             gaussians.append(ClassGaussians.of(features, task.train.labels, len(task.classes), shared=self.shared))
