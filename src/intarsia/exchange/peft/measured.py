@@ -121,7 +121,7 @@ def measured(
 
         def features(total: TaskVector | None, tasks: int) -> Tensor:
             attachment.compose(total, tasks)
-            return features_of(backbone, task, progress, settings.precision)
+            return features_of(backbone, task, settings.precision, progress)
 
         before = prepared.features if number == 1 else features(state.total, number - 1)
         put(attachment, parameters)
