@@ -87,7 +87,7 @@ def read_adapter(folder: str | Path) -> Adaptation:
     with reading(folder / WEIGHTS):
         if not parts:
             raise ValueError("no lora_A and lora_B in it")
-        updates = {path: _update(path, factors, config) for path, factors in parts.items()}
+        updates = {path: _update(path, parts[path], config) for path in sorted(parts)}
     about = {key: config.get(key) for key in ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")}
     return Adaptation(updates, tuple(sorted(saved)), config.get("base_model_name_or_path"), about)
 
