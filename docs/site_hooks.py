@@ -33,9 +33,11 @@ def folders() -> list[str]:
 
 
 def reference(folder: str) -> str:
-    """The page of a folder: its own docstring, then a section per file."""
+    """The page of a folder: its own docstring, then a section per file, those of folders inside it last."""
     name = f"intarsia.{folder}" if folder else "intarsia"
-    alone = sorted(path.stem for path in (PACKAGE / folder).glob("*.py") if not path.stem.startswith("__"))
+    found = (PACKAGE / folder).glob("**/*.py" if folder else "*.py")
+    parts = [path.relative_to(PACKAGE / folder).with_suffix("").parts for path in found]
+    alone = [".".join(path) for path in sorted(parts, key=lambda path: (len(path), path)) if not path[-1].startswith("__")]
     blocks = [f"# {folder or name}", f"::: {name}\n    options:\n      show_root_heading: false\n      members: false"]
     if not folder:
         blocks += ["`import intarsia` offers:", names()]

@@ -225,7 +225,7 @@ def test_gap_by_scale_is_jensens_gap_and_second_order_under_both_fishers(pool: P
 def test_short_vectors_are_of_second_order(pool: Pool) -> None:
     """Measured in s^2: from one small scale to half of it the same, and unlike that of the vectors as they are."""
     told: list[tuple[int, int]] = []
-    found = gap_path(pool, stream(), (0.05, 0.1, 8.0), progress=lambda phase, done, total: told.append((done, total)))
+    found = gap_path(pool, stream(), (0.05, 0.1, 32.0), progress=lambda phase, done, total: told.append((done, total)))
     bends = [gap / s**2 for gap, s in zip(found.measured, found.scales, strict=True)]
     assert bends[0] == pytest.approx(bends[1], rel=0.1)
     assert abs(bends[2] / bends[0] - 1) > 0.2

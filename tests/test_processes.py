@@ -72,7 +72,7 @@ def by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def close(one: Path, other: Path) -> None:
-    """Task vectors within 1e-5; all else within 1e-5 of the largest number of its tensor, where that is above 1."""
+    """Task vectors within 1e-5; what is measured with them within 2e-5 of its tensor's largest number, if above 1."""
     pools = [Pool.open(path) for path in (one, other)]
     assert pools[0].tasks == pools[1].tasks == ("animals", "food")
     for task in pools[0].tasks:
@@ -83,7 +83,7 @@ def close(one: Path, other: Path) -> None:
         told = load_file(other / path.relative_to(one))
         for name, value in load_file(path).items():
             scale = float(value.double().abs().max()) if value.numel() else 1.0
-            torch.testing.assert_close(value, told[name], rtol=0, atol=1e-5 * max(1.0, scale))
+            torch.testing.assert_close(value, told[name], rtol=0, atol=2e-5 * max(1.0, scale))
 
 
 @pytest.mark.slow
