@@ -37,7 +37,9 @@ def reference(folder: str) -> str:
     name = f"intarsia.{folder}" if folder else "intarsia"
     found = (PACKAGE / folder).glob("**/*.py" if folder else "*.py")
     parts = [path.relative_to(PACKAGE / folder).with_suffix("").parts for path in found]
-    alone = [".".join(path) for path in sorted(parts, key=lambda path: (len(path), path)) if not path[-1].startswith("__")]
+    alone = [
+        ".".join(path) for path in sorted(parts, key=lambda path: (len(path), path)) if not path[-1].startswith("__")
+    ]
     blocks = [f"# {folder or name}", f"::: {name}\n    options:\n      show_root_heading: false\n      members: false"]
     if not folder:
         blocks += ["`import intarsia` offers:", names()]
