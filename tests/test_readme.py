@@ -80,7 +80,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_first_two_commands_install_and_run() -> None:
     first, second = commands(README)[:2]
-    assert first.endswith("pip install . && intarsia learn")
+    assert first.endswith("pip install . && intarsia learn --max-per-class 30")
     assert second.endswith("pip install -e '.[dev]' && pytest")
 
 
