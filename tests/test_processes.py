@@ -72,7 +72,10 @@ def by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def close(one: Path, other: Path) -> None:
-    """Task vectors within 1e-5; what is measured with them within 2e-5 of its tensor's largest number, if above 1."""
+    """Task vectors within 1e-5; all else within 1e-5 of its tensor's largest number, if above 1.
+
+    Offsets of drifts within twice that: they are differences of products as large as the features.
+    """
     pools = [Pool.open(path) for path in (one, other)]
     assert pools[0].tasks == pools[1].tasks == ("animals", "food")
     for task in pools[0].tasks:
@@ -83,7 +86,8 @@ def close(one: Path, other: Path) -> None:
         told = load_file(other / path.relative_to(one))
         for name, value in load_file(path).items():
             scale = float(value.double().abs().max()) if value.numel() else 1.0
-            torch.testing.assert_close(value, told[name], rtol=0, atol=2e-5 * max(1.0, scale))
+            bound = 2e-5 if name == "offset" else 1e-5
+            torch.testing.assert_close(value, told[name], rtol=0, atol=bound * max(1.0, scale))
 
 
 @pytest.mark.slow

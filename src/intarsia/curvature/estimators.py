@@ -21,6 +21,17 @@ from torch import Tensor
 from intarsia.curvature.choices import Estimator
 
 
+def share_of(estimator: Estimator, probes: int) -> float:
+    """What the squares of one vector count.
+
+    Raises:
+        ValueError: probes below 1.
+    """
+    if probes < 1:
+        raise ValueError(f"probes = {probes}: expected 1 or more")
+    return 1.0 if estimator == "exact" else 1.0 / probes
+
+
 def logit_vectors(logits: Tensor, estimator: Estimator, probes: int, generator: torch.Generator | None) -> list[Tensor]:
     """The vectors (B, C) to push back from logits (B, C); their squared pull-backs sum to F (times probes)."""
     p = torch.softmax(logits, 1)

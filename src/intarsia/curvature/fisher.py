@@ -17,6 +17,7 @@ from torch import Tensor
 
 from intarsia.backbones.backbone import Backbone
 from intarsia.curvature.choices import Estimator
+from intarsia.curvature.estimators import share_of
 from intarsia.curvature.protocol import Curvature
 from intarsia.curvature.squares import add_squares
 from intarsia.curvature.taps import pull_back
@@ -150,11 +151,9 @@ def diagonal_fisher(
     Example:
         >>> fisher = diagonal_fisher(Backbone.load(), head, [images], generator=torch.Generator().manual_seed(0))
     """
-    if probes < 1:
-        raise ValueError(f"probes = {probes}: expected 1 or more")
+    weight = share_of(estimator, probes)
     halves = [{name: torch.zeros_like(w) for name, w in backbone.trainable.items()} for _ in range(2)]
     count = 0
-    weight = 1.0 / probes if estimator != "exact" else 1.0
     for images in batches:
         first = count  # images are numbered from it on, and go to the two halves by parity
 

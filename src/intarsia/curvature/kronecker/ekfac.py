@@ -19,7 +19,8 @@ from torch import Tensor
 
 from intarsia.backbones.backbone import Backbone
 from intarsia.curvature.choices import Estimator
-from intarsia.curvature.kronecker.kfac import Head, KroneckerFactors, kfac, pulled_back, shampoo, share_of, under
+from intarsia.curvature.estimators import share_of
+from intarsia.curvature.kronecker.kfac import Head, KroneckerFactors, kfac, pulled_back, shampoo, under
 from intarsia.curvature.kronecker.metric import EigenMetric, eigenbasis
 from intarsia.curvature.protocol import Curvature
 from intarsia.curvature.squares import add_squares

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from intarsia.backbones.backbone import Backbone
 from intarsia.curvature.choices import Estimator
+from intarsia.curvature.estimators import share_of
 from intarsia.curvature.kronecker.metric import KroneckerMetric
 from intarsia.curvature.protocol import Curvature
 from intarsia.curvature.taps import Receive, pull_back
@@ -202,21 +203,14 @@ def zeros(backbone: Backbone) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return outputs, {name: w.new_zeros(w.shape[1], w.shape[1]) for name, w in weights.items()}
 
 
-def share_of(estimator: Estimator, probes: int) -> float:
-    """What the squares of one vector count."""
-    return 1.0 if estimator == "exact" else 1.0 / max(probes, 1)
-
-
 def pulled_back(
     backbone: Backbone, head: Head | None, batches: Iterable[Tensor], receive: Receive, how: Mapping[str, Any]
 ) -> int:
     """``pull_back`` of all batches; the number of images.
 
     Raises:
-        ValueError: probes below 1, or no image at all.
+        ValueError: there is none.
     """
-    if how["probes"] < 1:
-        raise ValueError(f"probes = {how['probes']}: expected 1 or more")
     count = 0
     for images in batches:
         pull_back(backbone, head, images, receive, **how)
