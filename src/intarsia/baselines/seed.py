@@ -34,7 +34,7 @@ from intarsia.data.choices import Augmentation
 from intarsia.data.stream import Task, TaskStream
 from intarsia.heads.head import Head
 from intarsia.heads.trained_head import TrainableHead
-from intarsia.merging.merge import moved
+from intarsia.merging.merge import moved_by
 from intarsia.progress import Progress, Timings, silent
 from intarsia.training.loop import Loss, adamw, network_to_train, train, training_batch
 from intarsia.training.schedule import Batch, Seeds
@@ -217,7 +217,7 @@ class SEED:
             optimizer = adamw(settings, [*adapter.parameters(), *narrow.parameters(), *head.parameters()])
             train(optimizer, settings, images, labels, generator, loss, name=task.name, progress=progress)
             state, vector = adapter.state(), adapter.vector()
-        return Expert(state, moved(backbone, lambda name, _: vector[name]), narrow, dict(before.known))
+        return Expert(state, moved_by(backbone, vector), narrow, dict(before.known))
 
 
 def least_overlap(candidates: Sequence[Sequence[ClassGaussian]]) -> int:

@@ -20,7 +20,7 @@ from intarsia.data.choices import Augmentation
 from intarsia.data.stream import Task, TaskStream
 from intarsia.heads.head import Head
 from intarsia.heads.trained_head import TrainableHead
-from intarsia.merging.merge import moved
+from intarsia.merging.merge import moved_by
 from intarsia.merging.model import ComposedModel
 from intarsia.progress import Progress, Timings
 from intarsia.training.loop import Loss, adamw, network_to_train, train, training_batch
@@ -119,7 +119,7 @@ def train_in_turn(
             _train(model, task, strategy, progress)
             head, state, vector = model.head.trained(), attached.state(), attached.vector()
         timings.lap("training")
-        network = moved(backbone, lambda name, _, taus=vector: taus[name])
+        network = moved_by(backbone, vector)
         answering = classifier(backbone, network, head, classes)
         strategy.learned(task, backbone, answering, seeds.generator("keeper"), progress)
         timings.lap("set-up")

@@ -14,7 +14,7 @@ from intarsia.data.stream import TaskStream
 from intarsia.evaluation.gaps import whole_fisher_squares
 from intarsia.evaluation.kept import Keep, fresh, under
 from intarsia.evaluation.theorem import DRAWN, Sample, named
-from intarsia.merging.merge import combination, moved
+from intarsia.merging.merge import combination, moved_by
 from intarsia.pool import Pool
 from intarsia.progress import Progress, silent
 from intarsia.task_vector import TaskVector
@@ -98,7 +98,7 @@ def loss_paths(
             gradient.append(sample.gradient())
         combined = combination(pool.adapter, sample.modules, mixed)
         away = TaskVector({weight: combined(weight, theta0) for weight, theta0 in weights.items()})
-        loss = sample.loss(moved(pool.backbone, lambda weight, _: away[weight]))
+        loss = sample.loss(moved_by(pool.backbone, away))
         return [loss, float(gradient[0].inner(away)), 2 * float(sample.fisher.value(away))]
 
     points: dict[str, list[tuple[float, float, float]]] = {name: [] for name in lines}

@@ -56,6 +56,11 @@ def combination(
     return total
 
 
+def moved_by(backbone: Backbone, vector: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of theta0's network with a task vector added; see ``moved``."""
+    return moved(backbone, lambda name, _: vector[name])
+
+
 def moved(backbone: Backbone, by: Callable[[str, Tensor], Tensor], what: str = "an update") -> nn.Module:
     """A copy of theta0's network with ``by(name, theta0)`` added to each trainable weight (O, I).
 

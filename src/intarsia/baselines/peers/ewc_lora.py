@@ -26,7 +26,7 @@ from intarsia.baselines.peers.fine_tuning import fine_tune, own_head
 from intarsia.baselines.protocol import TaskResult, classifier, count, there
 from intarsia.data.stream import TaskStream
 from intarsia.heads.head import Head
-from intarsia.merging.merge import moved
+from intarsia.merging.merge import moved_by
 from intarsia.progress import Progress, Timings, silent
 from intarsia.training.schedule import Seeds
 from intarsia.training.settings import Settings
@@ -77,7 +77,7 @@ class EWCLoRA:
                 own = fine_tune(backbone, adapter, fresh, task, stream, settings, seeds, progress, penalty=held)
                 timings.lap("training")
                 state, anchor = adapter.state(), adapter.vector()
-            network = moved(backbone, lambda name, _, taus=anchor: taus[name])
+            network = moved_by(backbone, anchor)
             new = fisher_at(
                 there(backbone, network), own, task, settings.precision, seeds.generator("keeper"), progress
             )

@@ -34,7 +34,7 @@ from intarsia.baselines.sequential import new_head
 from intarsia.class_stats.drift import fit_drift
 from intarsia.data.stream import TaskStream
 from intarsia.heads.head import Head
-from intarsia.merging.merge import moved
+from intarsia.merging.merge import moved_by
 from intarsia.merging.rules.vectors import svd
 from intarsia.numerics import wide
 from intarsia.progress import Progress, Timings, silent
@@ -93,7 +93,7 @@ class LCA:
                 own = fine_tune(backbone, adapter, fresh, task, stream, settings, seeds, progress)
                 timings.lap("training")
                 merged = merged + self.part * leading(adapter.vector(), self.energy)
-            network = moved(backbone, lambda name, _, taus=merged: taus[name])
+            network = moved_by(backbone, merged)
             after = features_of(there(backbone, network), task, settings.precision, progress)
             drift = fit_drift(before, after)
             gaussians = [

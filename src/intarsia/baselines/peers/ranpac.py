@@ -25,7 +25,7 @@ from intarsia.baselines.protocol import TaskResult, classifier, count, there
 from intarsia.class_stats.shrinkage import moments, spread
 from intarsia.data.stream import Task, TaskStream
 from intarsia.heads.head import Head
-from intarsia.merging.merge import moved
+from intarsia.merging.merge import moved_by
 from intarsia.numerics import wide
 from intarsia.progress import Progress, Timings, silent
 from intarsia.training.schedule import Seeds
@@ -182,7 +182,7 @@ class RanPAC:
             head = own_head(backbone, task, settings, seeds, progress)
             fine_tune(backbone, adapter, head, task, stream, settings, seeds, progress)
             vector, kept = adapter.vector(), count(adapter.state())
-        return there(backbone, moved(backbone, lambda name, _: vector[name])), kept
+        return there(backbone, moved_by(backbone, vector)), kept
 
     def _random_layer(self, network: Backbone, features: Tensor, generator: torch.Generator) -> RandomFeatures:
         """Behind the network, for features like those (N, D) of the first task."""

@@ -29,7 +29,7 @@ from intarsia.baselines.peers.fine_tuning import fine_tune, own_head
 from intarsia.baselines.protocol import TaskResult, classifier, count
 from intarsia.data.stream import TaskStream
 from intarsia.heads.head import Head
-from intarsia.merging.merge import moved
+from intarsia.merging.merge import moved_by
 from intarsia.progress import Progress, Timings, silent
 from intarsia.training.schedule import Seeds
 from intarsia.training.settings import Settings
@@ -91,7 +91,7 @@ class SLCA:
             own = ClassGaussians.of(features, task.train.labels, len(task.classes), shared=self.shared)
             gaussians.append(own)
             head = self._aligned(heads, gaussians, seeds.generator("alignment"))
-            network = moved(backbone, lambda name, _, taus=vector: taus[name])
+            network = moved_by(backbone, vector)
             timings.lap("set-up")
             stored = count(state, *(h.tensors() for h in (*heads, head))) + sum(g.stored() for g in gaussians)
             model, seconds = classifier(backbone, network, head, classes), timings.seconds
