@@ -1,0 +1,43 @@
+"""The page of a pool: five places in tabs."""
+
+import gradio as gr
+from markupsafe import Markup
+
+from intarsia.studio.places import compose, overview, tryout, unlearn
+from intarsia.studio.session import Session
+
+OFTEN = 2.0
+"""Seconds between two looks at whether the pool has changed."""
+
+
+def page(session: Session) -> gr.Blocks:
+    """The page; what a tab has composed is its own, the pool and what was measured of it are all tabs'."""
+    with gr.Blocks(title=f"intarsia studio: {session.pool.path.name}", analytics_enabled=False) as blocks:
+        head = gr.HTML(elem_id="head")
+        seen, history = gr.State(""), gr.State([])
+        with gr.Tabs(elem_id="places"):
+            with gr.Tab("Pool", id="pool"):
+                overview.build(session, seen)
+            with gr.Tab("Compose", id="compose"):
+                compose.build(session, seen, history)
+            with gr.Tab("Try", id="try"):
+                tryout.build(session, seen, history)
+            with gr.Tab("Unlearn", id="unlearn"):
+                unlearn.build(session, seen)
+
+        def looked() -> tuple[str, Markup]:
+            return session.state, about(session)
+
+        blocks.load(looked, None, [seen, head], show_progress="hidden")
+    return blocks
+
+
+def about(session: Session) -> Markup:
+    """What pool this is."""
+    pool = session.pool
+    count = sum(map(len, pool.classes.values()))
+    return Markup('<h1>{}</h1><p class="about">{} modules of {} on {}, {} classes. What is shown at once is measured on '
+                  "{} test images, {} of each class.</p>").format(
+        pool.path.name, len(pool.tasks), str(pool.adapter), pool.index.backbone["name"].split("@")[0], count,
+        session.images, session.per_class,
+    )  # fmt: skip

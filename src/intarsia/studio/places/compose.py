@@ -1,0 +1,207 @@
+"""Compose: a slider per module, presets, undo; what it does to every task, at once."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import gradio as gr
+from markupsafe import Markup
+
+from intarsia.errors import InputError
+from intarsia.studio import composition as compositions
+from intarsia.studio import draw
+from intarsia.studio.composition import Composition
+from intarsia.studio.messages import notice, told
+from intarsia.studio.places.overview import FIGURED, advance, gaps_of
+from intarsia.studio.session import Session
+
+TOGETHER = 1.5
+"""Seconds in which several moves of one control are one step of "undo"."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a tab has composed: one step of its history.
+
+    Args:
+        composition: without the factor.
+        scale: factor of all coefficients.
+        control: which was moved last.
+        at: when, in seconds.
+    """
+
+    composition: Composition
+    scale: float = 1.0
+    control: str = ""
+    at: float = 0.0
+
+    @property
+    def composed(self) -> Composition:
+        """With the factor."""
+        return self.composition if self.scale == 1 else self.composition.scaled(self.scale)
+
+
+def after(history: Sequence[Step], step: Step) -> list[Step]:
+    """The history with a step more; a drag of one control is one step."""
+    if not history:
+        return [step]
+    last = history[-1]
+    if len(history) > 1 and step.control == last.control and step.at - last.at < TOGETHER:
+        return [*history[:-1], step]
+    same = (step.composition, step.scale) == (last.composition, last.scale)
+    return [*history] if same else [*history, step]
+
+
+def build(session: Session, seen: gr.State, history: gr.State) -> None:
+    """The place; its controls are made anew when ``seen`` changes."""
+    safe = told(session.pool.path.parent, session.models)
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=2, min_width=300):
+
+            @gr.render(inputs=seen, triggers=[seen.change])
+            def controls(state: str) -> None:
+                if state:
+                    _controls(session, safe, history, shown)
+
+        with gr.Column(scale=3, min_width=300):
+            shown = gr.HTML(elem_id="composed", elem_classes="live")
+            with gr.Row():
+                whole = gr.Button("Measure on all test images", elem_id="measure-whole")
+                gaps = gr.Button("Measure the theorem's gaps", elem_id="measure-composed-gaps")
+            more = gr.HTML(elem_id="more")
+            with gr.Row(equal_height=True, elem_classes="save"):
+                name = gr.Textbox(label="Name of the model", value="composed", max_lines=1, scale=2, min_width=160)
+                save = gr.Button("Save as model", scale=1, min_width=120, elem_id="save")
+
+    def on_all(steps: list[Step], progress: gr.Progress = gr.Progress()) -> Markup:  # noqa: B008
+        return _whole(session, _last(session, steps).composed, progress)
+
+    def on_training(steps: list[Step], progress: gr.Progress = gr.Progress()) -> Markup:  # noqa: B008
+        return gaps_of(session, _last(session, steps).composed, advance(progress))
+
+    def saved(steps: list[Step], called: str) -> None:
+        session.save(session.model(_last(session, steps).composed), called)
+        notice(f"Saved as {called}, in the folder {session.models.name} of the pool.")
+
+    whole.click(safe(on_all), history, more)
+    gaps.click(safe(on_training), history, more)
+    save.click(safe(saved), [history, name], None)
+
+
+def _last(session: Session, steps: Sequence[Step]) -> Step:
+    return steps[-1] if steps else Step(session.mean())
+
+
+def _controls(session: Session, safe: Any, history: gr.State, shown: gr.HTML) -> None:
+    """Presets, undo, a slider per module, which tasks answer, a factor of all."""
+    tasks = session.tasks
+    start = session.mean()
+    choice = gr.Dropdown(
+        compositions.presets(tasks), value=compositions.MEAN, label="Preset", elem_id="preset", filterable=True,
+        info="Sets all controls below. TIES merges the modules by its own rule; moving a slider leaves it.",
+    )  # fmt: skip
+    undo = gr.Button("Undo", elem_id="undo")
+    sliders = [
+        gr.Slider(-1, 1, value=w, step=0.01, label=task, elem_classes="coefficient", elem_id=f"slider-{place}")
+        for place, (task, w) in enumerate(start.weights)
+    ]
+    scale = gr.Slider(
+        0, 3, value=1, step=0.05, label="Factor of all coefficients", elem_id="scale",
+    )  # fmt: skip
+    answers = gr.CheckboxGroup(
+        [*tasks], value=[*tasks], label="Tasks that answer", elem_id="answers",
+        info="Their classes compete for every image; the others' classes are left out.",
+    )  # fmt: skip
+    inputs, controls = [history, answers, scale, *sliders], [choice, scale, answers, *sliders]
+
+    def begun() -> tuple[list[Step], Markup]:
+        return [Step(start)], _shown(session, Step(start))
+
+    def moved(which: str) -> Any:
+        def handler(steps: list[Step], answering: list[str], factor: float, *w: float) -> tuple[list[Step], Markup]:
+            found = Composition.of(tasks, dict(zip(tasks, w, strict=True)), answering)
+            step = Step(found, factor, which, time.monotonic())
+            return after(steps, step), _shown(session, step)
+
+        return safe(handler)
+
+    def chosen(steps: list[Step], name: str) -> tuple[Any, ...]:
+        step = Step(compositions.preset(name, tasks), 1.0, "preset", time.monotonic())
+        return after(steps, step), _shown(session, step), *_set(step)[1:]
+
+    def undone(steps: list[Step]) -> tuple[Any, ...]:
+        left = steps[:-1] or steps
+        return left, _shown(session, left[-1]), *_set(left[-1])
+
+    def _set(step: Step) -> list[Any]:
+        found = step.composition
+        return [gr.skip(), step.scale, [*found.answers], *(w for _, w in found.weights)]
+
+    how: Mapping[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last"}
+    for place, slider in enumerate(sliders):
+        slider.input(moved(f"slider {place}"), inputs, [history, shown], **how)
+    scale.input(moved("scale"), inputs, [history, shown], **how)
+    answers.input(moved("answers"), inputs, [history, shown], **how)
+    choice.input(safe(chosen), [history, choice], [history, shown, *controls[1:]], **how)
+    undo.click(safe(undone), history, [history, shown, *controls], show_progress="hidden")
+    gr.on([], safe(begun), None, [history, shown])
+
+
+def _shown(session: Session, step: Step) -> Markup:
+    """What a composition is worth, beside the mean."""
+    composed = step.composed
+    if not composed.answers:
+        raise InputError("no task answers: tick one or more under \"Tasks that answer\"")
+    began = time.perf_counter()
+    found, mean = session.measured(composed), session.measured(session.mean()).evaluation
+    took = time.perf_counter() - began
+    now = found.evaluation
+    counts = {task.name: len(task.test) for task in session.sample}
+    before = sum(mean.per_task[t] * counts[t] for t in now.tasks) / sum(counts[t] for t in now.tasks)
+    coefficients = dict(composed.weights)
+    rows = [
+        (task, "rule" if composed.rule else f"{coefficients[task]:.2f}", accuracy, draw.change(accuracy, mean.per_task[task]))
+        for task, accuracy in now.per_task.items()
+    ]
+    parts = [
+        draw.figures({
+            "Class-incremental accuracy": (f"{now.final_accuracy:.1f} %", draw.change(now.final_accuracy, before) + Markup(" against the mean")),
+            "Within the image's own task": (f"{now.task_il_accuracy:.1f} %", "its task is given"),
+        }),
+        draw.table("Accuracy per task, in percent, and the change against the mean of all modules.",
+                   ("task", "coefficient", "accuracy", "change"), rows),
+    ]  # fmt: skip
+    if 1 < len(now.tasks) <= FIGURED:
+        parts.append(
+            draw.heat("Which task is taken for which: percent of a row's images that are answered with a class of the "
+                      "column's task.", now.tasks, found.taken_for, "{:.0f}", 100.0, "image of", "answered as")
+        )  # fmt: skip
+    parts.append(
+        draw.note(
+            f"{now.images} test images, {session.per_class} of each class, always the same; {took:.2f} s. The same on "
+            f"the command line: {command(session.pool.path.name, composed)}"
+        )
+    )
+    return Markup("").join(parts)
+
+
+def command(pool: str, composed: Composition) -> str:
+    """What measures a composition on all test images, outside of the page."""
+    if composed.rule is not None:
+        return f"intarsia evaluate {pool} --rule {composed.rule}"
+    named = [f"{task}={w:.4g}" for task, w in composed.weights if w or task in composed.answers]
+    return f"intarsia evaluate {pool} --weights {' '.join(named)}"
+
+
+def _whole(session: Session, composed: Composition, progress: gr.Progress) -> Markup:
+    few = session.measured(composed).evaluation
+    found = session.measured_whole(composed, advance(progress)).evaluation
+    rows = [(task, few.per_task[task], accuracy) for task, accuracy in found.per_task.items()]
+    rows.append(("all", few.final_accuracy, found.final_accuracy))
+    rows.append(("within the task", few.task_il_accuracy, found.task_il_accuracy))
+    return draw.table(
+        f"Accuracy in percent on the sample ({few.images} images) and on all {found.images} test images.",
+        ("task", "sample", "all test images"),
+        rows,
+    )
