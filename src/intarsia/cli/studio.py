@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,9 @@ from intarsia.study.choice import Source
 if TYPE_CHECKING:
     from intarsia.data.stream import TaskStream
     from intarsia.pool import Pool
+
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class Studio:
 
     def _pool(self) -> int:
         from intarsia.console import OUT
+        from intarsia.studio.learning import Learning
         from intarsia.studio.page import page
         from intarsia.studio.serve import serve, tidy
         from intarsia.studio.session import Session
@@ -60,12 +65,15 @@ class Studio:
         pool = self.where.pool(self.what, self.device)
         session = Session(pool.path, pool.backbone, self._images, per_class=self.per_class)
         tidy(session.home)
-        blocks = page(session)
+        learning = Learning(session, self.where.backbone, folders=self.host in LOOPBACK)
+        blocks = page(session, learning)
         try:
             address = serve(blocks, session.uploads, host=self.host, port=self.port, share=self.share == "yes")
             OUT.print(f"{address} shows {self.what}; Ctrl-C ends it")
             blocks.block_thread()
         finally:
+            learning.stop()
+            shutil.rmtree(session.uploads, ignore_errors=True)
             tidy(session.home)
         return 0
 

@@ -27,9 +27,9 @@ def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[Cell]], kin
     )
     return wide(
         caption,
-        Markup(
-            '<table class="{}"><caption>{}</caption><thead><tr>{}</tr></thead><tbody>{}</tbody></table>'
-        ).format(kind, caption, heads, body),
+        Markup('<table class="{}"><caption>{}</caption><thead><tr>{}</tr></thead><tbody>{}</tbody></table>').format(
+            kind, caption, heads, body
+        ),
     )
 
 
@@ -68,9 +68,9 @@ def heat(
     corner = Markup('<td class="corner">{} ↓ {} →</td>').format(down, across)
     return wide(
         caption,
-        Markup(
-            '<table class="heat"><caption>{}</caption><thead><tr>{}{}</tr></thead><tbody>{}</tbody></table>'
-        ).format(caption, corner, heads, body),
+        Markup('<table class="heat"><caption>{}</caption><thead><tr>{}{}</tr></thead><tbody>{}</tbody></table>').format(
+            caption, corner, heads, body
+        ),
     )
 
 
@@ -147,8 +147,10 @@ def curve(
         ]
     parts += [_text(194, 204, across, "middle"), _text(44, 12, up, "start")]
     keys = Markup("").join(
-        Markup('<li><svg viewBox="0 0 24 8" aria-hidden="true"><line x1="0" x2="24" y1="4" y2="4" stroke="{}" '
-               'stroke-dasharray="{}"/></svg>{}</li>').format(colour, dash, name)
+        Markup(
+            '<li><svg viewBox="0 0 24 8" aria-hidden="true"><line x1="0" x2="24" y1="4" y2="4" stroke="{}" '
+            'stroke-dasharray="{}"/></svg>{}</li>'
+        ).format(colour, dash, name)
         for name, colour, dash in zip(lines, COLOURS, ("", "6 3", "2 3", "8 2 2 2"), strict=False)
     )
     return Markup(

@@ -1,6 +1,6 @@
 """How the page looks: the system's fonts, its own few rules for tables and figures, light and dark."""
 
-import gradio as gr
+from gradio.themes import Base
 
 FONTS = ("system-ui", "sans-serif")
 
@@ -8,9 +8,11 @@ FONTS = ("system-ui", "sans-serif")
 MONO = ("ui-monospace", "monospace")
 
 
-def theme() -> gr.themes.Base:
+def theme() -> Base:
     """Teal on grey, with no font but the system's: nothing is loaded from elsewhere."""
-    return gr.themes.Base(primary_hue="teal", secondary_hue="teal", neutral_hue="slate", font=FONTS, font_mono=MONO).set(
+    return Base(
+        primary_hue="teal", secondary_hue="teal", neutral_hue="slate", font=FONTS, font_mono=MONO
+    ).set(
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_hover="*primary_800",
         button_primary_text_color="white",
@@ -63,7 +65,8 @@ figure.curve polyline { fill: none; stroke-width: 2; }
 figure.curve .grid { stroke: var(--border-color-primary); stroke-width: 1; }
 figure.curve .mark { stroke: var(--body-text-color); stroke-width: 1; stroke-dasharray: 2 2; }
 figure.curve figcaption { font-size: .85rem; }
-ul.keys { list-style: none; display: flex; flex-wrap: wrap; gap: .25rem 1rem; padding: 0; margin: 0; font-size: .85rem; }
+ul.keys { list-style: none; display: flex; flex-wrap: wrap; gap: .25rem 1rem; padding: 0; margin: 0;
+  font-size: .85rem; }
 ul.keys svg { width: 1.6rem; height: .5rem; margin-right: .4rem; vertical-align: middle; }
 ul.keys line { stroke-width: 2; }
 .answer { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: .5rem .75rem; margin: .5rem 0; }

@@ -3,14 +3,12 @@
 import gradio as gr
 from markupsafe import Markup
 
-from intarsia.studio.places import compose, overview, tryout, unlearn
+from intarsia.studio.learning import Learning
+from intarsia.studio.places import compose, learn, overview, tryout, unlearn
 from intarsia.studio.session import Session
 
-OFTEN = 2.0
-"""Seconds between two looks at whether the pool has changed."""
 
-
-def page(session: Session) -> gr.Blocks:
+def page(session: Session, learning: Learning) -> gr.Blocks:
     """The page; what a tab has composed is its own, the pool and what was measured of it are all tabs'."""
     with gr.Blocks(title=f"intarsia studio: {session.pool.path.name}", analytics_enabled=False) as blocks:
         head = gr.HTML(elem_id="head")
@@ -24,6 +22,8 @@ def page(session: Session) -> gr.Blocks:
                 tryout.build(session, seen, history)
             with gr.Tab("Unlearn", id="unlearn"):
                 unlearn.build(session, seen)
+            with gr.Tab("Learn", id="learn"):
+                learn.build(session, learning, seen, head, about)
 
         def looked() -> tuple[str, Markup]:
             return session.state, about(session)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported, and later
 
-import gradio as gr  # noqa: E402
+import gradio as gr
 
-from intarsia.errors import InputError  # noqa: E402
-from intarsia.studio.look import CSS, theme  # noqa: E402
+from intarsia.errors import InputError
+from intarsia.studio.look import CSS, theme
 
 LARGEST = 2**30
 """Bytes of an upload."""

@@ -150,9 +150,7 @@ class Session:
 
     def measured_whole(self, composition: Composition, progress: Progress = silent) -> Measured:
         """A composition on all test images."""
-        return self._once(
-            (composition, "whole"), lambda: measure(composition.model(self.pool), self.stream, progress)
-        )
+        return self._once((composition, "whole"), lambda: measure(composition.model(self.pool), self.stream, progress))
 
     def of_model(self, key: Hashable, model: Callable[[], ComposedModel]) -> Measured:
         """Another model on the sample, kept under a key."""
@@ -173,7 +171,11 @@ class Session:
             InputError: coefficients that the theorem is not of.
         """
         weights = {task: w for task, w in composition.weights if w}
-        if composition.rule is not None or min(weights.values(), default=-1) < 0 or abs(sum(weights.values()) - 1) > 0.01:
+        if (
+            composition.rule is not None
+            or min(weights.values(), default=-1) < 0
+            or abs(sum(weights.values()) - 1) > 0.01
+        ):
             raise InputError(
                 "Theorem 1 is of coefficients of 0 or more that sum to 1: choose a preset, or change the sliders"
             )

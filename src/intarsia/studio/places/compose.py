@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -67,12 +67,12 @@ def build(session: Session, seen: gr.State, history: gr.State) -> None:
         with gr.Column(scale=3, min_width=300):
             shown = gr.HTML(elem_id="composed", elem_classes="live")
             with gr.Row():
-                whole = gr.Button("Measure on all test images", elem_id="measure-whole")
-                gaps = gr.Button("Measure the theorem's gaps", elem_id="measure-composed-gaps")
+                whole = gr.Button("Measure on all test images", size="md", elem_id="measure-whole")
+                gaps = gr.Button("Measure the theorem's gaps", size="md", elem_id="measure-composed-gaps")
             more = gr.HTML(elem_id="more")
             with gr.Row(equal_height=True, elem_classes="save"):
                 name = gr.Textbox(label="Name of the model", value="composed", max_lines=1, scale=2, min_width=160)
-                save = gr.Button("Save as model", scale=1, min_width=120, elem_id="save")
+                save = gr.Button("Save as model", size="md", scale=1, min_width=120, elem_id="save")
 
     def on_all(steps: list[Step], progress: gr.Progress = gr.Progress()) -> Markup:  # noqa: B008
         return _whole(session, _last(session, steps).composed, progress)
@@ -84,6 +84,11 @@ def build(session: Session, seen: gr.State, history: gr.State) -> None:
         session.save(session.model(_last(session, steps).composed), called)
         notice(f"Saved as {called}, in the folder {session.models.name} of the pool.")
 
+    def begun(_: str) -> tuple[list[Step], Markup, str]:
+        step = Step(session.mean())
+        return [step], _shown(session, step), ""
+
+    seen.change(safe(begun), seen, [history, shown, more], show_progress="minimal")
     whole.click(safe(on_all), history, more)
     gaps.click(safe(on_training), history, more)
     save.click(safe(saved), [history, name], None)
@@ -97,13 +102,16 @@ def _controls(session: Session, safe: Any, history: gr.State, shown: gr.HTML) ->
     """Presets, undo, a slider per module, which tasks answer, a factor of all."""
     tasks = session.tasks
     start = session.mean()
-    choice = gr.Dropdown(
-        compositions.presets(tasks), value=compositions.MEAN, label="Preset", elem_id="preset", filterable=True,
-        info="Sets all controls below. TIES merges the modules by its own rule; moving a slider leaves it.",
-    )  # fmt: skip
-    undo = gr.Button("Undo", elem_id="undo")
+    with gr.Row(elem_classes="save"):
+        choice = gr.Dropdown(
+            compositions.presets(tasks), value=compositions.MEAN, label="Preset", elem_id="preset", scale=3,
+            info="Sets all controls below. TIES merges by a rule of its own; moving a slider leaves it.", min_width=180,
+        )  # fmt: skip
+        undo = gr.Button("Undo", elem_id="undo", scale=1, min_width=90, size="md")
     sliders = [
-        gr.Slider(-1, 1, value=w, step=0.01, label=task, elem_classes="coefficient", elem_id=f"slider-{place}")
+        gr.Slider(
+            -1, 1, value=round(w, 3), step=0.01, label=task, elem_classes="coefficient", elem_id=f"slider-{place}"
+        )
         for place, (task, w) in enumerate(start.weights)
     ]
     scale = gr.Slider(
@@ -114,9 +122,6 @@ def _controls(session: Session, safe: Any, history: gr.State, shown: gr.HTML) ->
         info="Their classes compete for every image; the others' classes are left out.",
     )  # fmt: skip
     inputs, controls = [history, answers, scale, *sliders], [choice, scale, answers, *sliders]
-
-    def begun() -> tuple[list[Step], Markup]:
-        return [Step(start)], _shown(session, Step(start))
 
     def moved(which: str) -> Any:
         def handler(steps: list[Step], answering: list[str], factor: float, *w: float) -> tuple[list[Step], Markup]:
@@ -136,7 +141,7 @@ def _controls(session: Session, safe: Any, history: gr.State, shown: gr.HTML) ->
 
     def _set(step: Step) -> list[Any]:
         found = step.composition
-        return [gr.skip(), step.scale, [*found.answers], *(w for _, w in found.weights)]
+        return [gr.skip(), step.scale, [*found.answers], *(round(w, 3) for _, w in found.weights)]
 
     how: Mapping[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last"}
     for place, slider in enumerate(sliders):
@@ -145,14 +150,13 @@ def _controls(session: Session, safe: Any, history: gr.State, shown: gr.HTML) ->
     answers.input(moved("answers"), inputs, [history, shown], **how)
     choice.input(safe(chosen), [history, choice], [history, shown, *controls[1:]], **how)
     undo.click(safe(undone), history, [history, shown, *controls], show_progress="hidden")
-    gr.on([], safe(begun), None, [history, shown])
 
 
 def _shown(session: Session, step: Step) -> Markup:
     """What a composition is worth, beside the mean."""
     composed = step.composed
     if not composed.answers:
-        raise InputError("no task answers: tick one or more under \"Tasks that answer\"")
+        raise InputError('no task answers: tick one or more under "Tasks that answer"')
     began = time.perf_counter()
     found, mean = session.measured(composed), session.measured(session.mean()).evaluation
     took = time.perf_counter() - began
@@ -161,7 +165,12 @@ def _shown(session: Session, step: Step) -> Markup:
     before = sum(mean.per_task[t] * counts[t] for t in now.tasks) / sum(counts[t] for t in now.tasks)
     coefficients = dict(composed.weights)
     rows = [
-        (task, "rule" if composed.rule else f"{coefficients[task]:.2f}", accuracy, draw.change(accuracy, mean.per_task[task]))
+        (
+            task,
+            "rule" if composed.rule else f"{coefficients[task]:.2f}",
+            accuracy,
+            draw.change(accuracy, mean.per_task[task]),
+        )
         for task, accuracy in now.per_task.items()
     ]
     parts = [

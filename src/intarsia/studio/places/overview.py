@@ -1,14 +1,14 @@
 """Pool: a row per module, the cosines between them, and the theorem's two gaps."""
 
-from collections.abc import Callable
-
 import gradio as gr
 import torch
 from markupsafe import Markup
 
 from intarsia.backbones.preprocessing import unit
 from intarsia.data.stream import Task
+from intarsia.progress import Progress
 from intarsia.studio import draw
+from intarsia.studio.composition import Composition
 from intarsia.studio.messages import told
 from intarsia.studio.session import Session
 
@@ -26,11 +26,13 @@ def build(session: Session, seen: gr.State) -> None:
     with gr.Accordion("How far do the task vectors agree?", open=True):
         cosines = gr.HTML(elem_id="cosines")
     with gr.Accordion("Theorem 1: is the mean better than the modules on average?", open=True):
-        gr.HTML(draw.note(
-            "The loss of the composed model is set beside the mean loss of its modules, on training images. The gap "
-            "between them is positive where composing helps; the Fisher predicts it to second order."
-        ))
-        measure = gr.Button("Measure the gaps", elem_id="measure-gaps")
+        gr.HTML(
+            draw.note(
+                "The loss of the composed model is set beside the mean loss of its modules, on training images. The gap "
+                "between them is positive where composing helps; the Fisher predicts it to second order."
+            )
+        )
+        measure = gr.Button("Measure the gaps", size="md", elem_id="measure-gaps")
         gaps = gr.HTML(elem_id="gaps")
 
     seen.change(safe(lambda _: _modules(session)), seen, modules, show_progress="minimal")
@@ -42,12 +44,16 @@ def build(session: Session, seen: gr.State) -> None:
     measure.click(safe(measured), None, gaps)
 
 
-def advance(progress: gr.Progress) -> Callable[[str, int, int], None]:
+def advance(progress: gr.Progress) -> Progress:
     """Gradio's bar as this package's progress."""
-    return lambda phase, done, total: progress((done, total), desc=phase)
+
+    def report(phase: str, done: int, total: int) -> None:
+        progress((done, total), desc=phase)
+
+    return report
 
 
-def gaps_of(session: Session, composition, progress) -> Markup:  # noqa: ANN001
+def gaps_of(session: Session, composition: Composition, progress: Progress) -> Markup:
     """The theorem's numbers on a composition."""
     found = session.gaps(composition, progress)
     return draw.figures(
@@ -66,8 +72,11 @@ def _modules(session: Session) -> Markup:
     rows = []
     for task in session.sample:
         card = session.pool.card(task.name)
-        ways = {way: names for way in ("fisher", "statistics", "vectors", "prototypes")
-                if (names := getattr(card.influenced_by, way))}
+        ways = {
+            way: names
+            for way in ("fisher", "statistics", "vectors", "prototypes")
+            if (names := getattr(card.influenced_by, way))
+        }
         saw = "; ".join(f"{way} of {_listed(names)}" for way, names in ways.items()) or "nothing of other tasks"
         rows.append((
             task.name, _samples(session, task), session.alone(task.name), mean.per_task[task.name],

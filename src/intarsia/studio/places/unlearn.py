@@ -5,6 +5,7 @@ from functools import partial
 import gradio as gr
 from markupsafe import Markup
 
+from intarsia.merging.model import ComposedModel
 from intarsia.studio import draw
 from intarsia.studio.messages import notice, told
 from intarsia.studio.places.overview import advance
@@ -19,13 +20,19 @@ def build(session: Session, seen: gr.State) -> None:
     safe = told(session.pool.path.parent, session.models)
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
-            task = gr.Dropdown([*session.tasks], value=session.tasks[0], label="Task to unlearn", elem_id="unlearn-task")
+            task = gr.Dropdown(
+                [*session.tasks], value=session.tasks[0], label="Task to unlearn", elem_id="unlearn-task"
+            )
             how = gr.Radio([DROP, NEGATE], value=NEGATE, label="How", elem_id="unlearn-how")
-            amount = gr.Slider(0, 1, value=0.5, step=0.05, label="How much of its vector to subtract (λ)", elem_id="amount")
-            draw_it = gr.Button("Draw the curve", elem_id="draw-curve")
+            amount = gr.Slider(
+                0, 1, value=0.5, step=0.05, label="How much of its vector to subtract (λ)", elem_id="amount"
+            )
+            draw_it = gr.Button("Draw the curve", size="md", elem_id="draw-curve")
             with gr.Row(equal_height=True, elem_classes="save"):
-                name = gr.Textbox(label="Name of the model without it", value="unlearned", max_lines=1, scale=2, min_width=160)
-                export = gr.Button("Export", scale=1, min_width=120, elem_id="export")
+                name = gr.Textbox(
+                    label="Name of the model without it", value="unlearned", max_lines=1, scale=2, min_width=160
+                )
+                export = gr.Button("Export", size="md", scale=1, min_width=120, elem_id="export")
         with gr.Column(scale=3, min_width=300):
             shown = gr.HTML(elem_id="unlearned", elem_classes="live")
             drawn = gr.HTML(elem_id="curve")
@@ -51,12 +58,16 @@ def build(session: Session, seen: gr.State) -> None:
 
     def filled(_: str, target: str, lam: float) -> tuple[object, ...]:
         target = target if target in session.tasks else session.tasks[0]
-        return gr.update(choices=[*session.tasks], value=target), _measured(session, target, lam), _influenced(session, target)
+        return (
+            gr.update(choices=[*session.tasks], value=target),
+            _measured(session, target, lam),
+            _influenced(session, target),
+        )
 
     seen.change(safe(filled), [seen, *inputs], [task, shown, seen_by], show_progress="hidden")
 
 
-def _model(session: Session, task: str, mode: str, amount: float):  # noqa: ANN202
+def _model(session: Session, task: str, mode: str, amount: float) -> ComposedModel:
     pool = session.pool
     return pool.unlearn(task) if mode == DROP else pool.unlearn(task, mode="negate", scale=amount)
 
