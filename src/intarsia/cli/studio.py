@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +16,8 @@ from intarsia.errors import InputError
 from intarsia.study.choice import Source
 
 if TYPE_CHECKING:
+    from gradio import Blocks
+
     from intarsia.data.stream import TaskStream
     from intarsia.pool import Pool
 
@@ -53,29 +57,50 @@ class Studio:
                 f"{self.what} holds neither a pool (intarsia learn) nor a comparison (intarsia compare){more}"
             )
         library("gradio", "studio")
-        raise SystemExit(self._pool())
+        self._comparison() if compared else self._pool()
+        return {}
 
-    def _pool(self) -> int:
+    def _comparison(self) -> None:
+        if self.source.chooses or self.where != Where() or self.per_class is not None:
+            raise InputError(
+                f"{self.what} holds a comparison, all of it measured: --per-class, --backbone and the flags that choose "
+                "images are for a pool"
+            )
+        from intarsia.studio.comparison import comparison
+
+        with tempfile.TemporaryDirectory() as uploads:  # of which there are none
+            self._answer(comparison(self.what), Path(uploads))
+
+    def _answer(self, blocks: Blocks, uploads: Path) -> None:
+        """Until Ctrl-C, which is the way to end it."""
         from intarsia.console import OUT
+        from intarsia.studio.serve import serve
+
+        address = serve(blocks, uploads, host=self.host, port=self.port, share=self.share == "yes")
+        OUT.print(f"{address} shows {self.what}; Ctrl-C ends it")
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            OUT.print("ended")
+        finally:
+            blocks.close(verbose=False)
+
+    def _pool(self) -> None:
         from intarsia.studio.learning import Learning
         from intarsia.studio.page import page
-        from intarsia.studio.serve import serve, tidy
+        from intarsia.studio.serve import tidy
         from intarsia.studio.session import Session
 
         pool = self.where.pool(self.what, self.device)
         session = Session(pool.path, pool.backbone, self._images, per_class=self.per_class)
         tidy(session.home)
         learning = Learning(session, self.where.backbone, folders=self.host in LOOPBACK)
-        blocks = page(session, learning)
         try:
-            address = serve(blocks, session.uploads, host=self.host, port=self.port, share=self.share == "yes")
-            OUT.print(f"{address} shows {self.what}; Ctrl-C ends it")
-            blocks.block_thread()
+            self._answer(page(session, learning), session.uploads)
         finally:
             learning.stop()
             shutil.rmtree(session.uploads, ignore_errors=True)
             tidy(session.home)
-        return 0
 
     def _images(self, pool: Pool, tasks: Sequence[str]) -> TaskStream:
         return self.where.stream(self.source, pool, tasks)

@@ -25,17 +25,15 @@ def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[Cell]], kin
     body = Markup("").join(
         Markup('<tr><th scope="row">{}</th>{}</tr>').format(row[0], Markup("").join(map(cell, row[1:]))) for row in rows
     )
-    return wide(
-        caption,
-        Markup('<table class="{}"><caption>{}</caption><thead><tr>{}</tr></thead><tbody>{}</tbody></table>').format(
-            kind, caption, heads, body
-        ),
-    )
+    return _wide(caption, kind, heads, body)
 
 
-def wide(label: str, content: Markup) -> Markup:
-    """What may be wider than the page, reachable by keyboard."""
-    return Markup('<div class="wide" tabindex="0" role="region" aria-label="{}">{}</div>').format(label, content)
+def _wide(caption: str, kind: str, heads: Markup, body: Markup) -> Markup:
+    """A table that may be wider than the page, reachable by keyboard; what it shows stands above."""
+    return Markup(
+        '<p class="caption">{0}</p><div class="wide" tabindex="0" role="region" aria-label="{0}">'
+        '<table class="table {1}"><thead><tr>{2}</tr></thead><tbody>{3}</tbody></table></div>'
+    ).format(caption, kind, heads, body)
 
 
 def heat(
@@ -66,12 +64,7 @@ def heat(
         for name, row in zip(names, rows, strict=True)
     )
     corner = Markup('<td class="corner">{} ↓ {} →</td>').format(down, across)
-    return wide(
-        caption,
-        Markup('<table class="heat"><caption>{}</caption><thead><tr>{}{}</tr></thead><tbody>{}</tbody></table>').format(
-            caption, corner, heads, body
-        ),
-    )
+    return _wide(caption, "heat", corner + heads, body)
 
 
 def change(now: float, before: float) -> Markup:

@@ -10,9 +10,7 @@ MONO = ("ui-monospace", "monospace")
 
 def theme() -> Base:
     """Teal on grey, with no font but the system's: nothing is loaded from elsewhere."""
-    return Base(
-        primary_hue="teal", secondary_hue="teal", neutral_hue="slate", font=FONTS, font_mono=MONO
-    ).set(
+    return Base(primary_hue="teal", secondary_hue="teal", neutral_hue="slate", font=FONTS, font_mono=MONO).set(
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_hover="*primary_800",
         button_primary_text_color="white",
@@ -31,35 +29,35 @@ CSS = """
 .gradio-container .about { margin: .15rem 0 0; font-size: .9rem; color: var(--body-text-color); opacity: .85; }
 .wide { overflow-x: auto; max-width: 100%; margin: .25rem 0 .75rem; }
 .wide:focus-visible { outline: 2px solid var(--color-accent); }
-.wide table { border-collapse: collapse; font-size: .875rem; min-width: 0; }
-.wide caption { text-align: left; caption-side: top; font-size: .875rem; padding: .25rem 0; max-width: 44rem;
-  position: sticky; left: 0; white-space: normal; }
-.wide th, .wide td { padding: .3rem .6rem; border-bottom: 1px solid var(--border-color-primary); text-align: right;
+.wide table.table { border-collapse: collapse; font-size: .875rem; margin: 0; border-width: 0; }
+.wide table.table tr { border-width: 0; }
+.caption { font-size: .875rem; margin: .5rem 0 .25rem; max-width: 52rem; }
+.wide table.table th, .wide table.table td { padding: .3rem .6rem; border-width: 0 0 1px;
+  border-style: solid; border-color: var(--border-color-primary); text-align: right;
   font-variant-numeric: tabular-nums; vertical-align: middle; }
-.wide th { font-weight: 600; text-align: right; }
-.wide thead th { vertical-align: bottom; }
-.wide tbody th, .wide thead th:first-child, .wide .words td, .wide .words th { text-align: left; }
-.wide .modules td:nth-child(2), .wide .modules th:nth-child(2), .wide .modules td:last-child,
-.wide .modules th:last-child { text-align: left; }
-.wide .modules td:nth-child(2) { min-width: 15rem; }
+.wide table.table th { font-weight: 600; }
+.wide table.table thead th { vertical-align: bottom; }
+.wide table.table tbody th, .wide table.table thead th:first-child, .wide table.words td, .wide table.words th,
+.wide table.modules :is(td, th):nth-child(2), .wide table.modules :is(td, th):last-child { text-align: left; }
+.wide table.modules td:nth-child(2) { min-width: 15rem; }
 .samples { display: flex; gap: 3px; }
 .samples img { width: 2.4rem; height: 2.4rem; object-fit: contain; image-rendering: pixelated; border-radius: 3px; }
-.heat td { text-align: center !important; min-width: 2.6rem; padding: .3rem .2rem !important;
+.wide table.heat td { text-align: center; min-width: 2.6rem; padding: .3rem .2rem;
   background: color-mix(in srgb, var(--sign) var(--share), transparent); }
-.heat td.corner { background: none; font-size: .75rem; white-space: nowrap; text-align: left !important; }
-.heat thead th { font-weight: 400; text-align: center !important; }
+.wide table.heat td.corner { background: none; font-size: .75rem; white-space: nowrap; text-align: left; }
+.wide table.heat thead th { font-weight: 400; text-align: center; }
 .heat thead th span { writing-mode: vertical-rl; transform: rotate(180deg); display: inline-block; }
-.heat tbody th { font-weight: 400; white-space: nowrap; }
+.wide table.heat tbody th { font-weight: 400; white-space: nowrap; }
 dl.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: .5rem; margin: .25rem 0; }
 dl.figures > div { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: .5rem .75rem; }
 dl.figures dt { font-size: .85rem; } dl.figures dd { margin: 0; font-size: .85rem; }
 dl.figures b { font-size: 1.5rem; font-variant-numeric: tabular-nums; display: block; }
-.up { color: var(--up); } .down { color: var(--down); } .up, .down, .same { white-space: nowrap; }
+.up, .up * { color: var(--up); } .down, .down * { color: var(--down); } .up, .down, .same { white-space: nowrap; }
 .said { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 .note { font-size: .875rem; margin: .25rem 0; max-width: 52rem; overflow-wrap: anywhere; }
 figure.curve { margin: .5rem 0; max-width: 34rem; }
 figure.curve svg { width: 100%; height: auto; overflow: visible; }
-figure.curve text { font-size: 9px; fill: var(--body-text-color); }
+figure.curve text { font-size: 11px; fill: var(--body-text-color); }
 figure.curve polyline { fill: none; stroke-width: 2; }
 .dark figure.curve polyline, .dark figure.curve circle, .dark .keys line { filter: brightness(1.5); }
 figure.curve .grid { stroke: var(--border-color-primary); stroke-width: 1; }
@@ -79,13 +77,16 @@ ol.bars li { display: grid; grid-template-columns: 1fr auto; gap: .5rem; positio
 ol.bars .bar { position: absolute; inset: 1px auto 1px 0; width: var(--share); border-radius: 3px;
   background: color-mix(in srgb, var(--up) 25%, transparent); }
 ol.bars li > span { position: relative; overflow-wrap: anywhere; } ol.bars li > .bar { position: absolute; }
+figure.drawn { display: inline-block; margin: .5rem 1rem .5rem 0; max-width: min(100%, 36rem); vertical-align: top; }
+figure.drawn img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
+figure.drawn figcaption { font-size: .85rem; }
 .save { align-items: end; }
 .live { min-height: 3rem; }
 footer { display: none !important; }
 @media (max-width: 40rem) {
   .gradio-container { padding: .4rem !important; }
-  .wide th, .wide td { padding: .25rem .35rem; }
-  .wide .modules td:nth-child(2) { min-width: 11rem; }
+  .wide table.table th, .wide table.table td { padding: .25rem .35rem; }
+  .wide table.modules td:nth-child(2) { min-width: 11rem; }
   .samples img { width: 1.7rem; height: 1.7rem; }
 }
 """

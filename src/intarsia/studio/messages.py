@@ -58,12 +58,12 @@ def told(*roots: Path) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def _say(text: str) -> NoReturn:
-    raise gr.Error(text, duration=None, print_exception=False, title="This did not work")
+    raise gr.Error(text, duration=None, print_exception=False)
 
 
 def notice(text: str) -> None:
     """A short word in the page that something is done."""
-    gr.Info(text, duration=6, title="Done")
+    gr.Info(text, duration=6)
 
 
 Handler = Callable[..., Any]

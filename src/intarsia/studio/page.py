@@ -13,7 +13,7 @@ def page(session: Session, learning: Learning) -> gr.Blocks:
     with gr.Blocks(title=f"intarsia studio: {session.pool.path.name}", analytics_enabled=False) as blocks:
         head = gr.HTML(elem_id="head")
         seen, history = gr.State(""), gr.State([])
-        with gr.Tabs(elem_id="places"):
+        with gr.Tabs(elem_id="places", overflow_behavior="wrap"):
             with gr.Tab("Pool", id="pool"):
                 overview.build(session, seen)
             with gr.Tab("Compose", id="compose"):

@@ -71,7 +71,9 @@ def build(session: Session, seen: gr.State, history: gr.State) -> None:
                 gaps = gr.Button("Measure the theorem's gaps", size="md", elem_id="measure-composed-gaps")
             more = gr.HTML(elem_id="more")
             with gr.Row(equal_height=True, elem_classes="save"):
-                name = gr.Textbox(label="Name of the model", value="composed", max_lines=1, scale=2, min_width=160)
+                name = gr.Textbox(
+                    interactive=True, label="Name of the model", value="composed", max_lines=1, scale=2, min_width=160
+                )
                 save = gr.Button("Save as model", size="md", scale=1, min_width=120, elem_id="save")
 
     def on_all(steps: list[Step], progress: gr.Progress = gr.Progress()) -> Markup:  # noqa: B008
@@ -84,11 +86,12 @@ def build(session: Session, seen: gr.State, history: gr.State) -> None:
         session.save(session.model(_last(session, steps).composed), called)
         notice(f"Saved as {called}, in the folder {session.models.name} of the pool.")
 
-    def begun(_: str) -> tuple[list[Step], Markup, str]:
+    def begun(_: str) -> tuple[list[Step], Markup]:
         step = Step(session.mean())
-        return [step], _shown(session, step), ""
+        return [step], _shown(session, step)
 
-    seen.change(safe(begun), seen, [history, shown, more], show_progress="minimal")
+    history.change(lambda: "", None, more, show_progress="hidden")
+    seen.change(safe(begun), seen, [history, shown], show_progress="minimal")
     whole.click(safe(on_all), history, more)
     gaps.click(safe(on_training), history, more)
     save.click(safe(saved), [history, name], None)
@@ -104,21 +107,28 @@ def _controls(session: Session, safe: Any, history: gr.State, shown: gr.HTML) ->
     start = session.mean()
     with gr.Row(elem_classes="save"):
         choice = gr.Dropdown(
-            compositions.presets(tasks), value=compositions.MEAN, label="Preset", elem_id="preset", scale=3,
+            compositions.presets(tasks), value=compositions.MEAN, interactive=True, label="Preset", elem_id="preset", scale=3,
             info="Sets all controls below. TIES merges by a rule of its own; moving a slider leaves it.", min_width=180,
         )  # fmt: skip
         undo = gr.Button("Undo", elem_id="undo", scale=1, min_width=90, size="md")
     sliders = [
         gr.Slider(
-            -1, 1, value=round(w, 3), step=0.01, label=task, elem_classes="coefficient", elem_id=f"slider-{place}"
+            -1,
+            1,
+            value=round(w, 3),
+            step=0.01,
+            interactive=True,
+            label=task,
+            elem_classes="coefficient",
+            elem_id=f"slider-{place}",
         )
         for place, (task, w) in enumerate(start.weights)
     ]
     scale = gr.Slider(
-        0, 3, value=1, step=0.05, label="Factor of all coefficients", elem_id="scale",
+        0, 3, value=1, step=0.05, interactive=True, label="Factor of all coefficients", elem_id="scale",
     )  # fmt: skip
     answers = gr.CheckboxGroup(
-        [*tasks], value=[*tasks], label="Tasks that answer", elem_id="answers",
+        [*tasks], value=[*tasks], interactive=True, label="Tasks that answer", elem_id="answers",
         info="Their classes compete for every image; the others' classes are left out.",
     )  # fmt: skip
     inputs, controls = [history, answers, scale, *sliders], [choice, scale, answers, *sliders]

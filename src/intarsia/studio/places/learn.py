@@ -26,15 +26,24 @@ def build(session: Session, learning: Learning, seen: gr.State, head: gr.HTML, a
                       "are not changed. Learning goes on if you close this page."))  # fmt: skip
     with gr.Row(equal_height=False):
         with gr.Column(min_width=300):
-            name = gr.Textbox(label="Name of the task", max_lines=1, elem_id="task-name")
+            name = gr.Textbox(interactive=True, label="Name of the task", max_lines=1, elem_id="task-name")
             archive = gr.File(
                 label="Zip of its images", file_types=[".zip"], type="filepath", height=120, elem_id="zip"
             )
             folder = gr.Textbox(
-                label="Or a folder on this machine", max_lines=1, visible=learning.folders, elem_id="folder"
+                interactive=True,
+                label="Or a folder on this machine",
+                max_lines=1,
+                visible=learning.folders,
+                elem_id="folder",
             )
             epochs = gr.Number(
-                label="Epochs (0: as many as the pool's other tasks)", value=0, precision=0, minimum=0, maximum=1000
+                interactive=True,
+                label="Epochs (0: as many as the pool's other tasks)",
+                value=0,
+                precision=0,
+                minimum=0,
+                maximum=1000,
             )
             look = gr.Button("Look at the images", size="md", elem_id="look")
         with gr.Column(min_width=300):

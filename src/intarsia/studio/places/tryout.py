@@ -31,7 +31,9 @@ def build(session: Session, seen: gr.State, history: gr.State) -> None:
     with gr.Row(equal_height=False):
         files = gr.File(label="Pictures", file_count="multiple", type="filepath", elem_id="pictures", height=150)
         with gr.Column():
-            expert = gr.Dropdown([*session.tasks], value=session.tasks[0], label="Specialist", elem_id="expert")
+            expert = gr.Dropdown(
+                [*session.tasks], value=session.tasks[0], interactive=True, label="Specialist", elem_id="expert"
+            )
             with gr.Accordion("Camera", open=False):
                 camera = gr.Image(sources=["webcam"], type="filepath", format="png", label="Camera", buttons=[])
     answers = gr.HTML(elem_id="answers-of-models", elem_classes="live")

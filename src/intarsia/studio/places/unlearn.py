@@ -21,16 +21,31 @@ def build(session: Session, seen: gr.State) -> None:
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
             task = gr.Dropdown(
-                [*session.tasks], value=session.tasks[0], label="Task to unlearn", elem_id="unlearn-task"
+                [*session.tasks],
+                value=session.tasks[0],
+                interactive=True,
+                label="Task to unlearn",
+                elem_id="unlearn-task",
             )
-            how = gr.Radio([DROP, NEGATE], value=NEGATE, label="How", elem_id="unlearn-how")
+            how = gr.Radio([DROP, NEGATE], value=NEGATE, interactive=True, label="How", elem_id="unlearn-how")
             amount = gr.Slider(
-                0, 1, value=0.5, step=0.05, label="How much of its vector to subtract (λ)", elem_id="amount"
+                0,
+                1,
+                value=0.5,
+                step=0.05,
+                interactive=True,
+                label="How much of its vector to subtract (λ)",
+                elem_id="amount",
             )
             draw_it = gr.Button("Draw the curve", size="md", elem_id="draw-curve")
             with gr.Row(equal_height=True, elem_classes="save"):
                 name = gr.Textbox(
-                    label="Name of the model without it", value="unlearned", max_lines=1, scale=2, min_width=160
+                    interactive=True,
+                    label="Name of the model without it",
+                    value="unlearned",
+                    max_lines=1,
+                    scale=2,
+                    min_width=160,
                 )
                 export = gr.Button("Export", size="md", scale=1, min_width=120, elem_id="export")
         with gr.Column(scale=3, min_width=300):
