@@ -63,8 +63,8 @@ class Studio:
     def _comparison(self) -> None:
         if self.source.chooses or self.where != Where() or self.per_class is not None:
             raise InputError(
-                f"{self.what} holds a comparison, all of it measured: --per-class, --backbone and the flags that choose "
-                "images are for a pool"
+                f"{self.what} holds a comparison, all of it measured: --per-class, --backbone and the flags that "
+                "choose images are for a pool"
             )
         from intarsia.studio.comparison import comparison
 
@@ -86,7 +86,7 @@ class Studio:
             blocks.close(verbose=False)
 
     def _pool(self) -> None:
-        from intarsia.studio.learning import Learning
+        from intarsia.studio.learning.process import Learning
         from intarsia.studio.page import page
         from intarsia.studio.serve import tidy
         from intarsia.studio.session import Session
@@ -98,7 +98,7 @@ class Studio:
         try:
             self._answer(page(session, learning), session.uploads)
         finally:
-            learning.stop()
+            learning.close()
             shutil.rmtree(session.uploads, ignore_errors=True)
             tidy(session.home)
 

@@ -17,7 +17,7 @@ from intarsia.pool import Pool
 from intarsia.progress import Progress, silent
 
 MOVE = 0.45
-"""Seconds that the images of a sample take, if their number is not given: with the merging, a move is below a second."""
+"""Seconds that the images of a sample may take, if their number is not given: a move is then below a second."""
 
 
 MOST = 20

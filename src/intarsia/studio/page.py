@@ -3,7 +3,7 @@
 import gradio as gr
 from markupsafe import Markup
 
-from intarsia.studio.learning import Learning
+from intarsia.studio.learning.process import Learning
 from intarsia.studio.places import compose, learn, overview, tryout, unlearn
 from intarsia.studio.session import Session
 
@@ -36,8 +36,15 @@ def about(session: Session) -> Markup:
     """What pool this is."""
     pool = session.pool
     count = sum(map(len, pool.classes.values()))
-    return Markup('<h1>{}</h1><p class="about">{} modules of {} on {}, {} classes. What is shown at once is measured on '
-                  "{} test images, {} of each class.</p>").format(
-        pool.path.name, len(pool.tasks), str(pool.adapter), pool.index.backbone["name"].split("@")[0], count,
-        session.images, session.per_class,
-    )  # fmt: skip
+    return Markup(
+        '<h1>{}</h1><p class="about">{} modules of {} on {}, {} classes. What is shown at once is '
+        "measured on {} test images, {} of each class.</p>"
+    ).format(
+        pool.path.name,
+        len(pool.tasks),
+        str(pool.adapter),
+        pool.index.backbone["name"].split("@")[0],
+        count,
+        session.images,
+        session.per_class,
+    )

@@ -107,9 +107,15 @@ def _controls(session: Session, safe: Any, history: gr.State, shown: gr.HTML) ->
     start = session.mean()
     with gr.Row(elem_classes="save"):
         choice = gr.Dropdown(
-            compositions.presets(tasks), value=compositions.MEAN, interactive=True, label="Preset", elem_id="preset", scale=3,
-            info="Sets all controls below. TIES merges by a rule of its own; moving a slider leaves it.", min_width=180,
-        )  # fmt: skip
+            compositions.presets(tasks),
+            value=compositions.MEAN,
+            interactive=True,
+            label="Preset",
+            elem_id="preset",
+            scale=3,
+            info="Sets all controls below. TIES merges by a rule of its own; moving a slider leaves it.",
+            min_width=180,
+        )
         undo = gr.Button("Undo", elem_id="undo", scale=1, min_width=90, size="md")
     sliders = [
         gr.Slider(
@@ -125,12 +131,22 @@ def _controls(session: Session, safe: Any, history: gr.State, shown: gr.HTML) ->
         for place, (task, w) in enumerate(start.weights)
     ]
     scale = gr.Slider(
-        0, 3, value=1, step=0.05, interactive=True, label="Factor of all coefficients", elem_id="scale",
-    )  # fmt: skip
+        0,
+        3,
+        value=1,
+        step=0.05,
+        interactive=True,
+        label="Factor of all coefficients",
+        elem_id="scale",
+    )
     answers = gr.CheckboxGroup(
-        [*tasks], value=[*tasks], interactive=True, label="Tasks that answer", elem_id="answers",
+        [*tasks],
+        value=[*tasks],
+        interactive=True,
+        label="Tasks that answer",
+        elem_id="answers",
         info="Their classes compete for every image; the others' classes are left out.",
-    )  # fmt: skip
+    )
     inputs, controls = [history, answers, scale, *sliders], [choice, scale, answers, *sliders]
 
     def moved(which: str) -> Any:
@@ -184,18 +200,34 @@ def _shown(session: Session, step: Step) -> Markup:
         for task, accuracy in now.per_task.items()
     ]
     parts = [
-        draw.figures({
-            "Class-incremental accuracy": (f"{now.final_accuracy:.1f} %", draw.change(now.final_accuracy, before) + Markup(" against the mean")),
-            "Within the image's own task": (f"{now.task_il_accuracy:.1f} %", "its task is given"),
-        }),
-        draw.table("Accuracy per task, in percent, and the change against the mean of all modules.",
-                   ("task", "coefficient", "accuracy", "change"), rows),
-    ]  # fmt: skip
+        draw.figures(
+            {
+                "Class-incremental accuracy": (
+                    f"{now.final_accuracy:.1f} %",
+                    Markup("{} against the mean").format(draw.change(now.final_accuracy, before)),
+                ),
+                "Within the image's own task": (f"{now.task_il_accuracy:.1f} %", "its task is given"),
+            }
+        ),
+        draw.table(
+            "Accuracy per task, in percent, and the change against the mean of all modules.",
+            ("task", "coefficient", "accuracy", "change"),
+            rows,
+        ),
+    ]
     if 1 < len(now.tasks) <= FIGURED:
         parts.append(
-            draw.heat("Which task is taken for which: percent of a row's images that are answered with a class of the "
-                      "column's task.", now.tasks, found.taken_for, "{:.0f}", 100.0, "image of", "answered as")
-        )  # fmt: skip
+            draw.heat(
+                "Which task is taken for which: percent of a row's images that are answered with a class of the "
+                "column's task.",
+                now.tasks,
+                found.taken_for,
+                "{:.0f}",
+                100.0,
+                "image of",
+                "answered as",
+            )
+        )
     parts.append(
         draw.note(
             f"{now.images} test images, {session.per_class} of each class, always the same; {took:.2f} s. The same on "

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from intarsia.errors import InputError
 from intarsia.studio import draw
-from intarsia.studio.learning import Learning, NewTask, Status, progress_of
+from intarsia.studio.learning.process import Learning, NewTask, Status, progress_of
 from intarsia.studio.messages import notice, told
 from intarsia.studio.places.overview import advance
 from intarsia.studio.session import Session
@@ -21,9 +21,13 @@ def build(session: Session, learning: Learning, seen: gr.State, head: gr.HTML, a
     """The place; it looks now and then, and sets ``seen`` when the pool has changed."""
     safe = told(session.pool.path.parent, session.uploads)
     task = gr.State(None)
-    gr.HTML(draw.note("Teach the pool one more task. Its images lie as <class>/<image>, or train/<class>/<image> and "
-                      "test/<class>/<image>; without test images, a fifth of each class is held out. The other modules "
-                      "are not changed. Learning goes on if you close this page."))  # fmt: skip
+    gr.HTML(
+        draw.note(
+            "Teach the pool one more task. Its images lie as <class>/<image>, or train/<class>/<image> and "
+            "test/<class>/<image>; without test images, a fifth of each class is held out. The other modules "
+            "are not changed. Learning goes on if you close this page."
+        )
+    )
     with gr.Row(equal_height=False):
         with gr.Column(min_width=300):
             name = gr.Textbox(interactive=True, label="Name of the task", max_lines=1, elem_id="task-name")
@@ -52,9 +56,7 @@ def build(session: Session, learning: Learning, seen: gr.State, head: gr.HTML, a
             with gr.Row():
                 stop = gr.Button("Stop", size="md", interactive=False, elem_id="stop", min_width=80)
                 go_on = gr.Button("Go on", size="md", interactive=False, elem_id="go-on", min_width=80)
-                give_up = gr.Button(
-                    "Give up the stopped run", size="md", interactive=False, elem_id="give-up", min_width=80
-                )
+                give_up = gr.Button("Give up", size="md", interactive=False, elem_id="give-up", min_width=80)
             shown = gr.HTML(elem_id="learning", elem_classes="live")
     buttons = [start, stop, go_on, give_up]
 
@@ -120,16 +122,27 @@ def _found(made: NewTask, cost: dict[str, Any]) -> Markup:
     task = made.stream[0]
     held = " A fifth of each class is held out to test." if made.test_fraction else ""
     notes = Markup("").join(draw.note(text) for text in made.stream.notes)
-    return draw.table(
-        f"What learning {task.name} will cost on this machine, for the pool's own number of epochs.{held}",
-        ("", "estimate"),
-        [
-            ("classes", ", ".join(task.classes)), ("training images", f"{len(task.train)}"),
-            ("test images", f"{len(task.test)}"), ("minutes", f"{cost['set_up_minutes'] + cost['training_minutes']:.1f}"),
-            ("memory, MiB", f"{cost['memory_mib']:.0f}"), ("disk, MiB", f"{cost['disk_mib']:.1f}"),
-        ],
-        "words",
-    ) + notes  # fmt: skip
+    return (
+        draw.table(
+            f"What learning {task.name} will cost on this machine, for the pool's own number of epochs.{held}",
+            ("", "estimate"),
+            [
+                ("classes", ", ".join(task.classes)),
+                ("training images", f"{len(task.train)}"),
+                ("test images", f"{len(task.test)}"),
+                ("minutes", _minutes(cost)),
+                ("memory, MiB", f"{cost['memory_mib']:.0f}"),
+                ("disk, MiB", f"{cost['disk_mib']:.1f}"),
+            ],
+            "words",
+        )
+        + notes
+    )
+
+
+def _minutes(cost: dict[str, Any]) -> str:
+    found = cost["set_up_minutes"] + cost["training_minutes"]
+    return f"{found:.1f}" if found >= 0.1 else "less than 0.1"
 
 
 def _shown(status: Status) -> Markup:
@@ -142,7 +155,7 @@ def _shown(status: Status) -> Markup:
     elif status.stopped:
         word = f"A run was stopped {status.stopped}. Go on, and it ends as if it had never been stopped."
     else:
-        word = "Nothing is being learned." if not status.said else "Done: the new module is in the pool."
+        word = "Done: the new module is in the pool." if status.done else "Nothing is being learned."
     parts = Markup('<p class="note" role="status">{}</p>').format(word)
     if len(status.losses) > 1:
         points = [(float(epoch), loss) for epoch, loss in enumerate(status.losses, start=1)]

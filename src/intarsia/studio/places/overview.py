@@ -28,8 +28,8 @@ def build(session: Session, seen: gr.State) -> None:
     with gr.Accordion("Theorem 1: is the mean better than the modules on average?", open=True):
         gr.HTML(
             draw.note(
-                "The loss of the composed model is set beside the mean loss of its modules, on training images. The gap "
-                "between them is positive where composing helps; the Fisher predicts it to second order."
+                "The loss of the composed model is set beside the mean loss of its modules, on training images. The "
+                "gap between them is positive where composing helps; the Fisher predicts it to second order."
             )
         )
         measure = gr.Button("Measure the gaps", size="md", elem_id="measure-gaps")
@@ -78,10 +78,16 @@ def _modules(session: Session) -> Markup:
             if (names := getattr(card.influenced_by, way))
         }
         saw = "; ".join(f"{way} of {_listed(names)}" for way, names in ways.items()) or "nothing of other tasks"
-        rows.append((
-            task.name, _samples(session, task), session.alone(task.name), mean.per_task[task.name],
-            f"{lengths[task.name]:.2f}", saw,
-        ))  # fmt: skip
+        rows.append(
+            (
+                task.name,
+                _samples(session, task),
+                session.alone(task.name),
+                mean.per_task[task.name],
+                f"{lengths[task.name]:.2f}",
+                saw,
+            )
+        )
     return draw.table(
         f"Modules of the pool. Accuracy in percent on a sample of {session.images} test images, {session.per_class} of "
         "each class.",
@@ -110,6 +116,11 @@ def _cosines(session: Session) -> Markup:
     if len(lengths) > FIGURED:
         return draw.note(f"{len(lengths)} modules are too many for a square of cosines.")
     return draw.heat(
-        "Cosine between task vectors: 1 is the same direction, 0 none in common.", [*lengths], cosines, "{:.2f}", 1.0,
-        "task", "task",
-    )  # fmt: skip
+        "Cosine between task vectors: 1 is the same direction, 0 none in common.",
+        [*lengths],
+        cosines,
+        "{:.2f}",
+        1.0,
+        "task",
+        "task",
+    )

@@ -26,8 +26,12 @@ TOP = 3
 def build(session: Session, seen: gr.State, history: gr.State) -> None:
     """The place."""
     safe = told(session.pool.path.parent, session.uploads)
-    gr.HTML(draw.note("Drop pictures of your own. Three models answer: what you composed, the backbone without any "
-                      "module, and the specialist of one task, which knows its own classes only."))  # fmt: skip
+    gr.HTML(
+        draw.note(
+            "Drop pictures of your own. Three models answer: what you composed, the backbone without any "
+            "module, and the specialist of one task, which knows its own classes only."
+        )
+    )
     with gr.Row(equal_height=False):
         files = gr.File(label="Pictures", file_count="multiple", type="filepath", elem_id="pictures", height=150)
         with gr.Column():
@@ -51,8 +55,14 @@ def build(session: Session, seen: gr.State, history: gr.State) -> None:
         return answers_of(session, models, [Path(path) for path in paths])
 
     inputs = [history, files, camera, expert]
-    gr.on([files.change, camera.change, expert.input, history.change], safe(answered), inputs, answers,
-          trigger_mode="always_last", show_progress="minimal")  # fmt: skip
+    gr.on(
+        [files.change, camera.change, expert.input, history.change],
+        safe(answered),
+        inputs,
+        answers,
+        trigger_mode="always_last",
+        show_progress="minimal",
+    )
     seen.change(lambda _: gr.update(choices=[*session.tasks]), seen, expert, show_progress="hidden")
 
 

@@ -120,8 +120,13 @@ def _curve(session: Session, task: str, amount: float, progress: gr.Progress) ->
     lines = {task: [(x, own or 0.0) for x, own, _ in sides], "other tasks": [(x, c or 0.0) for x, _, c in sides]}
     return draw.curve(
         f"Accuracy over the coefficient of {task}, from its share in the mean, {1 / count:.2f}, down; all classes "
-        "compete.", lines, f"coefficient of {task}", "accuracy, %", limits=(0.0, 100.0), at=1 / count - amount,
-    )  # fmt: skip
+        "compete.",
+        lines,
+        f"coefficient of {task}",
+        "accuracy, %",
+        limits=(0.0, 100.0),
+        at=1 / count - amount,
+    )
 
 
 def _influenced(session: Session, task: str) -> Markup:
@@ -130,6 +135,8 @@ def _influenced(session: Session, task: str) -> Markup:
         return draw.note(f"No other module saw anything of {task} while it was learned.")
     rows = [(other, ", ".join(ways)) for other, ways in found.items()]
     return draw.table(
-        f"Still influenced by {task}: what other modules saw of it while they were learned.", ("module", "saw its"),
-        rows, "words",
-    )  # fmt: skip
+        f"Still influenced by {task}: what other modules saw of it while they were learned.",
+        ("module", "saw its"),
+        rows,
+        "words",
+    )

@@ -17,12 +17,13 @@ from pathlib import Path
 from intarsia.data.stream import TaskStream
 from intarsia.errors import InputError
 from intarsia.labels import check_name
+from intarsia.pool import Pool
 from intarsia.progress import Progress, silent
 from intarsia.regularizers.records import build_regularizer
 from intarsia.store.files import write_json, writing
 from intarsia.store.lock import HOLDER, RUN, holder, one_writer
+from intarsia.studio.learning.uploads import inner, unpacked
 from intarsia.studio.session import Session
-from intarsia.studio.uploads import inner, unpacked
 from intarsia.study.estimate import Estimate, estimate
 from intarsia.training.checkpoint import Checkpoint
 from intarsia.training.fine_tuning import Configuration
@@ -63,7 +64,8 @@ class Status:
         stopped: where a run stands that can be gone on with, in words; empty if none is.
         said: the last lines of what the process said.
         losses: per image, after each epoch of the task being learned.
-        failed: the process has ended with an error, its last line.
+        failed: our process has ended with an error: its last line.
+        done: our process has ended well.
     """
 
     running: bool
@@ -72,6 +74,7 @@ class Status:
     said: tuple[str, ...] = ()
     losses: tuple[float, ...] = ()
     failed: str = ""
+    done: bool = False
 
 
 class Learning:
@@ -87,6 +90,7 @@ class Learning:
         self._session, self._backbone, self.folders = session, backbone, folders
         self._process: subprocess.Popen[bytes] | None = None
         self._log = session.home / "learn.log"
+        self._kept: set[Path] = set()
 
     @property
     def _pool(self) -> Path:
@@ -101,15 +105,20 @@ class Learning:
             InputError: the name or the zip is no good, or the pool has the task or one of its classes; nothing is kept.
         """
         check_name("task", name)
+        self._session.pool.check_new(name, ())
+        self._refuse()
         folder = self._session.home / "images" / name
         with writing(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
+            if folder.exists():  # it was looked at before, and not learned
+                shutil.rmtree(folder)
         try:
-            return self._task(unpacked(archive, folder, progress), name)
-        except InputError as error:
-            if "is there already" not in str(error):
-                shutil.rmtree(folder, ignore_errors=True)
+            task = self._task(unpacked(archive, folder, progress), name)
+        except InputError:
+            shutil.rmtree(folder, ignore_errors=True)
             raise
+        self._kept.add(folder)
+        return task
 
     def from_folder(self, folder: Path, name: str) -> NewTask:
         """A task of the images in a folder of this machine.
@@ -150,7 +159,6 @@ class Learning:
             InputError: something is being learned, or a run was stopped that can be gone on with.
         """
         self._refuse()
-        Checkpoint.of(self._pool).refuse()
         split = self._session.home / f"{task.name}.json"
         with writing(split):
             self._session.home.mkdir(parents=True, exist_ok=True)
@@ -166,7 +174,7 @@ class Learning:
         Raises:
             InputError: something is being learned.
         """
-        self._refuse()
+        self._refuse(stopped=False)
         self._begin(["--resume"])
 
     def give_up(self) -> None:
@@ -185,9 +193,25 @@ class Learning:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(PATIENCE)
 
-    def _refuse(self) -> None:
+    def close(self) -> None:
+        """Stop, and remove the images of zips that were looked at and not learned."""
+        self.stop()
+        left = {*Pool.open(self._pool).tasks} if not Checkpoint.of(self._pool).exists else None
+        for folder in self._kept:
+            if left is not None and folder.name not in left:
+                shutil.rmtree(folder, ignore_errors=True)
+                (self._session.home / f"{folder.name}.json").unlink(missing_ok=True)
+
+    def _refuse(self, *, stopped: bool = True) -> None:
+        """Refuse while the pool is being written, and where a run was stopped that can be gone on with.
+
+        Raises:
+            InputError: which of the two.
+        """
         if self.status().running:
             raise InputError(f"the pool is being written by {holder(self._pool)}: wait for it, or stop it there")
+        if stopped and (checkpoint := Checkpoint.of(self._pool)).exists:
+            raise InputError(f'a run was stopped {checkpoint.where()}: "Go on" with it, or "Give up", first')
 
     def _begin(self, flags: list[str]) -> None:
         command = [sys.executable, "-m", "intarsia", "learn", *flags, "--out", str(self._pool), "--run.no-evaluate"]
@@ -208,8 +232,17 @@ class Learning:
             return Status(True, ours, said=said, losses=tuple(checkpoint.losses()))
         code = None if self._process is None else self._process.returncode
         failed = said[-1].removeprefix("intarsia: ") if code == 2 and said else ""
-        stopped = checkpoint.where() if checkpoint.exists else ""
-        return Status(False, stopped=stopped, said=said, losses=tuple(checkpoint.losses()), failed=failed)
+        if checkpoint.exists:
+            losses = tuple(checkpoint.losses())
+            return Status(False, stopped=checkpoint.where(), said=said, losses=losses, failed=failed)
+        if code != 0:
+            return Status(False, said=said, failed=failed)
+        return Status(False, said=said, done=True, losses=tuple(self._learned_losses()))
+
+    def _learned_losses(self) -> list[float]:
+        """Of the newest module."""
+        pool = Pool.open(self._pool)
+        return [float(loss) for loss in pool.card(pool.tasks[-1]).measures.get("losses", ())]
 
     def _said(self) -> tuple[str, ...]:
         with suppress(OSError):
