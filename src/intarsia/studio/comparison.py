@@ -1,6 +1,7 @@
 """The page of a comparison: a table that can be sorted, accuracy against tasks, and times."""
 
 import base64
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from intarsia.report.page import seconds_per_task
 from intarsia.store.files import read_json, reading
 from intarsia.studio import draw
 from intarsia.study.folder import TABLE
-from intarsia.study.summary import COLUMNS, LEGEND, cells
+from intarsia.study.summary import ACCURACIES, COLUMNS, LEGEND, cells
 
 
 def comparison(folder: Path) -> gr.Blocks:
@@ -28,7 +29,7 @@ def comparison(folder: Path) -> gr.Blocks:
         curves = {name: run["incremental_accuracy"] for name, run in runs.items()}
         tasks = len(next(iter(runs.values()))["tasks"])
         costs = {row["method"]: [seconds_per_task(row, tasks)] for row in rows}
-        table = [[_number(text) for text in cells(row)] for row in rows]
+        table, values = [cells(row) for row in rows], [_values(row) for row in rows]
         methods = [(row["method"], row["about"]) for row in rows]
     drawn = {
         "Accuracy on the classes seen so far, in percent, seed 0.": figures.accuracy_by_task(curves),
@@ -40,15 +41,7 @@ def comparison(folder: Path) -> gr.Blocks:
             Markup('<h1>{}</h1><p class="about">{} methods, {} tasks.</p>').format(folder.name, len(rows), tasks),
             elem_id="head",
         )
-        gr.Dataframe(
-            table,
-            headers=["method", *COLUMNS],
-            datatype="str",
-            interactive=False,
-            label="Click a heading to sort by it.",
-            elem_id="table",
-            buttons=[],
-        )
+        gr.HTML(draw.sortable("Press a heading to sort by it.", ("method", *COLUMNS), table, values), elem_id="table")
         gr.HTML(draw.note(LEGEND))
         gr.HTML(shown)
         with gr.Accordion("What the methods are", open=False):
@@ -56,12 +49,11 @@ def comparison(folder: Path) -> gr.Blocks:
     return blocks
 
 
-def _number(text: str) -> Any:
-    """A cell as a number where it is one, so that it is sorted as one."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
+def _values(row: Mapping[str, Any]) -> list[Any]:
+    """What the cells of a row are sorted by."""
+    minutes = row["set_up_minutes"] + row["training_minutes"]
+    accuracies = [row[name] for name in ACCURACIES]
+    return [row["method"], *accuracies, minutes, row["memory_mib"], row["numbers_per_task"], row["images_kept"]]
 
 
 def _figure(caption: str, png: bytes) -> Markup:

@@ -28,6 +28,35 @@ def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[Cell]], kin
     return _wide(caption, kind, heads, body)
 
 
+def sortable(
+    caption: str, head: Sequence[str], rows: Sequence[Sequence[str]], values: Sequence[Sequence[float | str | None]]
+) -> Markup:
+    """A table whose headings are buttons that sort it (``look.SORT``).
+
+    Args:
+        caption: what it shows.
+        head: names of the columns.
+        rows: what is written.
+        values: what is sorted by, of the same shape.
+    """
+    heads = Markup("").join(
+        Markup('<th scope="col" aria-sort="none"><button type="button" class="sort">{}</button></th>').format(name)
+        for name in head
+    )
+    body = Markup("").join(
+        Markup('<tr><th scope="row" data-value="{}">{}</th>{}</tr>').format(
+            keys[0],
+            row[0],
+            Markup("").join(
+                Markup('<td data-value="{}">{}</td>').format("" if key is None else key, text)
+                for key, text in zip(keys[1:], row[1:], strict=True)
+            ),
+        )
+        for row, keys in zip(rows, values, strict=True)
+    )
+    return _wide(caption, "numbers", heads, body)
+
+
 def _wide(caption: str, kind: str, heads: Markup, body: Markup) -> Markup:
     """A table that may be wider than the page, reachable by keyboard; what it shows stands above."""
     return Markup(

@@ -22,6 +22,23 @@ def theme() -> Base:
     )
 
 
+SORT = """<script>
+document.addEventListener('click', event => {
+  const button = event.target.closest('button.sort');
+  if (!button) return;
+  const heading = button.closest('th'), row = heading.parentElement, body = heading.closest('table').tBodies[0];
+  const place = [...row.children].indexOf(heading), down = heading.getAttribute('aria-sort') === 'ascending' ? -1 : 1;
+  const key = line => line.children[place].dataset.value;
+  [...row.children].forEach(each => each.setAttribute('aria-sort', 'none'));
+  heading.setAttribute('aria-sort', down > 0 ? 'ascending' : 'descending');
+  const order = (a, b) => a === '' || b === '' ? (a === '') - (b === '')
+    : down * (isNaN(a) || isNaN(b) ? a.localeCompare(b) : a - b);
+  body.append(...[...body.rows].sort((a, b) => order(key(a), key(b))));
+});
+</script>"""
+"""A table whose headings are buttons is sorted by the one that is pressed, numbers as numbers, nothing last."""
+
+
 CSS = """
 .gradio-container { --up: #0072B2; --down: #D55E00; max-width: 84rem !important; padding: .75rem !important; }
 .dark .gradio-container, .gradio-container.dark { --up: #56B4E9; --down: #E69F00; }
@@ -38,8 +55,8 @@ CSS = """
 .wide table.table th { font-weight: 600; }
 .wide table.table thead th { vertical-align: bottom; }
 .wide table.table tbody th, .wide table.table thead th:first-child, .wide table.words td, .wide table.words th,
-.wide table.modules :is(td, th):nth-child(2), .wide table.modules :is(td, th):last-child { text-align: left; }
-.wide table.modules td:nth-child(2) { min-width: 15rem; }
+.wide table.modules th:nth-last-child(-n+2), .wide table.modules td:nth-last-child(-n+2) { text-align: left;
+  min-width: 14rem; }
 .samples { display: flex; gap: 3px; }
 .samples img { width: 2.4rem; height: 2.4rem; object-fit: contain; image-rendering: pixelated; border-radius: 3px; }
 .wide table.heat td { text-align: center; min-width: 2.6rem; padding: .3rem .2rem;
@@ -80,13 +97,15 @@ ol.bars li > span { position: relative; overflow-wrap: anywhere; } ol.bars li > 
 figure.drawn { display: inline-block; margin: .5rem 1rem .5rem 0; max-width: min(100%, 36rem); vertical-align: top; }
 figure.drawn img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 figure.drawn figcaption { font-size: .85rem; }
+button.sort { all: unset; cursor: pointer; } button.sort:focus-visible { outline: 2px solid var(--color-accent); }
+th[aria-sort=ascending] button.sort::after { content: " ▲"; }
+th[aria-sort=descending] button.sort::after { content: " ▼"; }
 .save { align-items: end; }
 .live { min-height: 3rem; }
 footer { display: none !important; }
 @media (max-width: 40rem) {
   .gradio-container { padding: .4rem !important; }
   .wide table.table th, .wide table.table td { padding: .25rem .35rem; }
-  .wide table.modules td:nth-child(2) { min-width: 11rem; }
   .samples img { width: 1.7rem; height: 1.7rem; }
 }
 """

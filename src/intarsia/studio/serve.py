@@ -10,13 +10,13 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 import gradio as gr
 
 from intarsia.errors import InputError
-from intarsia.studio.look import CSS, theme
+from intarsia.studio.look import CSS, SORT, theme
 
 LARGEST = 2**30
 """Bytes of an upload."""
 
 
-HEAD = '<link rel="icon" href="data:,">'
+HEAD = f'<link rel="icon" href="data:,">{SORT}'
 
 
 def serve(blocks: gr.Blocks, uploads: Path, *, host: str, port: int | None, share: bool) -> str:

@@ -1,5 +1,7 @@
 """Pool: a row per module, the cosines between them, and the theorem's two gaps."""
 
+from dataclasses import asdict
+
 import gradio as gr
 import torch
 from markupsafe import Markup
@@ -7,6 +9,7 @@ from markupsafe import Markup
 from intarsia.backbones.preprocessing import unit
 from intarsia.data.stream import Task
 from intarsia.progress import Progress
+from intarsia.store.card import Influence
 from intarsia.studio import draw
 from intarsia.studio.composition import Composition
 from intarsia.studio.messages import told
@@ -69,36 +72,34 @@ def gaps_of(session: Session, composition: Composition, progress: Progress) -> M
 def _modules(session: Session) -> Markup:
     mean = session.measured(session.mean()).evaluation
     lengths, _ = session.alignment()
-    rows = []
-    for task in session.sample:
-        card = session.pool.card(task.name)
-        ways = {
-            way: names
-            for way in ("fisher", "statistics", "vectors", "prototypes")
-            if (names := getattr(card.influenced_by, way))
-        }
-        saw = "; ".join(f"{way} of {_listed(names)}" for way, names in ways.items()) or "nothing of other tasks"
-        rows.append(
-            (
-                task.name,
-                _samples(session, task),
-                session.alone(task.name),
-                mean.per_task[task.name],
-                f"{lengths[task.name]:.2f}",
-                saw,
-            )
+    rows = [
+        (
+            task.name,
+            session.alone(task.name),
+            mean.per_task[task.name],
+            f"{lengths[task.name]:.2f}",
+            _samples(session, task),
+            _saw(session.pool.card(task.name).influenced_by),
         )
+        for task in session.sample
+    ]
     return draw.table(
         f"Modules of the pool. Accuracy in percent on a sample of {session.images} test images, {session.per_class} of "
         "each class.",
-        ("task", "classes", "alone, its own classes", "in the mean, all classes", "length |τ|", "what it saw"),
+        ("task", "alone, its own classes", "in the mean, all classes", "length |τ|", "classes", "what it saw"),
         rows,
         "modules",
     )
 
 
-def _listed(names: tuple[str, ...]) -> str:
-    return ", ".join(names) if len(names) <= 3 else f"{len(names)} tasks"
+def _saw(influence: Influence) -> str:
+    """What of which other tasks a module saw, in words."""
+    ways: dict[tuple[str, ...], list[str]] = {}
+    for way, tasks in asdict(influence).items():
+        if tasks:
+            ways.setdefault(tuple(tasks), []).append(way)
+    named = {tasks: ", ".join(tasks) if len(tasks) <= 3 else f"{len(tasks)} tasks" for tasks in ways}
+    return "; ".join(f"{', '.join(found)} of {named[tasks]}" for tasks, found in ways.items()) or "no other task"
 
 
 def _samples(session: Session, task: Task) -> Markup:
