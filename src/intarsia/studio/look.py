@@ -100,6 +100,7 @@ figure.drawn figcaption { font-size: .85rem; }
 button.sort { all: unset; cursor: pointer; } button.sort:focus-visible { outline: 2px solid var(--color-accent); }
 th[aria-sort=ascending] button.sort::after { content: " ▲"; }
 th[aria-sort=descending] button.sort::after { content: " ▼"; }
+#pictures a, #zip a { visibility: hidden; }
 .save { align-items: end; }
 .live { min-height: 3rem; }
 footer { display: none !important; }
