@@ -197,9 +197,10 @@ def test_the_keyboard_alone_composes_and_unlearns(address: str, visit: Callable[
     tab_to("range slider for cold")
     for _ in range(10):
         page.keyboard.press("ArrowRight")
+    playwright.expect(page.get_by_role("slider", name="range slider for cold")).to_have_value("0.6")
     text = shown(page, "#composed", "cold=0.6 earth=0.5")
     assert accuracies(text, ["cold", "earth"]) == said_by_evaluate(world, "cold=0.6", "earth=0.5")[0]
-    page.reload()
+    page = visit(address, PHONE, "dark")
     page.get_by_role("tab", name="Pool", exact=True).wait_for()
     tab_to("Unlearn")
     page.keyboard.press("Enter")
