@@ -35,7 +35,8 @@ from intarsia.studio.learning.process import Learning, progress_of  # noqa: E402
 from intarsia.studio.learning.uploads import unpacked  # noqa: E402
 from intarsia.studio.measures import sampled, taken_for  # noqa: E402
 from intarsia.studio.messages import told, without_paths  # noqa: E402
-from intarsia.studio.places.compose import Step, after, command  # noqa: E402
+from intarsia.studio.places.compose import command  # noqa: E402
+from intarsia.studio.places.sliders import Step, after, values  # noqa: E402
 from intarsia.studio.places.tryout import answers_of  # noqa: E402
 from intarsia.studio.serve import tidy  # noqa: E402
 from intarsia.studio.session import Session  # noqa: E402
@@ -131,13 +132,13 @@ def test_lengths_and_cosines_are_those_of_the_vectors(opened: Session, pool: Poo
 
 
 def test_a_drag_is_one_step_back(opened: Session) -> None:
-    start = Step(opened.mean())
-    steps = after([], start)
-    for number in range(9):
-        moved = Composition.of(TASKS, {"task01": number / 10}, TASKS)
-        steps = after(steps, Step(moved, 1.0, "slider 0", number / 10))
-    assert [step.composition for step in steps] == [start.composition, moved]
-    later = Step(opened.mean(), 2.0, "scale", 5.0)
+    start = Step.mean(TASKS)
+    steps, dragged = after([], start), [Composition.of(TASKS, {"task01": n / 10}, TASKS) for n in range(9)]
+    for number, moved in enumerate(dragged):
+        steps = after(steps, Step(moved, control="slider 0", at=number / 10))
+    assert [step.composition for step in steps] == [start.composition, dragged[-1]]
+    later = Step(opened.mean(), 2.0, control="scale", at=5.0)
+    assert values(start) == ["Mean of all", 1.0, [*TASKS], 0.25, 0.25, 0.25, 0.25]
     assert after(steps, later)[-1].composed == Composition.of(TASKS, dict.fromkeys(TASKS, 0.5), TASKS)
     assert after(after(steps, later), later) == after(steps, later)
 
@@ -222,6 +223,11 @@ def zipped(path: Path, files: dict[str, bytes], mode: int = 0) -> Path:
     return path
 
 
+def written(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
 def png() -> bytes:
     buffer = io.BytesIO()
     Image.new("L", (8, 8)).save(buffer, "PNG")
@@ -243,7 +249,7 @@ def many(path: Path) -> Path:
 
 
 HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "no zip": (lambda p: p.write_text("no zip") and p, "plain zip"),
+    "no zip": (lambda p: written(p, b"no zip"), "plain zip"),
     "an empty one": (lambda p: zipped(p, {}), "no images"),
     "no images": (lambda p: zipped(p, {"a/notes.txt": b"x", "b/run.py": b"x"}), "no images"),
     "traversal": (lambda p: zipped(p, {"a/1.png": png(), "a/../../2.png": png()}), "leads elsewhere"),
@@ -256,7 +262,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a bomb": (lambda p: zipped(p, {"a/1.png": bytes(uploads.ONE + 1)}), "unpacks to more"),
     "a size that is a lie": (lying, "cannot be unpacked"),
     "too many files": (many, "at most"),
-    "cut short": (lambda p: zipped(p, {"a/1.png": png()}) and p.write_bytes(p.read_bytes()[:-30]) and p, "plain zip"),
+    "cut short": (lambda p: written(p, zipped(p, {"a/1.png": png()}).read_bytes()[:-30]), "plain zip"),
 }
 
 

@@ -151,6 +151,7 @@ def test_two_sliders_are_moved_and_the_numbers_are_those_of_evaluate(
         box.fill(value)
         box.press("Tab")
     text = shown(page, "#composed", "cold=0.9 earth=-0.4")
+    playwright.expect(page.get_by_label("Preset")).to_have_value("Own mix")
     each, final, within = said_by_evaluate(world, "cold=0.9", "earth=-0.4")
     assert accuracies(text, ["cold", "earth"]) == each
     assert final in text
@@ -164,6 +165,7 @@ def test_two_sliders_are_moved_and_the_numbers_are_those_of_evaluate(
         start, ["cold", "earth"]
     )
     page.get_by_label("Preset").click()
+    playwright.expect(page.get_by_label("Preset")).to_have_value("Mean of all")
     page.get_by_role("option", name="Only earth").click()
     text = shown(page, "#composed", "--weights earth=1")
     assert accuracies(text, ["earth"]) == said_by_evaluate(world, "earth=1")[0]
@@ -247,26 +249,27 @@ def test_pictures_are_tried(address: str, visit: Callable[..., Any], world: Path
 def test_a_task_is_learned_stopped_and_gone_on_with(
     address: str, visit: Callable[..., Any], world: Path, learning: Learning
 ) -> None:
-    """The page is closed in between; another server sees what is going on; at the end the module is in every place."""
+    """The page is closed while it is gone on with; another server sees what is going on; at the end the module is in every place."""
     page = visit(address)
     go_to(page, "Learn")
     page.get_by_label("Name of the task").fill("new")
     page.locator("#zip input[type=file]").set_input_files(world / "new.zip")
     page.locator("#zip").get_by_text("new.zip").wait_for()
-    page.get_by_label("Epochs").fill("40")
+    page.get_by_label("Epochs").fill("150")
     page.get_by_role("button", name="Look at the images").click()
     assert "grey, red" in shown(page, "#found", "training images")
     page.get_by_role("button", name="Start").click()
     page.locator("#learning svg[role=img]").wait_for()  # a curve: two epochs are done
     other = Learning(Session(world / "pool", learning._session.pool.backbone, learning._session._images, per_class=1))
     assert (other.status().running, other.status().ours) == (True, False)
-    page.context.close()  # the tab
-    page = visit(address, PHONE, "dark")
-    go_to(page, "Learn")
     page.get_by_role("button", name="Stop").click()
     shown(page, "#learning", "A run was stopped in task 'new' after epoch")
     assert Pool.open(world / "pool").tasks == tuple(TASKS)
     page.get_by_role("button", name="Go on").click()
+    shown(page, "#learning", "Learning")
+    page.context.close()  # the tab
+    page = visit(address, PHONE, "dark")
+    go_to(page, "Learn")
     shown(page, "#learning", "Done: the new module is in the pool")
     shown(page, "#head", "3 modules")
     assert Pool.open(world / "pool").tasks == (*TASKS, "new")

@@ -9,7 +9,7 @@ from intarsia.merging.model import ComposedModel
 from intarsia.merging.recipe import Recipe
 from intarsia.pool import Pool, merged
 
-MEAN, TIES = "Mean of all", "TIES"
+MEAN, TIES, OWN = "Mean of all", "TIES", "Own mix"
 
 
 ONLY, ALL_BUT = "Only ", "All but "
@@ -66,9 +66,9 @@ def mean(tasks: Sequence[str]) -> Composition:
 
 
 def presets(tasks: Sequence[str]) -> list[str]:
-    """Names of the presets of a pool with these tasks."""
+    """Names of the presets of a pool with these tasks; the first is none of them."""
     many = len(tasks) > 1
-    return [MEAN, *(ONLY + t for t in tasks), *(ALL_BUT + t for t in tasks if many), *([TIES] if many else [])]
+    return [OWN, MEAN, *(ONLY + t for t in tasks), *(ALL_BUT + t for t in tasks if many), *([TIES] if many else [])]
 
 
 def preset(name: str, tasks: Sequence[str]) -> Composition:

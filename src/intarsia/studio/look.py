@@ -55,8 +55,8 @@ CSS = """
 .wide table.table th { font-weight: 600; }
 .wide table.table thead th { vertical-align: bottom; }
 .wide table.table tbody th, .wide table.table thead th:first-child, .wide table.words td, .wide table.words th,
-.wide table.modules th:nth-last-child(-n+2), .wide table.modules td:nth-last-child(-n+2) { text-align: left;
-  min-width: 14rem; }
+.wide table.modules th:nth-last-child(-n+2), .wide table.modules td:nth-last-child(-n+2) { text-align: left; }
+.wide table.modules td:nth-last-child(-n+2) { min-width: 14rem; }
 .samples { display: flex; gap: 3px; }
 .samples img { width: 2.4rem; height: 2.4rem; object-fit: contain; image-rendering: pixelated; border-radius: 3px; }
 .wide table.heat td { text-align: center; min-width: 2.6rem; padding: .3rem .2rem;
@@ -74,7 +74,7 @@ dl.figures b { font-size: 1.5rem; font-variant-numeric: tabular-nums; display: b
 .note { font-size: .875rem; margin: .25rem 0; max-width: 52rem; overflow-wrap: anywhere; }
 figure.curve { margin: .5rem 0; max-width: 34rem; }
 figure.curve svg { width: 100%; height: auto; overflow: visible; }
-figure.curve text { font-size: 11px; fill: var(--body-text-color); }
+figure.curve text { font-size: 9px; fill: var(--body-text-color); }
 figure.curve polyline { fill: none; stroke-width: 2; }
 .dark figure.curve polyline, .dark figure.curve circle, .dark .keys line { filter: brightness(1.5); }
 figure.curve .grid { stroke: var(--border-color-primary); stroke-width: 1; }
@@ -107,6 +107,7 @@ footer { display: none !important; }
 @media (max-width: 40rem) {
   .gradio-container { padding: .4rem !important; }
   .wide table.table th, .wide table.table td { padding: .25rem .35rem; }
+  figure.curve text { font-size: 12px; }
   .samples img { width: 1.7rem; height: 1.7rem; }
 }
 """

@@ -1,56 +1,19 @@
 """Compose: a slider per module, presets, undo; what it does to every task, at once."""
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
 
 import gradio as gr
 from markupsafe import Markup
 
 from intarsia.errors import InputError
-from intarsia.studio import composition as compositions
 from intarsia.studio import draw
 from intarsia.studio.composition import Composition
 from intarsia.studio.messages import notice, told
 from intarsia.studio.places.overview import FIGURED, advance, gaps_of
+from intarsia.studio.places.sliders import Step, controls_of
 from intarsia.studio.session import Session
-
-TOGETHER = 1.5
-"""Seconds in which several moves of one control are one step of "undo"."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a tab has composed: one step of its history.
-
-    Args:
-        composition: without the factor.
-        scale: factor of all coefficients.
-        control: which was moved last.
-        at: when, in seconds.
-    """
-
-    composition: Composition
-    scale: float = 1.0
-    control: str = ""
-    at: float = 0.0
-
-    @property
-    def composed(self) -> Composition:
-        """With the factor."""
-        return self.composition if self.scale == 1 else self.composition.scaled(self.scale)
-
-
-def after(history: Sequence[Step], step: Step) -> list[Step]:
-    """The history with a step more; a drag of one control is one step."""
-    if not history:
-        return [step]
-    last = history[-1]
-    if len(history) > 1 and step.control == last.control and step.at - last.at < TOGETHER:
-        return [*history[:-1], step]
-    same = (step.composition, step.scale) == (last.composition, last.scale)
-    return [*history] if same else [*history, step]
 
 
 def build(session: Session, seen: gr.State, history: gr.State) -> None:
@@ -60,9 +23,9 @@ def build(session: Session, seen: gr.State, history: gr.State) -> None:
         with gr.Column(scale=2, min_width=300):
 
             @gr.render(inputs=seen, triggers=[seen.change])
-            def controls(state: str) -> None:
+            def sliders(state: str) -> None:
                 if state:
-                    _controls(session, safe, history, shown)
+                    controls_of(session, safe, history, shown, partial(_shown, session))
 
         with gr.Column(scale=3, min_width=300):
             shown = gr.HTML(elem_id="composed", elem_classes="live")
@@ -87,7 +50,7 @@ def build(session: Session, seen: gr.State, history: gr.State) -> None:
         notice(f"Saved as {called}, in the folder {session.models.name} of the pool.")
 
     def begun(_: str) -> tuple[list[Step], Markup]:
-        step = Step(session.mean())
+        step = Step.mean(session.tasks)
         return [step], _shown(session, step)
 
     history.change(lambda: "", None, more, show_progress="hidden")
@@ -98,84 +61,7 @@ def build(session: Session, seen: gr.State, history: gr.State) -> None:
 
 
 def _last(session: Session, steps: Sequence[Step]) -> Step:
-    return steps[-1] if steps else Step(session.mean())
-
-
-def _controls(session: Session, safe: Any, history: gr.State, shown: gr.HTML) -> None:
-    """Presets, undo, a slider per module, which tasks answer, a factor of all."""
-    tasks = session.tasks
-    start = session.mean()
-    with gr.Row(elem_classes="save"):
-        choice = gr.Dropdown(
-            compositions.presets(tasks),
-            value=compositions.MEAN,
-            interactive=True,
-            label="Preset",
-            elem_id="preset",
-            scale=3,
-            info="Sets all controls below. TIES merges by a rule of its own; moving a slider leaves it.",
-            min_width=180,
-        )
-        undo = gr.Button("Undo", elem_id="undo", scale=1, min_width=90, size="md")
-    sliders = [
-        gr.Slider(
-            -1,
-            1,
-            value=round(w, 3),
-            step=0.01,
-            interactive=True,
-            label=task,
-            elem_classes="coefficient",
-            elem_id=f"slider-{place}",
-        )
-        for place, (task, w) in enumerate(start.weights)
-    ]
-    scale = gr.Slider(
-        0,
-        3,
-        value=1,
-        step=0.05,
-        interactive=True,
-        label="Factor of all coefficients",
-        elem_id="scale",
-    )
-    answers = gr.CheckboxGroup(
-        [*tasks],
-        value=[*tasks],
-        interactive=True,
-        label="Tasks that answer",
-        elem_id="answers",
-        info="Their classes compete for every image; the others' classes are left out.",
-    )
-    inputs, controls = [history, answers, scale, *sliders], [choice, scale, answers, *sliders]
-
-    def moved(which: str) -> Any:
-        def handler(steps: list[Step], answering: list[str], factor: float, *w: float) -> tuple[list[Step], Markup]:
-            found = Composition.of(tasks, dict(zip(tasks, w, strict=True)), answering)
-            step = Step(found, factor, which, time.monotonic())
-            return after(steps, step), _shown(session, step)
-
-        return safe(handler)
-
-    def chosen(steps: list[Step], name: str) -> tuple[Any, ...]:
-        step = Step(compositions.preset(name, tasks), 1.0, "preset", time.monotonic())
-        return after(steps, step), _shown(session, step), *_set(step)[1:]
-
-    def undone(steps: list[Step]) -> tuple[Any, ...]:
-        left = steps[:-1] or steps
-        return left, _shown(session, left[-1]), *_set(left[-1])
-
-    def _set(step: Step) -> list[Any]:
-        found = step.composition
-        return [gr.skip(), step.scale, [*found.answers], *(round(w, 3) for _, w in found.weights)]
-
-    how: Mapping[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last"}
-    for place, slider in enumerate(sliders):
-        slider.input(moved(f"slider {place}"), inputs, [history, shown], **how)
-    scale.input(moved("scale"), inputs, [history, shown], **how)
-    answers.input(moved("answers"), inputs, [history, shown], **how)
-    choice.input(safe(chosen), [history, choice], [history, shown, *controls[1:]], **how)
-    undo.click(safe(undone), history, [history, shown, *controls], show_progress="hidden")
+    return steps[-1] if steps else Step.mean(session.tasks)
 
 
 def _shown(session: Session, step: Step) -> Markup:
@@ -230,7 +116,7 @@ def _shown(session: Session, step: Step) -> Markup:
         )
     parts.append(
         draw.note(
-            f"{now.images} test images, {session.per_class} of each class, always the same; {took:.2f} s. The same on "
+            f"{now.images} test images, {session.per_class} of each class, always the same; {took:.1f} s. The same on "
             f"the command line: {command(session.pool.path.name, composed)}"
         )
     )

@@ -86,7 +86,7 @@ def _modules(session: Session) -> Markup:
     return draw.table(
         f"Modules of the pool. Accuracy in percent on a sample of {session.images} test images, {session.per_class} of "
         "each class.",
-        ("task", "alone, its own classes", "in the mean, all classes", "length |τ|", "classes", "what it saw"),
+        ("task", "alone, its own classes", "in the mean, all classes", "length of τ", "classes", "what it saw"),
         rows,
         "modules",
     )

@@ -13,7 +13,7 @@ from intarsia.errors import InputError
 from intarsia.merging.model import ComposedModel
 from intarsia.studio import draw
 from intarsia.studio.messages import told, without_paths
-from intarsia.studio.places.compose import Step
+from intarsia.studio.places.sliders import Step
 from intarsia.studio.session import Session
 
 MOST = 12
@@ -46,7 +46,7 @@ def build(session: Session, seen: gr.State, history: gr.State) -> None:
         paths = [*(named or []), *([shot] if shot else [])]
         if not paths:
             return Markup("")
-        composed = session.model((steps[-1] if steps else Step(session.mean())).composed)
+        composed = session.model((steps[-1] if steps else Step.mean(session.tasks)).composed)
         models = {
             "Your composition": composed,
             "Frozen backbone": session.frozen(),
