@@ -119,11 +119,13 @@ def test_the_python_example_runs(workplace: Path) -> None:
 
 
 def test_the_training_loop_of_the_documents_learns(tmp_path: Path) -> None:
-    """On images class by class, unshuffled, the same loop ends at 30 %."""
+    """On half of the images. On all of them class by class, unshuffled, the same loop ends at 30 %."""
     (code,) = blocks(OWN_LOOP, "python")
-    vector, accuracy = python(code, tmp_path).splitlines()
+    half = code.replace('TaskStream.load("sketches")', 'TaskStream.load("sketches", max_per_class=40)')
+    assert half != code
+    vector, accuracy = python(half, tmp_path).splitlines()
     assert vector.startswith("TaskVector(")
-    assert float(re.fullmatch(r"accuracy (\d+\.\d) %", accuracy)[1]) > 45  # pyright: ignore[reportOptionalSubscript]
+    assert float(re.fullmatch(r"accuracy (\d+\.\d) %", accuracy)[1]) > 36  # pyright: ignore[reportOptionalSubscript]
 
 
 def test_the_examples_of_extensions_run(tmp_path: Path) -> None:
