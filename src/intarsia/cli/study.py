@@ -109,10 +109,12 @@ class Diagnose:
         short = [pool.path.resolve().name for pool in pools]
         names = short if len(set(short)) == len(short) else [str(pool.path) for pool in pools]
         lines: dict[str, tuple[LossPath, ...]] = {}
-        few, gaps = min(self.per_task, DRAWN), dict[str, GapPath]()
+        gaps: dict[str, GapPath] = {}
         for name, pool, stream, keep in zip(names, pools, streams, keeps, strict=True):
             with shown() as progress:
-                lines[name] = loss_paths(pool, stream, per_task=few, progress=progress, keep=keep)
+                lines[name] = loss_paths(
+                    pool, stream, per_task=(few := min(self.per_task, DRAWN)), progress=progress, keep=keep
+                )
             with shown() as progress:
                 gaps[name] = gap_path(pool, stream, per_task=few, progress=progress, keep=keep)
         cosines = figures.alignment(dict(zip(names, found, strict=True)))
