@@ -112,10 +112,8 @@ class Diagnose:
         gaps: dict[str, GapPath] = {}
         for name, pool, stream, keep in zip(names, pools, streams, keeps, strict=True):
             with shown() as progress:
-                lines[name] = loss_paths(
-                    pool, stream, per_task=(few := min(self.per_task, DRAWN)), progress=progress, keep=keep
-                )
-            with shown() as progress:
+                few = min(self.per_task, DRAWN)
+                lines[name] = loss_paths(pool, stream, per_task=few, progress=progress, keep=keep)
                 gaps[name] = gap_path(pool, stream, per_task=few, progress=progress, keep=keep)
         cosines = figures.alignment(dict(zip(names, found, strict=True)))
         for name, figure in zip(FIGURES, (figures.gaps(gaps), cosines, figures.losses(lines)), strict=True):
