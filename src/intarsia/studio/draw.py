@@ -31,7 +31,7 @@ def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[Cell]], kin
 def sortable(
     caption: str, head: Sequence[str], rows: Sequence[Sequence[str]], values: Sequence[Sequence[float | str | None]]
 ) -> Markup:
-    """A table whose headings are buttons that sort it (``look.SORT``).
+    """A table whose headings are buttons that sort it (``page.js``).
 
     Args:
         caption: what it shows.
@@ -81,10 +81,10 @@ def heat(
     """
 
     def square(value: float) -> Markup:
-        share = min(1.0, abs(value) / most)
-        sign = "var(--up)" if value >= 0 else "var(--down)"
-        return Markup('<td style="--share:{}%;--sign:{}">{}</td>').format(
-            round(70 * share), Markup(sign), form.format(value)
+        share = 0.7 * min(1.0, abs(value) / most)
+        colour = "0 114 178" if value >= 0 else "213 94 0"
+        return Markup('<td style="background-color: rgb({} / {:.2f})">{}</td>').format(
+            colour, share, form.format(value)
         )
 
     heads = Markup("").join(Markup('<th scope="col"><span>{}</span></th>').format(name) for name in names)
@@ -203,7 +203,7 @@ def picture(pixels: Tensor, name: str) -> Markup:
 def bars(answers: Sequence[tuple[str, float]]) -> Markup:
     """Classes and their probabilities, the most probable first."""
     items = Markup("").join(
-        Markup('<li><span class="bar" style="--share:{}%"></span><span>{}</span><span>{} %</span></li>').format(
+        Markup('<li><span class="bar" style="width: {}%"></span><span>{}</span><span>{} %</span></li>').format(
             round(100 * p), name, round(100 * p)
         )
         for name, p in answers

@@ -10,13 +10,10 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 import gradio as gr
 
 from intarsia.errors import InputError
-from intarsia.studio.look import CSS, SORT, theme
+from intarsia.studio.look import STYLE, head, theme
 
 LARGEST = 2**30
 """Bytes of an upload."""
-
-
-HEAD = f'<link rel="icon" href="data:,">{SORT}'
 
 
 def serve(blocks: gr.Blocks, uploads: Path, *, host: str, port: int | None, share: bool) -> str:
@@ -48,8 +45,8 @@ def serve(blocks: gr.Blocks, uploads: Path, *, host: str, port: int | None, shar
             enable_monitoring=False,
             max_file_size=LARGEST,
             theme=theme(),
-            css=CSS,
-            head=HEAD,
+            css_paths=STYLE,
+            head=head(),
         )
     except OSError as error:
         raise InputError(f"--port {port}: {str(error).splitlines()[0]} Name another, or leave it out") from error
