@@ -9,7 +9,7 @@ import stat
 import struct
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from PIL import Image
 from test_cli import refused
 
 from cases import backbone, contents, stream
-from intarsia import InputError, Pool, diagnose, evaluate
+from intarsia import InputError, Pool, TaskStream, diagnose, evaluate
 from intarsia.pool import merged
 from intarsia.store.lock import one_writer
+from intarsia.store.rewrite import remove, rename
 
 gr = pytest.importorskip("gradio", reason="the extra [studio] is not installed")
 
@@ -165,8 +166,6 @@ def test_pictures_are_answered_as_predict_does_and_bad_ones_are_said(opened: Ses
 
 
 def test_a_pool_that_has_changed_is_opened_again(copied: Path) -> None:
-    from intarsia.store.rewrite import remove  # noqa: PLC0415
-
     here = session(copied)
     before = here.state
     assert not here.refresh()
@@ -175,6 +174,20 @@ def test_a_pool_that_has_changed_is_opened_again(copied: Path) -> None:
     assert here.tasks == ("task01", "task02", "task04")
     assert here.state != before
     assert here.measured(here.mean()).evaluation.tasks == here.tasks
+    rename(Pool.open(copied), "class0", "first")
+    asked = list[str]()
+
+    def images(pool: Pool, tasks: Sequence[str]) -> TaskStream:
+        asked.extend(tasks)
+        return pool.relabelled(stream())
+
+    here._images = images
+    assert here.refresh()
+    assert asked == ["task01"]  # the others' images are not read again
+    assert here.pool.classes["task01"] == here.sample["task01"].classes == ("first", "class1")
+    (copied / "pool.json").unlink()
+    with pytest.raises(InputError):
+        here.refresh()
 
 
 def test_a_model_is_saved_below_the_pool_alone(copied: Path) -> None:
@@ -330,12 +343,12 @@ def test_no_path_of_the_machine_is_said(tmp_path: Path) -> None:
     assert said == "p/modules/a/head.safetensors is damaged; 'p' and y.png, not a/b or 1/2: see --out"
 
     def bad() -> None:
-        raise InputError(f"{root}/p is damaged")
+        raise InputError(f"{root}/p is damaged: <b>")
 
     def broken() -> None:
         raise RuntimeError(f"{root}/p")
 
-    for handler, says in ((bad, "p is damaged"), (broken, "RuntimeError")):
+    for handler, says in ((bad, "p is damaged: &lt;b&gt;"), (broken, "RuntimeError")):
         with pytest.raises(gr.Error) as error:
             told(root)(handler)()
         assert says in error.value.message

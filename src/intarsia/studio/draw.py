@@ -211,6 +211,11 @@ def bars(answers: Sequence[tuple[str, float]]) -> Markup:
     return Markup('<ol class="bars">{}</ol>').format(items)
 
 
+def alert(text: str) -> Markup:
+    """What is wrong."""
+    return Markup('<p class="note" role="alert">{}</p>').format(text)
+
+
 def note(text: str) -> Markup:
     """A line of explanation."""
     return Markup('<p class="note">{}</p>').format(text)

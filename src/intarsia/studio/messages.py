@@ -5,8 +5,9 @@ import sys
 import traceback
 from collections.abc import Callable
 from functools import wraps
+from html import escape
 from pathlib import Path
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import NoReturn, ParamSpec, TypeVar
 
 import gradio as gr
 
@@ -57,14 +58,10 @@ def told(*roots: Path) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorated
 
 
-def _say(text: str) -> NoReturn:
-    raise gr.Error(text, duration=None, print_exception=False)
+def _say(text: str) -> NoReturn:  # gradio shows it as HTML
+    raise gr.Error(escape(text), duration=None, print_exception=False)
 
 
 def notice(text: str) -> None:
     """A short word in the page that something is done."""
-    gr.Info(text, duration=6)
-
-
-Handler = Callable[..., Any]
-"""What answers an event of the page."""
+    gr.Info(escape(text), duration=6)

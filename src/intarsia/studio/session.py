@@ -1,10 +1,12 @@
 """The studio's state: one pool, held in memory, and its images. Many tabs may ask; they are answered one by one."""
 
+import hashlib
+import json
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +23,6 @@ from intarsia.merging.model import ComposedModel
 from intarsia.numerics import wide
 from intarsia.pool import Pool
 from intarsia.progress import Progress, silent
-from intarsia.store.index import INDEX
 from intarsia.store.module import Module
 from intarsia.studio import composition as compositions
 from intarsia.studio.composition import Composition
@@ -92,17 +93,17 @@ class Session:
         self, path: Path, backbone: Backbone, images: Images, *, per_class: int | None = None, seed: int = 0
     ) -> None:
         self.lock = threading.RLock()
-        self._images, self._per_class, self._seed = images, per_class, seed
+        self._images, self._seed = images, seed
         self.home = path / FOLDER
         self.models, self.uploads = self.home / "models", self.home / f"uploads-{os.getpid()}"
-        self._open(path, backbone)
-
-    def _open(self, path: Path, backbone: Backbone) -> None:
         pool = HeldPool.open(path, backbone)
-        stream = self._images(pool, pool.learned())
-        per_class = self._per_class or affordable(pool, stream)
-        self.pool, self.stream, self.sample = pool, stream, sampled(stream, per_class, self._seed)
-        self.per_class = per_class
+        stream = images(pool, pool.learned())
+        self.per_class = per_class or affordable(pool, stream)
+        self._hold(pool, stream)
+
+    def _hold(self, pool: Pool, stream: TaskStream) -> None:
+        """This pool from now on, and these images; nothing is known of them."""
+        self.pool, self.stream, self.sample = pool, stream, sampled(stream, self.per_class, self._seed)
         self._kept: OrderedDict[Hashable, Any] = OrderedDict()
 
     @property
@@ -118,14 +119,24 @@ class Session:
     @property
     def state(self) -> str:
         """What changes when the pool does."""
-        return self.pool.index.files[self.pool.index.running("reference", len(self.tasks))].sha256
+        return hashlib.sha256(json.dumps(self.pool.index.record()).encode()).hexdigest()
 
     def refresh(self) -> bool:
-        """Open the pool again if it has changed; returns whether it has."""
+        """Open the pool again if it has changed; returns whether it has.
+
+        The images of its other tasks are not read again.
+
+        Raises:
+            InputError: it is not there any more, or the images of a new task are not.
+        """
         with self.lock:
-            if not (self.pool.path / INDEX).exists() or Pool.open(self.pool.path).index == self.pool.index:
+            pool = HeldPool.open(self.pool.path, self.pool.backbone)
+            if pool.index == self.pool.index:
                 return False
-            self._open(self.pool.path, self.pool.backbone)
+            held = {t.name: t for t in self.stream if t.name in pool.tasks and t.classes == pool.classes[t.name]}
+            new = [task for task in pool.learned() if task not in held]
+            held |= {task.name: task for task in (self._images(pool, new) if new else ())}
+            self._hold(pool, replace(self.stream, tasks=tuple(held[task] for task in pool.tasks)))
             return True
 
     def _once(self, key: Hashable, made: Callable[[], T]) -> T:

@@ -103,4 +103,6 @@ class Studio:
             tidy(session.home)
 
     def _images(self, pool: Pool, tasks: Sequence[str]) -> TaskStream:
-        return self.where.stream(self.source, pool, tasks)
+        if len(tasks) == len(pool.tasks):
+            return self.where.stream(self.source, pool, tasks)
+        return self.where.recorded({task: pool.card(task).stream for task in tasks}, self.source.cache)  # learned since

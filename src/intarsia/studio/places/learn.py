@@ -9,7 +9,7 @@ from markupsafe import Markup
 from intarsia.errors import InputError
 from intarsia.studio import draw
 from intarsia.studio.learning.process import Learning, NewTask, Status, progress_of
-from intarsia.studio.messages import notice, told
+from intarsia.studio.messages import notice, told, without_paths
 from intarsia.studio.places.overview import advance
 from intarsia.studio.session import Session
 
@@ -89,7 +89,11 @@ def build(session: Session, learning: Learning, seen: gr.State, head: gr.HTML, a
         return _shown(status), *_allowed(status, made)
 
     def ticked(made: NewTask | None, state: str) -> tuple[Any, ...]:
-        session.refresh()
+        try:
+            session.refresh()
+        except InputError as error:  # told in its place: a message every two seconds would bury the page
+            said = draw.alert(without_paths(str(error), session.pool.path.parent))
+            return said, *(gr.update(interactive=False) for _ in buttons), gr.skip(), gr.skip()
         return *now(made), gr.skip() if state == session.state else session.state, about(session)
 
     outputs = [shown, *buttons]

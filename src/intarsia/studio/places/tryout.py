@@ -78,7 +78,7 @@ def answers_of(session: Session, models: dict[str, ComposedModel], paths: Sequen
         for name, model in models.items():
             row = rows[name][place]
             if isinstance(row, InputError):
-                said = Markup('<p role="alert">{}</p>').format(without_paths(str(row), session.uploads, path.parent))
+                said = draw.alert(without_paths(str(row), session.uploads, path.parent))
                 break
             best = row.topk(min(TOP, len(row)))
             found = [(model.labels[int(i)], float(p)) for p, i in zip(best.values, best.indices, strict=True)]
