@@ -10,6 +10,7 @@ import struct
 import sys
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from markupsafe import Markup
 from PIL import Image
 from test_cli import refused
 
-from cases import backbone, contents, stream
-from intarsia import InputError, Pool, TaskStream, diagnose, evaluate
+from cases import QUICK, backbone, contents, stream
+from intarsia import InputError, LoRA, Pool, TaskStream, diagnose, evaluate, learn
 from intarsia.pool import merged
 from intarsia.store.lock import one_writer
 from intarsia.store.rewrite import remove, rename
+from intarsia.training.checkpoint import Checkpoint
 
 gr = pytest.importorskip("gradio", reason="the extra [studio] is not installed")
 
@@ -47,7 +49,7 @@ TASKS = ("task01", "task02", "task03", "task04")
 
 
 def session(folder: Path) -> Session:
-    return Session(folder, backbone(), lambda pool, tasks: stream(), per_class=2)
+    return Session(folder, backbone(), lambda pool, tasks: stream(), per_class=2, threads=2)
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +213,23 @@ def test_a_module_that_was_learned_elsewhere_is_waited_for(copied: Path) -> None
         with pytest.raises(InputError, match="being written"):
             learning.resume()
     assert not learning.status().running
+
+
+def test_the_losses_of_a_stopped_run_are_those_it_ends_with(tmp_path: Path) -> None:
+    how: dict[str, Any] = {"adapter": LoRA(1), "training": replace(QUICK, epochs=5)}
+
+    def interrupt(phase: str, done: int, total: int) -> None:
+        if phase == "task01: training" and done == 3:
+            raise KeyboardInterrupt
+
+    checkpoint = Checkpoint.of(tmp_path / "p")
+    assert checkpoint.losses() == []
+    with pytest.raises(KeyboardInterrupt):
+        learn(backbone(), stream(1), out=tmp_path / "p", progress=interrupt, **how)
+    losses = checkpoint.losses()
+    assert 0 < len(losses) < 5
+    whole = learn(backbone(), stream(1), out=tmp_path / "p", resume=True, **how).card("task01").measures["losses"]
+    assert losses == pytest.approx(whole[: len(losses)], rel=1e-6)
 
 
 def test_uploads_of_servers_that_were_killed_are_removed(tmp_path: Path) -> None:

@@ -156,6 +156,10 @@ def test_two_sliders_are_moved_and_the_numbers_are_those_of_evaluate(
     assert accuracies(text, ["cold", "earth"]) == each
     assert final in text
     assert within in text
+    other = visit(address)
+    go_to(other, "Compose")
+    shown(other, "#composed", "cold=0.5 earth=0.5")  # another tab has a composition of its own
+    other.context.close()
     page.get_by_role("button", name="Measure on all test images").click()
     assert final.removesuffix(" %") in shown(page, "#more", "all test images").split("all\t")[1]
     page.get_by_role("button", name="Undo").click()

@@ -25,7 +25,7 @@ from intarsia import Pool
 from intarsia.evaluation.metrics import recorded_stream
 from intarsia.studio.composition import Composition
 from intarsia.studio.learning.process import Learning
-from intarsia.studio.measures import measure
+from intarsia.studio.measures import measure, one_thread
 from intarsia.studio.page import page
 from intarsia.studio.serve import serve
 from intarsia.studio.session import Session
@@ -54,15 +54,16 @@ class Studio:
     per_class: int | None = None
     """Test images of each class in the sample; the studio's own choice if not given."""
     threads: int = 2
-    """Of torch."""
+    """Tasks measured beside each other, as many as torch has threads else."""
     json: bool = False
     """Print JSON in place of lines."""
 
     def run(self) -> None:
         """Measure, and print."""
         torch.set_num_threads(self.threads)
-        opened = Pool.open(self.pool)
-        session = Session(self.pool, opened.backbone, lambda pool, _: recorded_stream(pool), per_class=self.per_class)
+        backbone, threads = Pool.open(self.pool).backbone, one_thread()
+        images = lambda pool, _: recorded_stream(pool)  # noqa: E731
+        session = Session(self.pool, backbone, images, per_class=self.per_class, threads=threads)
         with tempfile.TemporaryDirectory() as uploads:
             moves = self._moves(session, Path(uploads))
         composing, measuring = self._parts(session)
@@ -114,7 +115,7 @@ class Studio:
             began = time.perf_counter()
             model = Composition.of(session.tasks, weights, session.tasks).model(session.pool)
             composed = time.perf_counter()
-            measure(model, session.sample)
+            measure(model, session.sample, threads=self.threads)
             composing.append(composed - began)
             measuring.append(time.perf_counter() - composed)
         return statistics.median(composing), statistics.median(measuring)

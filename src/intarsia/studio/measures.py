@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
@@ -40,19 +41,21 @@ class Measured:
     taken_for: tuple[tuple[float, ...], ...]
 
 
-def measure(model: ComposedModel, stream: TaskStream, progress: Progress = silent) -> Measured:
+def measure(model: ComposedModel, stream: TaskStream, progress: Progress = silent, threads: int = 1) -> Measured:
     """Measure a model on the test images of its tasks, each of which passes the network once.
 
     Args:
         model: composed.
         stream: holds the model's tasks.
         progress: told of the tasks that are done.
+        threads: tasks that are measured beside each other, where torch itself has one thread.
     """
     tasks = matching_tasks(model.classes, stream)
     kept: dict[str, Tensor] = {}
-    for task in tasks:
-        kept[task.name] = logits(model, task)
-        progress("test images", len(kept), len(tasks))
+    with ThreadPoolExecutor(threads) as workers:
+        for task, found in zip(tasks, workers.map(lambda task: logits(model, task), tasks), strict=True):
+            kept[task.name] = found
+            progress("test images", len(kept), len(tasks))
 
     def answers(_: Classifier, task: Task) -> Tensor:
         return kept[task.name]
@@ -88,12 +91,22 @@ def sampled(stream: TaskStream, per_class: int, seed: int = 0) -> TaskStream:
     return replace(stream, tasks=tuple(drawn(task) for task in stream))
 
 
-def affordable(pool: Pool, stream: TaskStream) -> int:
+def one_thread() -> int:
+    """Leave torch one thread; returns how many it had, which is as many as tasks are measured beside each other.
+
+    Torch's threads wait for each other at every step, which is slow where a server and a browser share their cores.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    return threads
+
+
+def affordable(pool: Pool, stream: TaskStream, threads: int = 1) -> int:
     """Test images of each class that pass theta0's network in ``MOVE`` seconds here; 1 to ``MOST``."""
     backbone, task = pool.backbone, stream[0]
     pixels = task.test.pixels(backbone.preprocessing)[:TIMED]
     took = min(_seconds(pool, pixels) for _ in range(3))
-    room = MOVE / took * len(pixels)
+    room = MOVE * threads / took * len(pixels)
     return max(1, min(MOST, int(room / len(stream.classes))))
 
 

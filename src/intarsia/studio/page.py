@@ -4,6 +4,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from intarsia.studio.learning.process import Learning
+from intarsia.studio.messages import told
 from intarsia.studio.places import compose, learn, overview, tryout, unlearn
 from intarsia.studio.session import Session
 
@@ -28,7 +29,7 @@ def page(session: Session, learning: Learning) -> gr.Blocks:
         def looked() -> tuple[str, Markup]:
             return session.state, about(session)
 
-        blocks.load(looked, None, [seen, head], show_progress="hidden")
+        blocks.load(told(session.pool.path.parent)(looked), None, [seen, head], show_progress="hidden")
     return blocks
 
 

@@ -84,21 +84,29 @@ class Session:
         images: where the images of its tasks are.
         per_class: test images of each class in the sample; as many as a move has time for if None.
         seed: of the sample.
+        threads: tasks that are measured beside each other; torch itself has one thread then.
 
     Raises:
         InputError: the pool is empty, or its images are not there.
     """
 
     def __init__(
-        self, path: Path, backbone: Backbone, images: Images, *, per_class: int | None = None, seed: int = 0
+        self,
+        path: Path,
+        backbone: Backbone,
+        images: Images,
+        *,
+        per_class: int | None = None,
+        seed: int = 0,
+        threads: int = 1,
     ) -> None:
         self.lock = threading.RLock()
-        self._images, self._seed = images, seed
+        self._images, self._seed, self._threads = images, seed, threads
         self.home = path / FOLDER
         self.models, self.uploads = self.home / "models", self.home / f"uploads-{os.getpid()}"
         pool = HeldPool.open(path, backbone)
         stream = images(pool, pool.learned())
-        self.per_class = per_class or affordable(pool, stream)
+        self.per_class = per_class or affordable(pool, stream, threads)
         self._hold(pool, stream)
 
     def _hold(self, pool: Pool, stream: TaskStream) -> None:
@@ -157,15 +165,20 @@ class Session:
 
     def measured(self, composition: Composition) -> Measured:
         """A composition on the sample."""
-        return self._once(composition, lambda: measure(composition.model(self.pool), self.sample))
+        return self._once(composition, lambda: self._measure(composition.model(self.pool), self.sample))
 
     def measured_whole(self, composition: Composition, progress: Progress = silent) -> Measured:
         """A composition on all test images."""
-        return self._once((composition, "whole"), lambda: measure(composition.model(self.pool), self.stream, progress))
+        return self._once(
+            (composition, "whole"), lambda: self._measure(composition.model(self.pool), self.stream, progress)
+        )
 
     def of_model(self, key: Hashable, model: Callable[[], ComposedModel]) -> Measured:
         """Another model on the sample, kept under a key."""
-        return self._once(key, lambda: measure(model(), self.sample))
+        return self._once(key, lambda: self._measure(model(), self.sample))
+
+    def _measure(self, model: ComposedModel, stream: TaskStream, progress: Progress = silent) -> Measured:
+        return measure(model, stream, progress, self._threads)
 
     def alone(self, task: str) -> float:
         """Accuracy of a module alone, among its own classes, on the sample; percent."""

@@ -87,12 +87,14 @@ class Studio:
 
     def _pool(self) -> None:
         from intarsia.studio.learning.process import Learning
+        from intarsia.studio.measures import one_thread
         from intarsia.studio.page import page
         from intarsia.studio.serve import tidy
         from intarsia.studio.session import Session
 
         pool = self.where.pool(self.what, self.device)
-        session = Session(pool.path, pool.backbone, self._images, per_class=self.per_class)
+        threads = one_thread() if pool.backbone.device.type == "cpu" else 1
+        session = Session(pool.path, pool.backbone, self._images, per_class=self.per_class, threads=threads)
         tidy(session.home)
         learning = Learning(session, self.where.backbone, folders=self.host in LOOPBACK)
         try:
