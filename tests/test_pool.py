@@ -281,9 +281,9 @@ def test_a_pool_is_a_mapping_of_modules(pool: Pool, learned: Path) -> None:
     assert len(pool) == len(pool.items()) == 4
     assert "task02" in pool
     assert "boats" not in pool
-    for task, module in pool.items():
-        assert module.card.task == task
-        assert same(module.vector, pool[task].vector)
+    for task, found in pool.items():
+        assert found.card.task == task
+        assert same(found.vector, pool.module(task).vector)
     assert [m.card.task for m in pool.values()] == list(pool.tasks)
     assert pool.get("boats") is None
     with pytest.raises(InputError, match=r"unknown task 'task2': the pool has task01, .*; did you mean 'task02'\?"):
