@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from intarsia.study.estimate import estimate
     from intarsia.study.paper import PRESETS, preset, preset_of, verify_preset
     from intarsia.task_vector import TaskVector
+    from intarsia.tracking.reports import report_to
     from intarsia.training.fine_tuning import Configuration
     from intarsia.training.learner import learn
     from intarsia.training.settings import Training
@@ -81,6 +82,7 @@ __all__ = [
     "repair",
     "report_comparison",
     "report_pool",
+    "report_to",
     "target_and_control",
     "verify",
     "verify_preset",
@@ -126,6 +128,7 @@ _WHERE = {
     "repair": "store.verify",
     "report_comparison": "report.page",
     "report_pool": "report.page",
+    "report_to": "tracking.reports",
     "target_and_control": "evaluation.metrics",
     "verify": "store.verify",
     "verify_preset": "study.paper",

@@ -18,7 +18,7 @@ class StoredModules(Store, Mapping[str, Module]):
     """
 
     __eq__ = object.__eq__
-    __hash__ = object.__hash__
+    __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]  a mapping has none
 
     def __getitem__(self, task: str) -> Module:
         """The whole module of a task.
