@@ -164,9 +164,14 @@ def read_json(path: Path, seen: Seen | None = None) -> Any:
         return parse_json(data)
 
 
+def as_json(record: Any) -> bytes:
+    """A record as it stands in a file."""
+    return (json.dumps(record, indent=1) + "\n").encode()
+
+
 def write_json(record: Any, path: Path) -> Seen:
     """Write a record as JSON; see ``write``."""
-    return write((json.dumps(record, indent=1) + "\n").encode(), path)
+    return write(as_json(record), path)
 
 
 def load(path: Path, seen: Seen | None = None) -> dict[str, Tensor]:
