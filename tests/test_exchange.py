@@ -476,7 +476,9 @@ def test_what_cannot_go_out_is_one_line_and_nothing_is_written(
 
 
 def test_a_library_that_is_not_there_is_named_with_its_extra() -> None:
-    with pytest.raises(InputError, match=r"needs no_such_library, which cannot be imported.*pip install 'intarsia\[export\]'"):
+    with pytest.raises(
+        InputError, match=r"needs no_such_library, which cannot be imported.*pip install 'intarsia\[export\]'"
+    ):
         library("no_such_library")
 
 

@@ -1,5 +1,6 @@
 """The commands and code of the README, the quick start and the training loop, run as written."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -142,3 +143,28 @@ def test_the_examples_of_extensions_run(tmp_path: Path) -> None:
         "[('disc',), ('square',), ('star',)]",
         "20",
     ]
+
+
+PAGES = {"peft": ("loras/animals", 6), "mergekit": ("largest difference", 3), "mammoth": ("runs/paper", 4)}
+"""Page -> what is there or said when all of it has run, and how many commands it has."""
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("page", list(PAGES))
+def test_the_examples_for_those_who_come_from_elsewhere_run(page: str, workplace: Path) -> None:
+    """Python first, then the commands in their order, all in this process."""
+    text, (sign, count) = (ROOT / "docs" / f"from_{page}.md").read_text(), PAGES[page]
+    before = Path.cwd()
+    with redirect_stdout(StringIO()) as out, contextlib.chdir(workplace):
+        for code in blocks(text, "python"):
+            exec(code, {})
+    lines = commands(text)
+    assert len(lines) == count
+    for line in lines:
+        code, said, complaint = here(line, workplace)
+        assert code == 0, (line, complaint)
+        assert said.strip(), line
+    assert sign in out.getvalue() or (workplace / sign).exists()
+    assert Path.cwd() == before
+    if page == "mergekit":
+        assert float(out.getvalue().split()[-1]) < 1e-6
