@@ -48,9 +48,7 @@ def of_trackio(root: Path) -> tuple[Mapping[str, Any], Points]:
 
 
 def of_mlflow(root: Path) -> tuple[Mapping[str, Any], Points]:
-    import mlflow  # noqa: PLC0415
-
-    client = mlflow.MlflowClient()
+    client = import_module("mlflow").MlflowClient()
     experiment = client.get_experiment_by_name("intarsia")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])

@@ -5,8 +5,9 @@ where its own variables say (TRACKIO_DIR, MLFLOW_TRACKING_URI, WANDB_MODE); Tens
 """
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 Value = str | int | float | bool
 Axis = Literal["epoch", "task"]
@@ -55,14 +56,11 @@ class Trackio:
     """A run of trackio; without its monitors of the machine."""
 
     def __init__(self, folder: Path) -> None:
-        import trackio  # noqa: PLC0415  optional
-
-        self._library = trackio
-        self._run = trackio.init(PROJECT, folder.name, embed=False, auto_log_gpu=False, auto_log_cpu=False)
+        self._library: Any = import_module("trackio")
+        self._run = self._library.init(PROJECT, folder.name, embed=False, auto_log_gpu=False, auto_log_cpu=False)
 
     def parameters(self, values: Mapping[str, Value]) -> None:
         """In the run's configuration, which goes with what is logged first."""
-        assert isinstance(self._run.config, dict)
         self._run.config.update(values)
 
     def scalars(self, values: Mapping[str, float], axis: Axis, step: int) -> None:
@@ -78,11 +76,9 @@ class MLflow:
     """A run of MLflow, told without waiting."""
 
     def __init__(self, folder: Path) -> None:
-        import mlflow  # noqa: PLC0415  optional
-
-        self._library = mlflow
-        mlflow.set_experiment(PROJECT)
-        mlflow.start_run(run_name=folder.name)
+        self._library: Any = import_module("mlflow")
+        self._library.set_experiment(PROJECT)
+        self._library.start_run(run_name=folder.name)
 
     def parameters(self, values: Mapping[str, Value]) -> None:
         """As parameters."""
@@ -102,8 +98,7 @@ class WandB:
     """A run of Weights & Biases; it does not read what is printed."""
 
     def __init__(self, folder: Path) -> None:
-        import wandb  # noqa: PLC0415  optional
-
+        wandb: Any = import_module("wandb")
         settings = wandb.Settings(console="off", silent=True)
         self._run = wandb.init(project=PROJECT, name=folder.name, settings=settings)
         for name, axis in (("loss/*", "epoch"), ("*", "task")):
