@@ -1,4 +1,8 @@
-"""Pools that are learned once for all tests that only read them; a thread a process, as tests run side by side."""
+"""Pools that are learned once for all tests that only read them; a thread a process, as tests run side by side.
+
+Their files are kept in memory where there is room: pools flush every file to the disk, which takes as long as learning
+a tiny one.
+"""
 
 import os
 import shutil
@@ -15,6 +19,9 @@ settings.register_profile("patient", deadline=None)  # how long an example takes
 settings.load_profile("patient")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 torch.set_num_threads(1)
+MEMORY = Path("/dev/shm")
+if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 * 2**30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 LONG = (
     *("readme", "compare", "ray", "survival", "processes", "hub", "learner"),
     *("report", "architectures", "loop", "cli", "manage", "engines", "exchange"),

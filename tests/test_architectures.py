@@ -28,7 +28,7 @@ def pictures() -> TaskStream:
         labels = torch.arange(4).repeat(count)
         return torch.randint(0, 256, (len(labels), 3, 32, 32), generator=seeded(seed)).byte(), labels
 
-    return TaskStream.from_arrays(part(40, 0), part(2, 1), [f"class{i}" for i in range(4)], tasks=2)
+    return TaskStream.from_arrays(part(8, 0), part(2, 1), [f"class{i}" for i in range(4)], tasks=2)
 
 
 @pytest.fixture(scope="module", params=list(NETWORKS))

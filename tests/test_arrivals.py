@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli import refused, result
+from test_cli import TASKS, refused, result
 from test_engines import APART, OPTIONS, InlineEngine, StoppedError, none_twice
 
-from cases import backbone, contents, stream
+from cases import backbone, contents, photographs, small_vit, stream
 from intarsia import IEL, Backbone, InputError, Pool, TaskStream, learn
 from intarsia.adapters.full import Full
 from intarsia.training.checkpoint import Checkpoint
@@ -107,18 +107,21 @@ def test_groups_that_are_not_the_streams_are_refused(groups: Any, said: tuple[st
 
 
 def test_a_file_of_arrivals_is_learned_repeated_and_gone_on_with(tmp_path: Path) -> None:
-    path, groups, first = tmp_path / "arrivals.json", [["food", "animals"], ["vehicles"]], tmp_path / "first"
+    path, groups, first = tmp_path / "arrivals.json", [["other", "cold"], ["earth"]], tmp_path / "first"
     path.write_text(json.dumps(groups))
-    few = ("--max-per-class", 2, "--run.no-evaluate")
-    result("learn", "--arrivals", path, "--only", "animals", "vehicles", "food", *few, "--epochs", 1, "--out", first)
+    root = photographs(tmp_path)
+    (root / "tasks.json").write_text(json.dumps(TASKS))
+    data = ("--data", f"folder:{root / 'photos'}", "--split", root / "tasks.json")
+    few = ("--backbone", small_vit(root), "--run.no-evaluate")
+    result("learn", "--arrivals", path, *data, *few, "--epochs", 1, "--out", first)
     pool = Pool.open(first)
-    assert pool.tasks == ("food", "animals", "vehicles")
-    assert pool.card("animals").influenced_by.fisher == ("food",)
+    assert pool.tasks == ("other", "cold", "earth")
+    assert pool.card("cold").influenced_by.fisher == ("other",)
     again, added = tmp_path / "again", tmp_path / "added"
     result("learn", "--config", first / "config.json", "--run.no-evaluate", "--out", again)
     begun = ("--training.fisher-over", "others", "--epochs", 1)
-    result("learn", "--only", *groups[0], *few, *begun, "--out", added)
-    result("learn", "--data", "chalk", "--only", *groups[1], *few, "--add", "--out", added)
+    result("learn", *data, "--only", *groups[0], *few, *begun, "--out", added)
+    result("learn", *data, "--only", *groups[1], "--run.no-evaluate", "--add", "--out", added)
     apart = {*APART, "config.json", "config-2.json"}
     assert contents(again, apart) == contents(first, apart) == contents(added, apart)
 
@@ -126,13 +129,13 @@ def test_a_file_of_arrivals_is_learned_repeated_and_gone_on_with(tmp_path: Path)
         pass
 
     def stop(phase: str, done: int, total: int) -> None:
-        if phase == "vehicles: training":
+        if phase == "earth: training":
             raise StopError
 
-    chosen = TaskStream.load(max_per_class=2).subset(["animals", "vehicles", "food"]).arriving(groups)
+    chosen = TaskStream.load(data[1], split=root / "tasks.json").subset(["cold", "earth", "other"]).arriving(groups)
     out = tmp_path / "stopped"
     with pytest.raises(StopError):
-        learn(Backbone.load(), chosen, out=out, training=Training(epochs=1), progress=stop)
+        learn(Backbone.load(small_vit(root)), chosen, out=out, training=Training(epochs=1), progress=stop)
     assert Checkpoint.of(out).asked()["stream"]["changes"][-1] == {"arrivals": groups}
     result("learn", "--resume", "--run.no-evaluate", "--out", out)
     assert contents(out, apart) == contents(first, apart)

@@ -16,6 +16,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+from forked import intarsia
 from PIL import Image
 
 from cases import contents, photographs, small_vit
@@ -28,7 +29,12 @@ TASKS = {"cold": ["blue", "cyan"], "earth": ["gold", "green"], "other": ["grey",
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """A real process."""
+    """A process of its own."""
+    return intarsia(arguments)
+
+
+def started(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """As a user starts it."""
     command = [sys.executable, "-m", "intarsia", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
@@ -230,7 +236,7 @@ def test_every_method_and_adapter_learns(world: Path, tmp_path: Path, method: st
 
 @pytest.mark.slow
 def test_bad_input_is_one_line_and_exit_code_2_in_a_real_process(world: Path) -> None:
-    done = run(*learning(world, "nothing", "--backbone", "vit_unknown"))
+    done = started(*learning(world, "nothing", "--backbone", "vit_unknown"))
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "vit_unknown" in done.stderr
@@ -247,7 +253,7 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_help_of_every_verb_names_its_flags() -> None:
-    overview = run("--help")
+    overview = started("--help")
     assert overview.returncode == 0
     for verb in VERBS:
         assert verb in overview.stdout

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import cells as runs_here
 import pytest
 from safetensors.torch import load_file, save_file
 from test_cli import refused, result
@@ -36,6 +37,12 @@ pytestmark = pytest.mark.slow
 SMALL = ("--only", "animals", "vehicles", "--max-per-class", 4, "--epochs", 1, "--threads", 1)
 
 
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs are made in this process."""
+    runs_here.use(monkeypatch)
+
+
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     out = tmp_path_factory.mktemp("compare") / "runs"
@@ -55,6 +62,7 @@ def test_rows_are_the_methods_in_the_order_asked_for(compared: tuple[Path, Any])
     assert [line.split(" | ")[0].strip("| ") for line in lines] == ["method", "---", "ita", "finetune"]
 
 
+@pytest.mark.usefixtures("here")
 def test_a_run_that_is_there_is_not_made_again(compared: tuple[Path, Any]) -> None:
     out, first = compared
     before = {p.name: p.stat().st_mtime_ns for p in out.glob("*-0.json")}
@@ -82,6 +90,7 @@ def test_a_folder_is_of_one_comparison(compared: tuple[Path, Any], capsys: pytes
     assert contents(out) == before
 
 
+@pytest.mark.usefixtures("here")
 def test_a_run_made_with_something_else_is_made_again_beside_the_earlier_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -185,6 +194,7 @@ def test_again_sets_another_comparison_aside(tmp_path: Path) -> None:
     folder.check(other, again=False)
 
 
+@pytest.mark.usefixtures("here")
 def test_the_default_folder_is_the_streams_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     result("compare", "--methods", "frozen", "--data", "chalk", *SMALL)
@@ -200,7 +210,7 @@ def test_a_dry_run_says_what_is_to_be_made_and_writes_nothing(compared: tuple[Pa
     assert rows[0]["minutes"] == pytest.approx(minutes)
     assert 0 < rows[1]["minutes"] < 5
     assert contents(out) == before
-    result("compare", "--methods", "frozen", "joint", "--out", tmp_path / "new", *SMALL, "--run.dry-run")
+    result("compare", "--methods", "frozen", "--out", tmp_path / "new", *SMALL, "--run.dry-run")
     assert not (tmp_path / "new").exists()
 
 
@@ -216,6 +226,7 @@ def test_a_comparison_does_not_go_into_a_pool(compared: tuple[Path, Any], capsys
     assert sorted((out / "ita-0").iterdir()) == before
 
 
+@pytest.mark.usefixtures("here")
 def test_the_learning_rate_of_the_best_held_out_accuracy_is_taken(tmp_path: Path) -> None:
     """One that diverges is told as such, and ends nothing."""
     out, own = tmp_path / "runs", METHODS["finetune"].settings.lr

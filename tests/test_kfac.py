@@ -124,12 +124,12 @@ def test_the_trace_is_nearly_that_of_the_gauss_newton_matrix(kind: CurvatureKind
 
 
 def test_along_random_directions_a_vision_transformers_drift_is_seen() -> None:
-    """Root mean square error over 30 directions per layer, of the drift's: 35 % at most, and less than a diagonal's."""
+    """Root mean square error over 15 directions per layer, of the drift's: 35 % at most, and less than a diagonal's."""
     theta0, images = backbone(0, torch.float64), inputs(64)
     metrics = {k: CURVATURES[k](theta0, None, [images], estimator="exact").mean(0.0) for k in CURVATURES}
     errors: dict[str, list[float]] = {kind: [] for kind in metrics}
     for name, w in theta0.trainable.items():
-        taus = [only(theta0, name, randn(*w.shape, seed=s)) for s in range(30)]
+        taus = [only(theta0, name, randn(*w.shape, seed=s)) for s in range(15)]
         exact = torch.tensor([drift(theta0, images, tau) for tau in taus])
         for kind, metric in metrics.items():
             found = torch.tensor([2 * float(metric.value(tau)) for tau in taus])
@@ -231,7 +231,7 @@ def test_random_draws_average_to_the_exact_curvature(kind: CurvatureKind) -> Non
     exact = of_features(theta0, kind, 16, like).tensors()
     for estimator in ("rademacher", "mc"):
         made = CURVATURES[kind](
-            theta0, None, [images], estimator=estimator, probes=400, generator=seeded(3), like=like
+            theta0, None, [images], estimator=estimator, probes=200, generator=seeded(3), like=like
         ).tensors()
         for name, value in exact.items():
             apart = float((made[name] - value).norm() / value.norm())

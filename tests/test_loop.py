@@ -366,10 +366,9 @@ def test_without_blocks_or_compiled_it_is_refused_by_name(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_script_for_a_card_runs_to_its_end_tiny(precision: str, tmp_path: Path) -> None:
+def test_the_script_for_a_card_runs_to_its_end_tiny(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
-    options = ["--device", "cpu", "--small", "--precision", precision, "--rows", str(rows), "--json"]
+    options = ["--device", "cpu", "--small", "--precision", "bf16", "--rows", str(rows), "--json"]
     done = subprocess.run([sys.executable, str(CARD), *options], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)["rows"]
     assert [json.loads(line)["what"] for line in rows.read_text().splitlines()] == [row["what"] for row in found]

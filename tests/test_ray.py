@@ -167,7 +167,7 @@ def until(there: Callable[[], bool]) -> None:
     deadline = time.monotonic() + DEADLINE
     while not there():
         assert time.monotonic() < deadline
-        time.sleep(0.01)
+        time.sleep(0.05)  # looking costs a process
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
@@ -175,6 +175,7 @@ def test_a_driver_that_is_killed_or_stopped_goes_on(tmp_path: Path) -> None:
     root, out = photographs(tmp_path), tmp_path / "p"
     flags = ["--data", f"folder:{root / 'photos'}", "--tasks", "3", "--backbone", small_vit(root), "--batch-size", "4"]
     flags += ["--run.no-evaluate", "--training.fisher-over", "others"]
+    flags += ["--epochs", "12"]  # so that none ends before it is stopped
     main(["learn", *flags, "--out", str(tmp_path / "one")])
     staged = out / ".run" / "engine"
     for how, at, code in ((signal.SIGKILL, "*-fisher", -9), (signal.SIGINT, "*-tune", 130)):

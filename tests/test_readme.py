@@ -11,6 +11,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import forked
 import nbformat
 import pytest
 from nbclient import NotebookClient
@@ -39,8 +40,7 @@ def commands(*texts: str) -> list[str]:
 def intarsia(line: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     program, *arguments = shlex.split(line)
     assert program == "intarsia"
-    command = [sys.executable, "-m", "intarsia", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+    return forked.intarsia(arguments, cwd)
 
 
 def here(line: str, cwd: Path) -> tuple[int, str, str]:
@@ -115,18 +115,21 @@ def test_learn_commands_for_a_users_own_images_parse(workplace: Path) -> None:
 def test_the_python_example_runs(workplace: Path) -> None:
     (code,) = blocks(README, "python")
     quick = code.replace("import ITA,", "import ITA, Training,").replace("out=", "training=Training(epochs=1), out=")
-    quick = quick.replace('TaskStream.load("chalk")', 'TaskStream.load("chalk", max_per_class=4)')
+    few = 'TaskStream.load("chalk", max_per_class=4).subset(["animals", "music", "vehicles"])'
+    quick = quick.replace('TaskStream.load("chalk")', few)
     picture = "from PIL import Image\nImage.new('L', (28, 28)).save('cat.png')\n"
     show = "\nprint(len(result.accuracy_matrix), len(labels), expert.labels[0], len(clean.labels), len(mix.labels))\n"
-    assert python(picture + quick + show, workplace).split() == ["10", "1", "bee", "90", "20"]
+    assert python(picture + quick + show, workplace).split() == ["3", "1", "bee", "20", "20"]
 
 
 def test_the_training_loop_of_the_documents_learns(tmp_path: Path) -> None:
-    """On images class by class, unshuffled, the same loop ends at 30 %."""
+    """On half of the images. On all of them class by class, unshuffled, the same loop ends at 30 %."""
     (code,) = blocks(OWN_LOOP, "python")
-    vector, accuracy = python(code, tmp_path).splitlines()
+    half = code.replace('TaskStream.load("sketches")', 'TaskStream.load("sketches", max_per_class=40)')
+    assert half != code
+    vector, accuracy = python(half, tmp_path).splitlines()
     assert vector.startswith("TaskVector(")
-    assert float(re.fullmatch(r"accuracy (\d+\.\d) %", accuracy)[1]) > 45  # pyright: ignore[reportOptionalSubscript]
+    assert float(re.fullmatch(r"accuracy (\d+\.\d) %", accuracy)[1]) > 36  # pyright: ignore[reportOptionalSubscript]
 
 
 def test_the_examples_of_extensions_run(tmp_path: Path) -> None:

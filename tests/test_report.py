@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import cells as runs_here
 import pytest
 from test_cli import refused, result
 
@@ -151,7 +152,9 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison and its report, made by the command line."""
     folder = tmp_path_factory.mktemp("report")
     small = ("--only", "animals", "vehicles", "--max-per-class", 4, "--epochs", 1, "--threads", 1)
-    result("compare", "--methods", "frozen", "ita", "--out", folder / "runs", *small)
+    with pytest.MonkeyPatch.context() as patch:
+        runs_here.use(patch)
+        result("compare", "--methods", "frozen", "ita", "--out", folder / "runs", *small)
     assert result("report", folder / "runs")["out"] == str(folder / "runs-report.html")
     return folder
 

@@ -94,11 +94,14 @@ def test_killed_at_any_step_of_any_write_a_run_is_intact_and_ends_the_same(
         learn(backbone(), stream(TASKS), out=out, **OPTIONS)
     assert contents(out, APART) == contents(whole, APART)
     assert len(taken) > 200
+    last: dict[str, str] = {}
     for left in taken:
-        intact(left, tasks)
+        if (now := contents(left, APART)) != last:  # most steps change no file
+            intact(left, tasks)
+        last = now
     begun = [left for left in taken if Checkpoint.of(left).exists or (left / "pool.json").exists()]
     assert len(begun) > 200
-    for left in [*begun[::20], *begun[-12:]]:  # the last are of a run that has all its modules and is cleaning up
+    for left in [*begun[::40], *begun[-8:]]:  # the last are of a run that has all its modules and is cleaning up
         learn(backbone(), stream(TASKS), out=left, resume=True, **OPTIONS)
         assert contents(left, APART) == contents(whole, APART)
 
@@ -111,7 +114,7 @@ def test_a_write_that_fails_is_named_and_the_run_goes_on_when_there_is_room(
     with watched(monkeypatch, steps.append):
         learn(backbone(), stream(TASKS), out=tmp_path / "counted", **OPTIONS)
     writes = [number for number, step in enumerate(steps) if step != "unlink"]
-    for number in writes[:: 9 if code == errno.ENOSPC else 37]:
+    for number in writes[:: 19 if code == errno.ENOSPC else 61]:
         out, left = tmp_path / f"{number}", [number]
 
         def fail(step: str, left: list[int] = left) -> None:
@@ -243,7 +246,7 @@ def test_a_damaged_checkpoint_is_named_and_without_it_the_task_begins_anew(whole
 
 # The command line, as processes
 
-RUN = ["--data", "sketches", "--only", "animals", "food", "--max-per-class", "2", "--epochs", "8", "--run.no-evaluate"]
+RUN = ["--data", "sketches", "--only", "animals", "food", "--max-per-class", "2", "--epochs", "5", "--run.no-evaluate"]
 
 
 def process(*arguments: str) -> subprocess.Popen[str]:

@@ -27,7 +27,7 @@ def test_a_benchmark_tells_every_row_as_it_is_found(tmp_path: Path, capsys: pyte
 
 @pytest.mark.parametrize("method", ["ita", "iel"])
 def test_the_workbench_learns_what_learn_learns(method: str, tmp_path: Path) -> None:
-    stream = TaskStream.load("sketches", max_per_class=4).subset(range(2))
+    stream = TaskStream.load("sketches", max_per_class=2).subset(range(2))
     strength, training = recommended(method, "lora")
     training = replace(training, epochs=1, seed=3)
     regularizer = ITA(strength) if method == "ita" else IEL(strength)
