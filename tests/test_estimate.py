@@ -1,14 +1,21 @@
 """What a run will cost: the counts are those of the run, the times and sizes near them."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from cases import GREY, QUICK, backbone, stream
-from intarsia import IEL, ITA, InputError, LoRA, TaskStream, learn
+from intarsia import IEL, ITA, InputError, LoRA, Pool, TaskStream, learn
 from intarsia.study.estimate import estimate
 from intarsia.training.fine_tuning import Configuration
+
+SECONDS = {
+    **dict.fromkeys(("features", "statistics", "heads", "training", "drift", "regularizer"), 0.0),
+    "fisher": 60.0,
+}
 
 
 def size(folder: Path) -> int:
@@ -56,6 +63,20 @@ def test_more_images_cost_more() -> None:
     few, many = (estimate(backbone(), stream(2, train=n), Configuration(LoRA(2), ITA(0.5), QUICK)) for n in (20, 400))
     assert many.training_minutes > few.training_minutes
     assert many.record()["images"] == 20 * few.record()["images"]
+
+
+def test_a_curvature_of_few_images_costs_no_more_for_more_images() -> None:
+    """Every few images' Fisher is said to take a minute."""
+
+    def cost(n: int, **change: Any) -> float:
+        training = replace(QUICK, **change)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Pool, "logged", lambda self: {"task01": {"seconds": SECONDS}})
+            return estimate(backbone(), stream(2, train=n), Configuration(LoRA(2), ITA(0.5), training)).set_up_minutes
+
+    assert cost(160) == pytest.approx(10 * cost(16))
+    few = {"curvature": "kfac", "curvature_images": 8}
+    assert cost(160, **few) == pytest.approx(cost(16, **few))
 
 
 @pytest.mark.parametrize("split", [[3], [1, 1, 1, 1], [3, 1, 2], [1, 3, 1, 2]])

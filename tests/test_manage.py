@@ -100,7 +100,7 @@ def test_a_study_of_what_lies_elsewhere_today_takes_the_same_options(
     before = result("diagnose", pool, *few)
     shutil.move(home / "weights.safetensors", "w.safetensors")
     shutil.move(home / "photos", "b")
-    verbs = (("diagnose", pool, *few), ("report", pool, "--out", page), ("presets", "verify", pool))
+    verbs = (("diagnose", pool, *few), ("report", pool, *few, "--out", page), ("presets", "verify", pool))
     backbone = ("--backbone", "timm/test_vit@w.safetensors")
     tasks = [f"task{i:02d}=folder:b" for i in (1, 2, 3)]
     for verb in verbs:

@@ -69,7 +69,7 @@ def shortened(line: str) -> str:
     if line.startswith("intarsia compare"):  # an hour as it stands; every method has tests of its own
         line = re.sub(r"--methods .*? (?=--)", "--methods frozen ", line).replace("--seeds 3", "--seeds 1")
         return f"{line} --only animals vehicles --max-per-class 4"
-    return f"{line} --per-task 4" if line.startswith("intarsia diagnose") else line
+    return f"{line} --per-task 4" if re.match("intarsia (diagnose|report)", line) else line
 
 
 @pytest.fixture(scope="module")

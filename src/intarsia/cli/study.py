@@ -109,12 +109,11 @@ class Diagnose:
         short = [pool.path.resolve().name for pool in pools]
         names = short if len(set(short)) == len(short) else [str(pool.path) for pool in pools]
         lines: dict[str, tuple[LossPath, ...]] = {}
-        few = min(self.per_task, DRAWN)
         gaps: dict[str, GapPath] = {}
         for name, pool, stream, keep in zip(names, pools, streams, keeps, strict=True):
             with shown() as progress:
+                few = min(self.per_task, DRAWN)
                 lines[name] = loss_paths(pool, stream, per_task=few, progress=progress, keep=keep)
-            with shown() as progress:
                 gaps[name] = gap_path(pool, stream, per_task=few, progress=progress, keep=keep)
         cosines = figures.alignment(dict(zip(names, found, strict=True)))
         for name, figure in zip(FIGURES, (figures.gaps(gaps), cosines, figures.losses(lines)), strict=True):
@@ -254,6 +253,8 @@ class Report:
     """New file for the page; <folder>-report.html beside the folder if not given."""
     edits: bool = False
     """Also specialize a pool to each of its tasks, unlearn each, and measure: three more evaluations per task."""
+    per_task: int = 200
+    """Training images drawn from each task for the theorem; at most 50 for the lines of weights."""
     source: Source = field(default_factory=Source)
     where: Inline[Where] = field(default_factory=Where)
     device: str = "auto"
@@ -267,11 +268,10 @@ class Report:
         from intarsia.store.files import write, writing
         from intarsia.store.index import INDEX
 
-        what = self.what.resolve()
+        what, compared = self.what.resolve(), (self.what / "comparison.json").exists()
         out = self.out or what.with_name(f"{what.name}-report.html")
         if out.exists():
             raise InputError(f"{out} exists: name another file with --out, nothing was written")
-        compared = (self.what / "comparison.json").exists()
         if not compared and not (self.what / INDEX).exists() and not is_model(self.what):
             raise InputError(f"{self.what} holds neither a pool (intarsia learn) nor a comparison (intarsia compare)")
         if compared and (self.edits or self.source.chooses or self.where != Where()):
@@ -292,7 +292,8 @@ class Report:
             with shown() as progress:
                 stream = self.where.stream(self.source, pool, pool.tasks)
                 kept = Kept(out.with_name(f"{what.name}-measured.json"), pool, stream)
-                html = report.report_pool(pool, stream, edited=self.edits, progress=progress, keep=kept)
+                few = self.per_task
+                html = report.report_pool(pool, stream, edited=self.edits, per_task=few, progress=progress, keep=kept)
         write(html.encode(), out)
         if not self.json:
             facts({"written": out})

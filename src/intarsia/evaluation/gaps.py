@@ -9,9 +9,12 @@ from intarsia.backbones.backbone import Backbone
 from intarsia.curvature import CURVATURES
 from intarsia.curvature.jensen_gap import gap
 from intarsia.curvature.linearized import Tangent
+from intarsia.curvature.protocol import Curvature
 from intarsia.heads.head import Head
 from intarsia.task_vector import TaskVector, weighted_sum
 
+FACTORS = {"ekfac": "kfac", "soap": "shampoo"}
+"""The curvature of whose factors one takes the eigenbases."""
 WHOLE = "whole"
 """The name of the Fisher of which nothing is left out."""
 
@@ -35,10 +38,13 @@ def predicted_gaps(
         weights: that sum to 1.
         seed: of the random estimators.
     """
-    found = dict[str, float]()
+    found, made = dict[str, float](), dict[str, Curvature]()
     for name, estimate in CURVATURES.items():
-        generator = torch.Generator().manual_seed(seed)
-        found[name] = gap(vectors, weights, estimate(backbone, head, batches, generator=generator).mean(0.0))
+        generator, like = torch.Generator().manual_seed(seed), made.get(FACTORS.get(name, ""))
+        curvature = estimate(backbone, head, batches, generator=generator, like=like)
+        found[name] = gap(vectors, weights, curvature.mean(0.0))
+        if name in FACTORS.values():
+            made[name] = curvature
     w = torch.tensor(list(weights), dtype=torch.float64)
     away = torch.eye(len(w), dtype=torch.float64) - w  # of each vector from the mean of all
     squares = torch.tensor(whole_fisher_squares(backbone, head, batches, vectors, away), dtype=torch.float64)

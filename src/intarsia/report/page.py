@@ -25,7 +25,7 @@ from intarsia.evaluation.editing import Editable, edit_each
 from intarsia.evaluation.kept import Keep, fresh, under
 from intarsia.evaluation.landscape import loss_paths
 from intarsia.evaluation.metrics import Evaluation, evaluate, matching_tasks
-from intarsia.evaluation.theorem import diagnose
+from intarsia.evaluation.theorem import DRAWN, diagnose
 from intarsia.merging.model import ComposedModel
 from intarsia.pool import Pool
 from intarsia.progress import Progress, silent
@@ -54,7 +54,13 @@ class Confusion:
 
 
 def report_pool(
-    pool: Pool, stream: TaskStream, *, edited: bool = False, progress: Progress = silent, keep: Keep = fresh
+    pool: Pool,
+    stream: TaskStream,
+    *,
+    edited: bool = False,
+    per_task: int = 200,
+    progress: Progress = silent,
+    keep: Keep = fresh,
 ) -> str:
     """The page of a pool: accuracy of its mean, the theorem on it, its tasks.
 
@@ -62,6 +68,7 @@ def report_pool(
         pool: with at least one module.
         stream: holds the pool's tasks.
         edited: also specialize to each task, unlearn each, and measure.
+        per_task: training images drawn from each task for the theorem; fifty at most for the lines.
         progress: told how far the work is.
         keep: where what is measured is kept as it is known.
 
@@ -73,8 +80,8 @@ def report_pool(
     frozen = evaluate(pool.frozen(), stream, answers=answers, keep=under(keep, "frozen"))
     tasks = matching_tasks(model.classes, stream)
     confusions = confused(model, tasks, answers, keep)
-    diagnosis = diagnose(pool, stream, progress=progress, keep=keep)
-    paths = loss_paths(pool, stream, progress=progress, keep=keep)
+    diagnosis = diagnose(pool, stream, per_task=per_task, progress=progress, keep=keep)
+    paths = loss_paths(pool, stream, per_task=min(per_task, DRAWN), progress=progress, keep=keep)
     costs = [(line["set_up_seconds"], line["training_seconds"]) for line in pool.logged().values()]
     drawn = {
         "Accuracy on every task after every task.": figures.accuracy_matrix(found),

@@ -154,10 +154,9 @@ def planned(
             found = {seed: None if again else runs.found(name, seed) for seed in range(seeds)}
             there = [record for record in found.values() if record is not None]
             missing = [seed for seed, record in found.items() if record is None]
-            if METHODS[name].settings.lr > 0:
-                missing += range(seeds, seeds + len(dict.fromkeys(search)))
-            minutes = expected(bench, name, missing, there)
-            rows.append({"method": name, "runs": len(missing), "there": len(there), "minutes": minutes})
+            tried = len(dict.fromkeys(search)) if METHODS[name].settings.lr > 0 else 0
+            minutes = expected(bench, name, missing, there, searched=tried * (1 - HELD_OUT))
+            rows.append({"method": name, "runs": len(missing) + tried, "there": len(there), "minutes": minutes})
             progress("timing methods", number, len(methods))
     return rows
 

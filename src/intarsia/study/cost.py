@@ -20,7 +20,9 @@ TASKS = 2
 """Tasks of which a few images are learned: the first has no other before it."""
 
 
-def expected(bench: Bench, name: str, seeds: Sequence[int], there: Sequence[Mapping[str, Any]]) -> float:
+def expected(
+    bench: Bench, name: str, seeds: Sequence[int], there: Sequence[Mapping[str, Any]], *, searched: float = 0.0
+) -> float:
     """Minutes that a method's runs with some seeds will take, one after another.
 
     Args:
@@ -28,13 +30,15 @@ def expected(bench: Bench, name: str, seeds: Sequence[int], there: Sequence[Mapp
         name: of ``METHODS``.
         seeds: of the runs to be made.
         there: records of the method's runs that are there.
+        searched: runs that a search makes besides, as whole ones: one on a part of the images counts as that part.
     """
-    if not seeds:
+    count = len(seeds) + searched
+    if not count:
         return 0.0
     if there:
-        return len(seeds) * mean(record["minutes"] for record in there)
+        return count * mean(record["minutes"] for record in there)
     run, editing = _timed(bench, name)
-    return (len(seeds) * run + (editing if 0 in seeds else 0.0)) / 60
+    return (count * run + (editing if 0 in seeds else 0.0)) / 60
 
 
 def _timed(bench: Bench, name: str) -> tuple[float, float]:

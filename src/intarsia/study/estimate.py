@@ -22,6 +22,7 @@ from intarsia.pool import Pool
 from intarsia.progress import Progress, silent
 from intarsia.training.fine_tuning import Configuration
 from intarsia.training.learner import learn
+from intarsia.training.settings import Settings
 
 BATCHES = 4
 """Batches on which a step is timed."""
@@ -113,7 +114,8 @@ def estimate(
     if training.as_the_paper:
         work = [alignment_epochs(number) * seen for number, seen in enumerate(accumulate(counts), start=1)]
         heads = sum(work) / work[0]
-    set_up = (s["features"] + s["fisher"]) * per_image + s["statistics"] * per_class + s["heads"] * heads
+    fisher = s["fisher"] * sum(_curved(t, training) for t in tasks) / _curved(timed, training)
+    set_up = s["features"] * per_image + fisher + s["statistics"] * per_class + s["heads"] * heads
     passes = 3 - 2 / len(
         tasks
     )  # over the images for drift and prototypes: one in the first task, which is timed, then three
@@ -207,6 +209,12 @@ def _unlike(tasks: Sequence[Task]) -> list[Task]:
     """Another task than the first, of another number of classes if there is one; none if there is but one."""
     others = [task for task in tasks[1:] if len(task.classes) != len(tasks[0].classes)]
     return (others or list(tasks[1:]))[:1]
+
+
+def _curved(task: Task, training: Settings) -> int:
+    """The images of which a task's curvature is estimated."""
+    count = len(task.train)
+    return count if training.curvature == "diagonal" else min(count, training.curvature_images)
 
 
 def _bytes(*tensors: Tensor) -> int:

@@ -130,7 +130,7 @@ def ekfac(
         probes: see ``kfac``.
         generator: see ``kfac``.
         precision: of the products.
-        like: a curvature of this kind, whose bases are taken.
+        like: a curvature of this kind, whose bases are taken, or the factors, which are then not made again.
 
     Raises:
         ValueError: probes below 1, or no image at all.
@@ -171,7 +171,7 @@ def _in_bases_of(
     if isinstance(like, EigenCorrected):
         left, right = like.left, like.right
     else:
-        made = factors(backbone, head, kept, **how)
+        made = like if isinstance(like, KroneckerFactors) else factors(backbone, head, kept, **how)
         left, right = ({n: eigenbasis(x)[1] for n, x in part.items()} for part in (made.outputs, made.inputs))
     sums = {name: torch.zeros_like(w) for name, w in backbone.trainable.items()}
     share = share_of(how["estimator"], how["probes"])
