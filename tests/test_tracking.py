@@ -219,7 +219,12 @@ def test_the_command_reports_the_accuracy_after_each_task(tmp_path: Path, capsys
     only = ("--only", "animals", "vehicles", "--max-per-class", 4, "--epochs", 1)
     found = result("learn", *only, "--out", tmp_path / "pool", "--report-to", "tensorboard")
     given, points = of_tensorboard(tmp_path)
-    assert given["stream.name"] == "chalk"
+    assert (given["stream.name"], given["stream.load.spec"], given["stream.load.max_per_class"]) == (
+        "chalk",
+        "chalk",
+        4,
+    )
+    assert "bee" not in str(given)
     assert [v for _, v in points["accuracy"]] == pytest.approx(found["incremental_accuracy"])
     assert len(found["accuracy_matrix"]) == 2
     assert [len(points[f"loss/{task}"]) for task in ("animals", "vehicles")] == [1, 1]

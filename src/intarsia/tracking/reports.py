@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from difflib import get_close_matches
@@ -32,7 +31,9 @@ class Reports:
 
     def began(self, record: Mapping[str, Any]) -> None:
         """What the run was asked for: its parameters, those of groups as ``group.name``; no class by name."""
-        stream = {key: value for key, value in record["stream"].items() if key in ("name", "load", "augmentation")}
+        about = record["stream"]
+        load = {key: value for key, value in (about.get("load") or {}).items() if key != "split"}
+        stream = {"name": about["name"], "augmentation": about["augmentation"], "load": load}
         values = dict(_flat({**record, "stream": stream}))
         self._each(lambda writer: writer.parameters(values))
 
@@ -72,9 +73,7 @@ class Reports:
 
 
 @contextmanager
-def report_to(
-    names: Sequence[str], folder: str | Path, *, say: Callable[[str], None] = warnings.warn
-) -> Iterator[Reports]:
+def report_to(names: Sequence[str], folder: str | Path, *, say: Callable[[str], None] = print) -> Iterator[Reports]:
     """Report a run to trackers while the block runs.
 
     Args:
