@@ -49,8 +49,7 @@ def reference(folder: str) -> str:
 
 def names() -> str:
     """The public names, each a link to where it is described."""
-    public = {name: getattr(intarsia, name) for name in sorted(intarsia.__all__)}
-    return "\n".join(f"- [`{name}`][{what.__module__}.{what.__qualname__}]" for name, what in public.items())
+    return "\n".join(f"- [`{name}`][intarsia.{intarsia._WHERE[name]}.{name}]" for name in sorted(intarsia.__all__))
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:

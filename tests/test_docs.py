@@ -2,14 +2,17 @@
 
 import ast
 import importlib.util
+import inspect
 import re
 import subprocess
 import sys
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 from test_report import CHROMIUM, browse
 
+import intarsia
 from intarsia.cli.main import VERBS
 
 ROOT = Path(__file__).parents[1]
@@ -80,6 +83,27 @@ def test_every_verb_is_in_the_documents(page: str) -> None:
     text = (ROOT / page).read_text()
     named = set(re.findall(r"(?<=`)[a-z]+(?=[ `])|(?<=intarsia )[a-z]+", text))
     assert set(VERBS) <= named
+
+
+def test_every_verb_has_its_names_in_python() -> None:
+    """The table names what there is, documented and typed, and all that `import intarsia` offers for a verb."""
+    text = (ROOT / "docs" / "quick_start.md").read_text().partition("## The same in Python")[2]
+    rows = {spans(line)[0]: spans(line)[1:] for line in text.splitlines() if re.match(r"\| `[a-z]+`", line)}
+    assert list(rows) == list(VERBS)
+    for verb, listed in rows.items():
+        assert listed, verb
+        for name in listed:
+            what = attrgetter(name)(intarsia)
+            if name == "PRESETS":
+                continue
+            assert inspect.getdoc(what), name
+            if not isinstance(what, type):
+                hints = inspect.signature(what)
+                assert hints.return_annotation is not inspect.Signature.empty, name
+                open_ = [p for p in hints.parameters.values() if p.name != "self" and p.annotation is p.empty]
+                assert not open_, (name, open_)
+    offered = {name.partition(".")[0] for listed in rows.values() for name in listed} | {"InputError"}
+    assert set(intarsia.__all__) - offered == {"TaskVector", "diagonal_fisher"}  # of the page on your own loop
 
 
 def test_every_test_that_holds_a_trial_exists() -> None:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,9 @@ from cases import backbone, contents, edit
 from intarsia import ComposedModel, InputError, Pool
 from intarsia.backbones.libraries import hub as reach
 from intarsia.exchange.hub import pull, push
+from intarsia.store.files import Seen
 from intarsia.store.index import Index
+from intarsia.store.verify import verify
 
 pytestmark = pytest.mark.slow
 
@@ -58,6 +61,54 @@ def test_a_pool_goes_and_comes_bit_for_bit(learned: Path, tmp_path: Path) -> Non
     for part in (*parts, "fisher of task01"):
         assert part in card, (part, card)
     assert "intarsia pull maker/pool --out pool" in card
+
+
+SECRET = "/home/me/secret"
+
+
+def test_paths_of_this_machine_stay_here(copied: Path, tmp_path: Path) -> None:
+    """Of images, weights and an imported adapter's base; what is pushed is a whole pool all the same."""
+    card = copied / "modules" / "task02" / "card.json"
+    stream = {"name": "photos", "load": {"spec": f"folder:{SECRET}/photos", "tasks": 2}, "changes": []}
+    imported = {"method": "imported", "imported": {"from": "peft", "base": f"{SECRET}/dinov2"}}
+    edit(card, lambda r: r.update(stream=stream, settings=imported))
+
+    def far(record: dict) -> None:
+        record["backbone"]["name"] = f"timm/test_vit@{SECRET}/w.safetensors?image-size=48"
+        record["files"]["modules/task02/card.json"] = asdict(Seen.of(card.read_bytes()))
+
+    edit(copied / "pool.json", far)
+    before, said = contents(copied), list[str]()
+    (tmp_path / "remote").mkdir()
+    with hub({"maker/pool": tmp_path / "remote"}) as (address, _):
+        push(copied, "maker/pool", endpoint=address, say=said.append)
+        pull("maker/pool", tmp_path / "pulled", endpoint=address, cache=tmp_path / "cache")
+    assert contents(copied) == before
+    assert SECRET.encode() not in b"".join(p.read_bytes() for p in (tmp_path / "remote").rglob("*") if p.is_file())
+    assert len(said) == 1
+    for part in (f"folder:{SECRET}/photos as folder:photos", "timm/test_vit@w.safetensors?image-size=48", "as dinov2"):
+        assert part in said[0], (part, said)
+    pulled = Pool.open(tmp_path / "pulled")
+    assert not verify(pulled)
+    assert pulled.card("task02").settings["imported"]["base"] == "dinov2"
+    assert Path(pulled.card("task02").stream["load"]["spec"].removeprefix("folder:")).name == "photos"
+    changed = {"pool.json", "modules/task02/card.json"}
+    assert {n for n, h in of_pool(tmp_path / "pulled").items() if h != of_pool(copied)[n]} == changed
+
+
+def test_a_composed_models_paths_stay_here_too(pool: Pool, tmp_path: Path) -> None:
+    pool.mean().save(tmp_path / "model")
+    edit(tmp_path / "model" / "model.json", lambda r: r["recipe"].update(backbone=f"hf/{SECRET}/vit"))
+    stream = {"name": "table", "load": {"spec": f"hf:{SECRET}/table:image,label"}}
+    edit(tmp_path / "model" / "model.json", lambda r: r["streams"].update(task01=stream))
+    (tmp_path / "remote").mkdir()
+    with hub({"maker/model": tmp_path / "remote"}) as (address, _):
+        push(tmp_path / "model", "maker/model", endpoint=address, say=lambda _: None)
+        pull("maker/model", tmp_path / "pulled", endpoint=address, cache=tmp_path / "cache")
+    record = json.loads((tmp_path / "pulled" / "model.json").read_text())
+    assert record["recipe"]["backbone"] == "hf/./vit"
+    assert record["streams"]["task01"]["load"]["spec"] == "hf:./table:image,label"
+    assert SECRET not in (tmp_path / "remote" / "README.md").read_text()
 
 
 def test_a_composed_model_goes_and_comes(pool: Pool, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -273,3 +273,34 @@ def test_fishers_are_kept_on_request_and_add_up(tmp_path: Path) -> None:
     assert total is not None
     assert total.count == running.count
     assert same(total.tensors(), running.tensors())
+
+
+def test_a_pool_is_a_mapping_of_modules(pool: Pool, learned: Path) -> None:
+    assert isinstance(pool, Mapping)
+    assert list(pool) == list(pool.keys()) == list(pool.tasks)
+    assert len(pool) == len(pool.items()) == 4
+    assert "task02" in pool
+    assert "boats" not in pool
+    for task, found in pool.items():
+        assert found.card.task == task
+        assert same(found.vector, pool.module(task).vector)
+    assert [m.card.task for m in pool.values()] == list(pool.tasks)
+    assert pool.get("boats") is None
+    with pytest.raises(InputError, match=r"unknown task 'task2': the pool has task01, .*; did you mean 'task02'\?"):
+        pool["task2"]
+    with pytest.raises(KeyError):
+        pool["boats"]
+    assert pool != Pool.open(learned, backbone())
+    assert len({pool, pool}) == 1
+
+
+def test_a_pool_shows_what_it_is(pool: Pool, copied: Path, tmp_path: Path) -> None:
+    for shown in (repr(pool), pool._repr_html_()):
+        for part in (str(pool.path), "tiny0", "ita of strength 0.1", "lora of rank 2", "task01", "2 classes"):
+            assert part in shown, (part, shown)
+    (copied / "modules" / "task02" / "card.json").write_text("{")
+    assert "task02 (damaged)" in repr(Pool.open(copied))
+    odd = Pool.create(tmp_path / "<script>alert(1)</script>", backbone(), LoRA(2), {"method": "<b>", "strength": 1})
+    assert "0 tasks)" in repr(odd)
+    assert "<script" not in odd._repr_html_()
+    assert "<b>" not in odd._repr_html_()

@@ -17,7 +17,7 @@ from intarsia.cli.outcome import outcome
 from intarsia.regularizers.records import build_regularizer, regularizer_record
 from intarsia.store.index import Index
 from intarsia.study.estimate import estimate
-from intarsia.study.paper import BACKBONE, DATA, PRESETS, preset, preset_of, verify
+from intarsia.study.paper import BACKBONE, DATA, PRESETS, preset, preset_of, verify_preset
 from intarsia.training.fine_tuning import Configuration
 from intarsia.training.recommended import resolve
 from intarsia.training.settings import Protocol
@@ -124,7 +124,7 @@ def test_a_run_is_recognised_by_what_it_was_made_with(pool: Pool, monkeypatch: p
 def test_a_run_agrees_within_a_point(pool: Pool) -> None:
 
     cell, found = preset("cifar100-ita-lora"), evaluate(pool.mean(), stream())
-    near, far = (verify(cell, found, own_heads=a) for a in (90.9, 88.9))
+    near, far = (verify_preset(cell, found, own_heads=a) for a in (90.9, 88.9))
     assert (near["agrees"], far["agrees"]) == (True, False)
     assert near["difference"] == pytest.approx(0.94)
     assert near["final_accuracy"] == found.final_accuracy

@@ -1,5 +1,6 @@
 """The commands and code of the README, the quick start and the training loop, run as written."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -8,9 +9,12 @@ import sys
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import forked
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from intarsia.cli.main import main
 
@@ -145,3 +149,49 @@ def test_the_examples_of_extensions_run(tmp_path: Path) -> None:
         "[('disc',), ('square',), ('star',)]",
         "20",
     ]
+
+
+PAGES = {"peft": ("loras/animals", 4), "mergekit": ("largest difference", 3), "mammoth": ("runs/paper", 3)}
+"""Page -> what is there or said when all of it has run, and how many commands it has."""
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("page", list(PAGES))
+def test_the_examples_for_those_who_come_from_elsewhere_run(page: str, workplace: Path) -> None:
+    """Python first, then the commands in their order, all in this process."""
+    text, (sign, count) = (ROOT / "docs" / f"from_{page}.md").read_text(), PAGES[page]
+    before = Path.cwd()
+    with redirect_stdout(StringIO()) as out, contextlib.chdir(workplace):
+        for code in blocks(text, "python"):
+            exec(code, {})
+    lines = commands(text)
+    assert len(lines) == count
+    for line in lines:
+        code, said, complaint = here(line, workplace)
+        assert code == 0, (line, complaint)
+        assert said.strip(), line
+    assert sign in out.getvalue() or (workplace / sign).exists()
+    assert Path.cwd() == before
+    if page == "mergekit":
+        assert float(out.getvalue().split()[-1]) < 1e-6
+
+
+def test_the_notebook_runs_and_says_what_it_said(tmp_path: Path) -> None:
+    """All its lines again, but for the numbers; else: jupyter execute --inplace docs/tutorial.ipynb, and leave out what
+    it warns of.
+    """
+    path = ROOT / "docs" / "tutorial.ipynb"
+    kept, again = nbformat.read(path, 4), nbformat.read(path, 4)
+    where = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(again, timeout=600, kernel_name="python3", record_timing=False, resources=where).execute()
+
+    def told(cell: Any) -> list[str]:
+        found = [o for o in cell.get("outputs", []) if o.get("name") != "stderr"]
+        texts = [o.get("text") or o["data"].get("text/html") or o["data"]["text/plain"] for o in found]
+        return [re.sub(r"\s*-?\d+(\.\d+)?(e-\d+)?", " #", text) for text in texts]
+
+    for before, now in zip(kept.cells, again.cells, strict=True):
+        assert told(before) == told(now), now.source
+    assert sum(bool(told(cell)) for cell in kept.cells) >= 8
+    assert "stderr" not in path.read_text()
+    assert (tmp_path / "runs" / "tutorial" / "pool.json").exists()

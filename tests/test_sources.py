@@ -455,7 +455,7 @@ def test_a_data_set_that_is_not_there_and_one_without_the_library(hub: Path, mon
     with pytest.raises(InputError, match=r"hf:.*empty cannot be loaded"):
         TaskStream.load(f"hf:{hub / 'empty'}")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(InputError, match=r"needs the library datasets.*pip install 'intarsia\[hf\]'"):
+    with pytest.raises(InputError, match=r"needs datasets.*pip install 'intarsia\[hf\]'"):
         TaskStream.load(f"hf:{hub / 'empty'}")
 
 

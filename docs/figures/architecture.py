@@ -14,7 +14,7 @@ ROOT = HERE.parents[1]
 WIDTH, ROW, GAP, TOP, LEFT = 480, 34, 5, 8, 44
 GROUPS = {
     "cli studio report study exchange": ("#dbeafe", "what a person starts and reads"),
-    "baselines evaluation training": ("#dcfce7", "learning and measuring"),
+    "baselines tracking evaluation training": ("#dcfce7", "learning and measuring"),
     "pool merging store": ("#fef3c7", "modules: kept, merged, composed"),
     "data backbones": ("#fce7f3", "images and networks"),
     "heads class_stats regularizers curvature adapters": ("#ede9fe", "the mathematics"),
@@ -27,6 +27,7 @@ HOLDS = {
     "study": "compare, the paper's table, estimates",
     "exchange": "PEFT, transformers, timm, ONNX",
     "baselines": "other methods, one per file",
+    "tracking": "reports to TensorBoard and its like",
     "evaluation": "accuracy, editing, Theorem 1",
     "training": "one task in six steps, the loop",
     "pool": "the facade: mean, specialize, unlearn",

@@ -25,6 +25,26 @@ class LostProcessError(Exception):
         self.told = told
 
 
+class UnknownTaskError(InputError, KeyError):
+    """A task that a pool does not have: ``pool.get(task)`` gives None for it, as any mapping does."""
+
+    __str__ = Exception.__str__  # a KeyError's is in quotation marks
+
+
+def not_installed(what: str, library: str, extra: str, error: ImportError) -> InputError:
+    """That a library cannot be imported which this package needs for some things only.
+
+    Args:
+        what: needs it.
+        library: its name.
+        extra: of this package that brings it.
+        error: of the import.
+    """
+    return InputError(
+        f"{what} needs {library}, which cannot be imported ({first_line(error)}): pip install 'intarsia[{extra}]'"
+    )
+
+
 def first_line(error: BaseException) -> str:
     """Of an error's message, 200 letters at most; its type where it has none."""
     lines = str(error).strip().splitlines()

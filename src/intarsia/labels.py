@@ -2,9 +2,10 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 
-from intarsia.errors import InputError
+from intarsia.errors import InputError, UnknownTaskError
 
 _UNSEEN = ("Cc", "Cs", "Zl", "Zp")
 
@@ -30,6 +31,18 @@ def check_name(what: str, name: str) -> None:
         why = f"has {odd[0]!r} in it" if odd else "starts with a dot" if name.strip() else "is empty"
         rule = "printable characters, no slash or backslash, no leading dot"
         raise InputError(f"{what} name {name!r} {why}: expected {rule}. Rename it.")
+
+
+def check_task(task: str, tasks: Sequence[str]) -> None:
+    """Refuse a task that a pool does not have.
+
+    Raises:
+        UnknownTaskError: naming those that it has, and one of a similar name.
+    """
+    if task not in tasks:
+        near = get_close_matches(task, tasks, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UnknownTaskError(f"unknown task {task!r}: the pool has {listed(tasks) or 'none yet'}{hint}")
 
 
 def listed(names: Iterable[str], most: int = 20) -> str:

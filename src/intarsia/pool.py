@@ -30,19 +30,20 @@ from intarsia.merging.rules.vectors import best_scale, coefficients
 from intarsia.store.card import Card
 from intarsia.store.index import INDEX, Index
 from intarsia.store.lock import RUN
+from intarsia.store.mapping import StoredModules
 from intarsia.store.module import Module, Trace
-from intarsia.store.store import Store
 from intarsia.task_vector import TaskVector
 
 
-class Pool(Store):
-    """Modules on one backbone with one kind of adapter.
+class Pool(StoredModules):
+    """Modules on one backbone with one kind of adapter: a mapping, task -> module.
 
     Make one with ``create`` or ``open``.
 
     Example:
         >>> pool = Pool.open("runs/sketches")
         >>> labels = pool.mean().predict(["cat.png"])
+        >>> classes = {task: module.card.classes for task, module in pool.items()}
     """
 
     def __init__(self, path: Path, index: Index, backbone: Backbone | str | None = None) -> None:
@@ -52,9 +53,6 @@ class Pool(Store):
         self._backbone = backbone if isinstance(backbone, Backbone) else None
         if self._backbone is not None:
             index.check(path, self._backbone)
-
-    def __repr__(self) -> str:
-        return f"Pool({str(self.path)!r}, {len(self.tasks)} tasks on {self.index.backbone['name']})"
 
     @classmethod
     def create(cls, path: str | Path, backbone: Backbone, adapter: Adapter, settings: Mapping[str, Any]) -> "Pool":

@@ -1,7 +1,8 @@
-"""How far the work is, and how long its phases took."""
+"""How far the work is, how long its phases took, and what comes of it."""
 
 import time
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 
 class Progress(Protocol):
@@ -14,6 +15,28 @@ class Progress(Protocol):
 
 def silent(phase: str, done: int, total: int) -> None:
     """Report nothing."""
+
+
+class Tracker(Protocol):
+    """Told what a run is made with, and what comes of it; it neither fails nor waits (see ``tracking``)."""
+
+    def began(self, record: Mapping[str, Any], /) -> None:
+        """What the run was asked for, as JSON; before its first task."""
+        ...
+
+    def learned(self, task: str, number: int, losses: Sequence[float], seconds: Mapping[str, float], /) -> None:
+        """A task is in the pool: its place there from 1, its mean loss by epoch, and seconds by phase."""
+        ...
+
+
+class Untracked:
+    """Tells nobody."""
+
+    def began(self, record: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def learned(self, task: str, number: int, losses: Sequence[float], seconds: Mapping[str, float]) -> None:
+        """Nothing."""
 
 
 def within(progress: Progress, of: str) -> Progress:

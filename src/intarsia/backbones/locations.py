@@ -103,6 +103,15 @@ def kept(spec: str, folder: Path) -> str:
     return head + dotted + options
 
 
+def published(spec: str) -> str:
+    """A spec as others may see it: of a path that only this machine has, its last part."""
+    head, path, options = _parted(spec, Path())
+    if not Path(path or spec).is_absolute():
+        return spec
+    name = Path(path or spec).name
+    return (head if path else "") + (f"./{name}" if head in ("hf/", "hf:") else name) + options
+
+
 class DataSet(NamedTuple):
     """A data set of a hub, or a folder of one: its name or folder, revision, configuration, and columns."""
 

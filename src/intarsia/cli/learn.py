@@ -68,6 +68,8 @@ class Learn:
     config: Path | None = None
     """Repeat the run that wrote this config.json, into another --out; flags still win."""
     at: Inline[Workers] = field(default_factory=Workers)
+    report_to: tuple[str, ...] = ()
+    """trackio, mlflow, wandb or tensorboard."""
     json: Json = False
     network: Network = field(default_factory=Network)
     run_: Run = field(default_factory=Run)
@@ -170,6 +172,7 @@ class Learn:
         from intarsia.machine import on_device
         from intarsia.parallel import processes
         from intarsia.regularizers.records import build_regularizer
+        from intarsia.tracking.reports import report_to
         from intarsia.training.checkpoint import Checkpoint, stopping
         from intarsia.training.fine_tuning import Configuration
         from intarsia.training.learner import learn
@@ -187,32 +190,35 @@ class Learn:
             how = Configuration(adapter, regularizer, chosen.settings, stream.augmentation)
             return self._estimate(theta0, stream, how, plan.keep_fishers)
         new = not self.resume or Checkpoint.of(out).exists
-        with shown([task.name for task in stream]) as progress, stopping(out), processes.together(here):
-            pool = learn(
-                theta0,
-                stream,
-                out=out,
-                adapter=adapter,
-                regularizer=regularizer,
-                training=chosen.settings,
-                add=plan.add and not self.resume,
-                resume=self.resume,
-                keep_fishers=plan.keep_fishers,
-                checkpoints=self.run_.checkpoint,
-                engine=engine,
-                progress=progress,
-            )
-        if not here.leads:
-            return {}
-        if new:
-            from dataclasses import replace
+        trackers = self.report_to if here.leads else ()
+        with report_to(trackers, out, say=ERR.print) as reports:
+            with shown([task.name for task in stream]) as progress, stopping(out), processes.together(here):
+                pool = learn(
+                    theta0,
+                    stream,
+                    out=out,
+                    adapter=adapter,
+                    regularizer=regularizer,
+                    training=chosen.settings,
+                    add=plan.add and not self.resume,
+                    resume=self.resume,
+                    keep_fishers=plan.keep_fishers,
+                    checkpoints=self.run_.checkpoint,
+                    engine=engine,
+                    progress=progress,
+                    tracker=reports,
+                )
+            if not here.leads:
+                return {}
+            if new:
+                from dataclasses import replace
 
-            plans.write(replace(plan, device=str(device), backbone=theta0.name), stream, out)
-        if not self.run_.evaluate:
-            return {"pool": str(out), "tasks": list(pool.tasks)}
-        from intarsia.cli.outcome import outcome
+                plans.write(replace(plan, device=str(device), backbone=theta0.name), stream, out)
+            if not self.run_.evaluate:
+                return {"pool": str(out), "tasks": list(pool.tasks)}
+            from intarsia.cli.outcome import outcome
 
-        return outcome(pool, stream, as_json=self.json)
+            return outcome(pool, stream, as_json=self.json, reports=reports if trackers else None)
 
     def _stream(self, plan: Plan, out: Path) -> "TaskStream":
         """What is learned: as named, or when a run is resumed, as it was."""

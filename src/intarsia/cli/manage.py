@@ -73,11 +73,10 @@ class Ls:
         return found
 
     def _builtin(self) -> dict[str, Any]:
-        from intarsia.backbones.libraries import builtin as builtin_backbone
         from intarsia.console import OUT, facts
-        from intarsia.data.sources import builtin
+        from intarsia.study.choice import builtin
 
-        about = [*builtin.describe(), builtin_backbone.describe()]
+        about = builtin()
         if not self.json:
             for entry in about:
                 facts(entry)

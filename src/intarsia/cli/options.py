@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from intarsia.backbones.locations import Features, Options, with_options
 from intarsia.errors import InputError
+from intarsia.labels import check_task
 from intarsia.merging.choices import Rule
 
 if TYPE_CHECKING:
@@ -56,9 +57,8 @@ class Selection:
         one_by_one("--drop", self.drop, tasks)
         keep = self.keep
         if self.drop:
-            unknown = [t for t in self.drop if t not in tasks]
-            if unknown:
-                raise InputError(f"unknown task {unknown[0]!r}: the pool has {', '.join(tasks)}")
+            for task in self.drop:
+                check_task(task, tasks)
             keep = tuple(t for t in tasks if t not in self.drop)
             if not keep:
                 raise InputError(f"--drop names all tasks of the pool, {', '.join(tasks)}: keep one or more")

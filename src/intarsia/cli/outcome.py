@@ -13,6 +13,7 @@ from intarsia.evaluation.metrics import Evaluation, evaluate, own_heads_accuracy
 from intarsia.merging.model import ComposedModel
 from intarsia.pool import Pool
 from intarsia.progress import Progress, within
+from intarsia.tracking.reports import Reports
 
 UNEVEN = 4
 """Times as many training images in one class as in another from which on they are called uneven."""
@@ -35,13 +36,14 @@ class Tried:
     others_after: float
 
 
-def outcome(pool: Pool, stream: TaskStream, *, as_json: bool) -> dict[str, Any]:
+def outcome(pool: Pool, stream: TaskStream, *, as_json: bool, reports: Reports | None = None) -> dict[str, Any]:
     """Measure the mean of all modules, one specialist and one task unlearned, and print it.
 
     Args:
         pool: that has learned.
         stream: what it has just learned.
         as_json: print nothing.
+        reports: told the accuracies; then the models after each task are measured too.
 
     Returns:
         As JSON.
@@ -50,11 +52,14 @@ def outcome(pool: Pool, stream: TaskStream, *, as_json: bool) -> dict[str, Any]:
     stream = stream if whole else recorded_stream(pool)
     mean, answers = pool.mean(), Answers()  # the heads as fine-tuned are on the same features
     with shown() as progress:
-        found = evaluate(mean, stream, history=False, progress=within(progress, "all modules"), answers=answers)
+        told, history = within(progress, "all modules"), reports is not None
+        found = evaluate(mean, stream, history=history, progress=told, answers=answers)
         frozen = evaluate(pool.frozen(pool.tasks), stream, history=False, progress=within(progress, "frozen backbone"))
         tried = _tried(pool, stream, found, progress) if len(pool.tasks) > 1 else None
         as_the_paper = pool.index.settings["protocol"] == "paper"
         own = own_heads_accuracy(pool, stream, progress, answers) if as_the_paper else None
+    if reports is not None:
+        reports.evaluated(found)
     balanced = all(pool.card(task).settings.get("class_balanced", False) for task in pool.tasks)
     notes = warnings(stream, found, frozen, balanced=balanced)
     if not as_json:

@@ -219,7 +219,7 @@ class Presets:
         from intarsia.evaluation.answers import Answers
         from intarsia.evaluation.metrics import evaluate, own_heads_accuracy
         from intarsia.report import tables
-        from intarsia.study.paper import PRESETS, preset_of, verify
+        from intarsia.study.paper import PRESETS, preset_of, verify_preset
 
         if self.action == "list":
             records = [p.record() for p in PRESETS.values()]
@@ -233,7 +233,7 @@ class Presets:
         stream = self.where.stream(self.source, pool, pool.tasks)
         answers = Answers()  # both heads are on the same features
         own = own_heads_accuracy(pool, stream, answers=answers)
-        found = verify(cell, evaluate(pool.mean(), stream, history=False, answers=answers), own)
+        found = verify_preset(cell, evaluate(pool.mean(), stream, history=False, answers=answers), own)
         if not self.json:
             facts(found)
         return found

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
-from intarsia.errors import InputError, first_line
+from intarsia.errors import InputError, first_line, not_installed
 
 TRIES = 10
 """How often a call whose worker died is made again."""
@@ -33,7 +33,7 @@ def library() -> Any:
     try:
         import ray  # noqa: PLC0415  optional, and slow to import
     except ImportError as error:
-        raise InputError("engine ray needs Ray, which is not installed: pip install 'intarsia[ray]'") from error
+        raise not_installed("engine ray", "Ray", "ray", error) from error
     return ray
 
 

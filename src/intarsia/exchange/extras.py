@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from intarsia.backbones.torchvision_guard import import_torchvision
-from intarsia.errors import InputError
-from intarsia.store.files import flush, writing
+from intarsia.errors import not_installed
+from intarsia.store.files import flush, refuse_full, writing
 
 
 def library(name: str, extra: str = "export") -> Any:
@@ -28,10 +28,7 @@ def library(name: str, extra: str = "export") -> Any:
         with quiet():
             found = import_module(name)
     except ImportError as error:
-        raise InputError(
-            f"{name} is needed and cannot be imported ({error}): expected the extra [{extra}]; pip install "
-            f"'intarsia[{extra}]'"
-        ) from error
+        raise not_installed("exchange", name, extra, error) from error
     if name == "transformers":
         found.utils.logging.set_verbosity_error()
         found.utils.logging.disable_progress_bar()
@@ -53,8 +50,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     Raises:
         InputError: the one named exists and is not empty, or it cannot be written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not an empty folder: name another with --out, nothing was written")
+    refuse_full(folder)
     folder = folder.resolve()
     fresh = folder.with_name(f".{folder.name}.new")
     made = [path for path in folder.parents if not path.exists()]

@@ -1,10 +1,11 @@
 """A pool, or a composed model, to and from a hub: safetensors and JSON alone, every file against its hash.
 
-What is pushed is the folder as it is, with a model card made of its record. A pull never runs code, and writes nothing
+What is pushed is the folder as it is, but for paths of this machine (``publication``), with a model card made of its
+record. A pull never runs code, and writes nothing
 until all files are there, named by the folder's own index, and are what that says.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,6 +18,8 @@ from intarsia.backbones.libraries.hub import offline_if_unreachable
 from intarsia.errors import InputError, first_line
 from intarsia.exchange.extras import new_folder, quiet
 from intarsia.exchange.model_card import model_card
+from intarsia.exchange.publication import publication
+from intarsia.labels import listed
 from intarsia.merging.model import CARD, WEIGHTS, read_card
 from intarsia.progress import Progress, silent
 from intarsia.store.files import Seen, parse_tensors, read, reading, write
@@ -40,6 +43,7 @@ def push(
     licence: str | None = None,
     endpoint: str | None = None,
     progress: Progress = silent,
+    say: Callable[[str], None] = print,
 ) -> str:
     """Put a pool or composed model into a repository of the hub, which is made if it is not there.
 
@@ -52,6 +56,7 @@ def push(
         licence: as the hub names it (``mit``, ``apache-2.0``), for the card.
         endpoint: of the hub, if not ``HF_ENDPOINT`` or the usual one.
         progress: told how many files have been checked.
+        say: told which paths of this machine were replaced, before anything leaves.
 
     Returns:
         The address of the commit.
@@ -60,16 +65,19 @@ def push(
         InputError: no pool or model is there, a file of it is damaged, or the hub cannot be reached, or refuses.
     """
     folder, api = Path(folder), HfApi(endpoint=endpoint)
-    files = checked_files(folder, progress)
+    out = publication(folder, checked_files(folder, progress))
+    if out.places:
+        told = listed(f"{then} as {shown}" for then, shown in out.places.items())
+        say(f"paths of this machine are not published: {told}")
     card = model_card(folder, repository, evaluation=evaluation, licence=licence)
     with _of_hub(repository):
         api.create_repo(repository, private=private, exist_ok=True)
         before = api.list_repo_files(repository)
         added: list[CommitOperationAdd | CommitOperationDelete] = [
-            CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in files
+            CommitOperationAdd(path_in_repo=name, path_or_fileobj=out.file(name)) for name in out.names
         ]
         added.append(CommitOperationAdd(path_in_repo=NOTES, path_or_fileobj=card.encode()))
-        gone = [name for name in before if PurePosixPath(name).suffix in ALLOWED and name not in files]
+        gone = [name for name in before if PurePosixPath(name).suffix in ALLOWED and name not in out.names]
         added += [CommitOperationDelete(path_in_repo=name) for name in gone]
         found = api.create_commit(repository, added, commit_message=f"intarsia push {folder.name}", revision=revision)
     return str(found.commit_url)

@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import Environment
 
+from intarsia.backbones.locations import published
 from intarsia.merging.model import read_card
 from intarsia.store.card import Card
 from intarsia.store.index import INDEX, Index
@@ -89,7 +90,7 @@ def _pool(folder: Path, accuracies: Mapping[str, float]) -> dict[str, Any]:
     return {
         "tasks": len(cards),
         "classes": sum(len(card.classes) for card in cards),
-        "backbone": _name(str(about["name"])),
+        "backbone": published(str(about["name"])),
         "hash": str(about["hash"])[:12],
         "composition": f"Task vectors: {how}.",
         "table": _table(("task", "classes", "images", "from", "influenced by"), rows, accuracies),
@@ -106,7 +107,7 @@ def _model(folder: Path, accuracies: Mapping[str, float]) -> dict[str, Any]:
     return {
         "tasks": len(rows),
         "classes": sum(map(len, card["classes"].values())),
-        "backbone": _name(str(recipe.get("backbone"))),
+        "backbone": published(str(recipe.get("backbone"))),
         "hash": str(recipe.get("backbone_hash"))[:12],
         "composition": f"Composition: {recipe.get('name')}, {recipe.get('heads')} heads.",
         "table": _table(("task", "classes", "weight", "from"), rows, accuracies),
@@ -127,11 +128,3 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]], accuracies: Ma
         rows = [(*row, known.get(str(row[0]), "")) for row in rows]
     cells = [[str(cell).replace("|", r"\|").replace("<", "&lt;") for cell in row] for row in rows]
     return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *cells)]
-
-
-def _name(spec: str) -> str:
-    """A backbone without a path of the machine it was learned on."""
-    plain, _, weights = spec.partition("@")
-    if plain.count("/") > 1:
-        plain = f"{plain.partition('/')[0]}/{Path(plain).name}"
-    return f"{plain}@{Path(weights).name}" if "/" in weights else f"{plain}@{weights}" if weights else plain

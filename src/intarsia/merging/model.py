@@ -33,7 +33,7 @@ from intarsia.heads.head import Head
 from intarsia.numerics import finite
 from intarsia.progress import Progress, silent
 from intarsia.store.card import located
-from intarsia.store.files import Seen, load, read_json, reading, save, write_json, writing
+from intarsia.store.files import Seen, load, read_json, reading, refuse_full, save, write_json, writing
 from intarsia.store.index import MERGED
 
 CARD, WEIGHTS = MERGED, "model.safetensors"
@@ -157,8 +157,7 @@ class ComposedModel(nn.Module):
         """
         folder = Path(folder)
         state, place = self.state_dict(), partial(kept, folder=folder)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise InputError(f"{folder} exists and is not an empty folder: name another, nothing was written")
+        refuse_full(folder)
         for name, value in state.items():
             if value.is_floating_point() and not finite(value):
                 raise InputError(f"model {self.recipe.get('name')!r}: {name} is not finite: nothing was written")

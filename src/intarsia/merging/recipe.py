@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from intarsia.errors import InputError
+from intarsia.labels import check_task
 
 LARGEST = 3.4e38
 """What float32 holds."""
@@ -118,5 +119,4 @@ def unlearn(tasks: Sequence[str], task: str, *, mode: str = "drop", scale: float
 
 def _known(tasks: Sequence[str], asked: Sequence[str] | Mapping[str, float]) -> None:
     for task in asked:
-        if task not in tasks:
-            raise InputError(f"unknown task {task!r}: the pool has {', '.join(tasks)}")
+        check_task(task, tasks)

@@ -50,6 +50,16 @@ class Seen:
             raise ValueError(f"its bytes have changed: SHA-256 {found[:12]}, expected {self.sha256[:12]}")
 
 
+def refuse_full(folder: Path) -> None:
+    """Refuse to write into a folder that has something in it.
+
+    Raises:
+        InputError: it is there, and is no empty folder.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is not an empty folder: name another with --out, nothing was written")
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Say which file is damaged where reading it fails."""
@@ -154,9 +164,14 @@ def read_json(path: Path, seen: Seen | None = None) -> Any:
         return parse_json(data)
 
 
+def as_json(record: Any) -> bytes:
+    """A record as it stands in a file."""
+    return (json.dumps(record, indent=1) + "\n").encode()
+
+
 def write_json(record: Any, path: Path) -> Seen:
     """Write a record as JSON; see ``write``."""
-    return write((json.dumps(record, indent=1) + "\n").encode(), path)
+    return write(as_json(record), path)
 
 
 def load(path: Path, seen: Seen | None = None) -> dict[str, Tensor]:

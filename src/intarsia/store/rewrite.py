@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from intarsia.errors import InputError
-from intarsia.labels import check_name, listed
+from intarsia.labels import check_name, check_task, listed
 from intarsia.store.files import write
 from intarsia.store.index import CARRIED, FISHER, MODULE_FILES, Index
 from intarsia.store.lock import RUN, one_writer
@@ -60,8 +60,7 @@ def remove(store: Store, task: str) -> Index:
     Raises:
         InputError: the pool has no such task, nothing would be left, a run is not finished, or see ``without``.
     """
-    if task not in store.tasks:
-        raise InputError(f"unknown task {task!r}: the pool has {listed(store.tasks) or 'none yet'}")
+    check_task(task, store.tasks)
     if (store.path / RUN / "run.json").exists():
         raise InputError(
             f"{store.path} has a run that was stopped: finish it with `intarsia learn --resume --out {store.path}`, or "

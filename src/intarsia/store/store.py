@@ -29,6 +29,7 @@ from intarsia.curvature import STORED
 from intarsia.curvature.protocol import Curvature
 from intarsia.errors import InputError
 from intarsia.heads.head import Head
+from intarsia.labels import check_task
 from intarsia.store.card import Card
 from intarsia.store.files import Known, Seen, flush, parse_metadata, parse_tensors, read, reading, save, write, writing
 from intarsia.store.index import CARRIED, FISHER, INDEX, Index
@@ -274,8 +275,7 @@ class Store:
 
     def _of_task(self, task: str, name: str) -> str:
         """A file of a task's module, as ``pool.json`` calls it."""
-        if task not in self.tasks:
-            raise InputError(f"unknown task {task!r}: the pool has {', '.join(self.tasks) or 'none yet'}")
+        check_task(task, self.tasks)
         return f"modules/{task}/{name}"
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from intarsia.backbones.locations import absolute
 from intarsia.data.choices import DEFAULT_STREAM, Augmentation
@@ -84,3 +84,11 @@ class Source:
                 )
             return recorded_stream(pool, self.cache)
         return self.load(int(pool.index.settings.get("seed", 0)))
+
+
+def builtin() -> list[dict[str, Any]]:
+    """What needs no download: each data set, and the backbone, with source, licence and how it was changed."""
+    from intarsia.backbones.libraries import builtin as backbone
+    from intarsia.data.sources import builtin as data
+
+    return [*data.describe(), backbone.describe()]

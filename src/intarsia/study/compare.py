@@ -51,7 +51,7 @@ def compare(
     engine: Ray | None = None,
     again: bool = False,
     search: Sequence[float] = (),
-    say: Callable[[str], None],
+    say: Callable[[str], None] = print,
     watched: Watched = unwatched,
 ) -> list[dict[str, Any]]:
     """Run every method for every seed and summarise.
@@ -78,6 +78,9 @@ def compare(
     Raises:
         InputError: an unknown method, one named twice, a count below one, a pool or another comparison in the folder,
             or what the methods raise.
+
+    Example:
+        >>> rows = compare(Bench(Source(data="chalk", max_per_class=8)), ["frozen", "ita"], out="runs/compared")
     """
     _check(bench, methods, seeds, jobs, search)
     bench, engine = (bench, None) if engine is None else on_ray(bench, engine)

@@ -113,6 +113,7 @@ def _preset(key: str, method: Method, adapter: AdapterKind) -> Preset:
 PRESETS: Mapping[str, Preset] = {
     preset.name: preset for key, data in DATA.items() for preset in (_preset(key, *cell) for cell in data.accuracy)
 }
+"""The cells of the paper's table, by name."""
 
 
 def preset(name: str) -> Preset:
@@ -165,7 +166,7 @@ def is_the_papers(name: str) -> bool:
     return f"{library}/{model.removeprefix('hf-hub:').removeprefix('timm/')}" == BACKBONE
 
 
-def verify(cell: Preset, found: Evaluation, own_heads: float) -> dict[str, Any]:
+def verify_preset(cell: Preset, found: Evaluation, own_heads: float) -> dict[str, Any]:
     """A run's final accuracy beside the paper's.
 
     Args:

@@ -19,7 +19,7 @@ from intarsia.errors import DivergenceError, InputError
 from intarsia.machine import give_back_memory
 from intarsia.parallel.processes import Processes, current
 from intarsia.pool import Pool
-from intarsia.progress import Progress, silent
+from intarsia.progress import Progress, Tracker, Untracked, silent
 from intarsia.regularizers.protocol import Regularizer
 from intarsia.regularizers.records import build_regularizer, regularizer_record
 from intarsia.store.index import INDEX
@@ -28,7 +28,7 @@ from intarsia.training.checkpoint import Checkpoint
 from intarsia.training.fine_tuning import Configuration
 from intarsia.training.recommended import Hyperparameters, resolve
 from intarsia.training.settings import Settings, Training
-from intarsia.training.state import Engine, LearnedTask, LearnerState, PreparedTask, check_curvature
+from intarsia.training.state import Engine, LearnedTask, LearnerState, PreparedTask, check_curvature, open_for_adding
 from intarsia.training.task import finish, prepare
 
 
@@ -46,6 +46,7 @@ def learn(
     checkpoints: bool = True,
     engine: Engine | None = None,
     progress: Progress = silent,
+    tracker: Tracker | None = None,
 ) -> Pool:
     """Learn every task of a stream as a module of a pool.
 
@@ -69,6 +70,7 @@ def learn(
         engine: what learns the tasks beside each other, say ``engines.ray.Ray(workers=2)``; if None, they are learned
             here, one after another.
         progress: told how far the work is.
+        tracker: told what the run is made with, and losses and times of each task (``tracking.report_to``).
 
     Returns:
         The pool, on disk.
@@ -126,7 +128,9 @@ def learn(
         configuration = Configuration(adapter, regularizer, settings, stream.augmentation)
         here.agree(True)  # the others may look what there is
         here.wait()  # they have, and it may change
-        _learn(pool, stream, configuration, state, checkpoint, keep_fishers, engine, progress)
+        tracker = tracker or Untracked()
+        tracker.began(asked)
+        _learn(pool, stream, configuration, state, checkpoint, keep_fishers, engine, progress, tracker)
         checkpoint.end()
     return pool
 
@@ -191,6 +195,7 @@ def _learn(
     keep_fishers: bool,
     engine: Engine | None,
     progress: Progress,
+    tracker: Tracker,
 ) -> None:
     """Learn the stream's tasks that are not in the pool, each as a module of it."""
     known, running = pool.tasks, pool.fisher()
@@ -205,6 +210,8 @@ def _learn(
                 pool.log(learned.log)
                 own = learned.fisher if keep_fishers and learned.fisher.count else None
                 pool.add(learned.module, running, learned.reference, own_fisher=own)
+                card = learned.module.card
+                tracker.learned(card.task, len(pool.tasks), card.measures["losses"], learned.log["seconds"])
                 del learned
                 give_back_memory()
     except DivergenceError:
@@ -236,20 +243,6 @@ def _state(pool: Pool, checkpoint: Checkpoint, settings: Settings) -> LearnerSta
         tuple(before),
         pool.index.lost,
     )
-
-
-def open_for_adding(path: str | Path, backbone: Backbone, adapter: Adapter) -> Pool:
-    """Open a pool whose modules have the same backbone and adapter.
-
-    Raises:
-        InputError: they have another.
-    """
-    pool = Pool.open(path, backbone)
-    if pool.adapter != adapter:
-        raise InputError(
-            f"pool {path} has modules of {pool.adapter}, these would be of {adapter}: use the pool's adapter"
-        )
-    return pool
 
 
 def learned_tasks(

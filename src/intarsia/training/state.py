@@ -2,10 +2,12 @@
 
 from collections.abc import Collection, Generator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
+from intarsia.adapters.protocol import Adapter
 from intarsia.backbones.backbone import Backbone
 from intarsia.class_stats.statistics import ClassStatistics
 from intarsia.curvature.protocol import Curvature
@@ -136,6 +138,20 @@ class Engine(Protocol):
     ) -> Generator[LearnedTask]:
         """As ``learner.learned_tasks``, whose arguments these are."""
         ...
+
+
+def open_for_adding(path: str | Path, backbone: Backbone, adapter: Adapter) -> Pool:
+    """Open a pool whose modules have the same backbone and adapter.
+
+    Raises:
+        InputError: they have another.
+    """
+    pool = Pool.open(path, backbone)
+    if pool.adapter != adapter:
+        raise InputError(
+            f"pool {path} has modules of {pool.adapter}, these would be of {adapter}: use the pool's adapter"
+        )
+    return pool
 
 
 def check_curvature(pool: Pool, settings: Settings) -> None:

@@ -12,7 +12,7 @@ from intarsia.backbones.libraries.loaded import Loaded, meta_or_real, pooled_tok
 from intarsia.backbones.locations import Features, Options, is_folder
 from intarsia.backbones.preprocessing import Interpolation, Preprocessing
 from intarsia.backbones.torchvision_guard import import_torchvision
-from intarsia.errors import InputError, first_line
+from intarsia.errors import InputError, first_line, not_installed
 
 TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
 """Models of images and text -> the class of their image part."""
@@ -133,9 +133,7 @@ def _library(which: str) -> Any:
         import_torchvision()
         import transformers  # noqa: PLC0415  optional, and slow to import
     except ImportError as error:
-        raise InputError(
-            f"hf/{which} needs transformers, which is not installed: pip install 'intarsia[hf]'"
-        ) from error
+        raise not_installed(f"hf/{which}", "transformers", "hf", error) from error
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     return transformers

@@ -27,7 +27,7 @@ class Push:
 
     def run(self) -> dict[str, Any]:
         """Check and push."""
-        from intarsia.console import facts, shown
+        from intarsia.console import ERR, facts, shown
         from intarsia.exchange.hub import push
         from intarsia.store.files import read_json
 
@@ -41,6 +41,7 @@ class Push:
                 evaluation=found,
                 licence=self.licence,
                 progress=progress,
+                say=ERR.print,
             )
         if not self.json:
             facts({"pushed": self.pool, "to": self.repository, "commit": url})

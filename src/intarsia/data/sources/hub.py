@@ -17,7 +17,7 @@ from intarsia.backbones.locations import hub_parts
 from intarsia.data.files import ImageFile, Row
 from intarsia.data.sources.listing import PARTS, Listing, of_labels
 from intarsia.data.sources.source import SIDES, Asked, Side, Source
-from intarsia.errors import InputError, first_line
+from intarsia.errors import InputError, first_line, not_installed
 from intarsia.labels import listed
 
 LABELS = ("label", "labels", "fine_label", "class", "classes", "category", "target", "y")
@@ -58,9 +58,7 @@ def _load(place: str, revision: str | None, config: str | None) -> dict[str, Any
     try:
         import datasets  # noqa: PLC0415  an extra
     except ImportError as error:
-        raise InputError(
-            f"hf:{place} needs the library datasets, which is not installed: pip install 'intarsia[hf]'"
-        ) from error
+        raise not_installed(f"hf:{place}", "datasets", "hf", error) from error
     try:
         found = datasets.load_dataset(place, config, revision=revision)
     except Exception as error:  # of the hub, the network, the files or the disk
