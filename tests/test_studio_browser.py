@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import socket
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 from test_cli import result
 from test_docs import LOADS
+from test_studio import free_port
 
 from cases import photographs, small_vit
 from intarsia import Pool
@@ -37,12 +37,6 @@ TASKS = {"cold": ["blue", "cyan"], "earth": ["gold", "green"]}
 WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 PATIENCE = 60_000
 """Milliseconds."""
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -196,9 +196,11 @@ class Learning:
     def close(self) -> None:
         """Stop, and remove the images of zips that were looked at and not learned."""
         self.stop()
-        left = {*Pool.open(self._pool).tasks} if not Checkpoint.of(self._pool).exists else None
+        if not self._kept or Checkpoint.of(self._pool).exists:
+            return
+        learned = Pool.open(self._pool).tasks
         for folder in self._kept:
-            if left is not None and folder.name not in left:
+            if folder.name not in learned:
                 shutil.rmtree(folder, ignore_errors=True)
                 (self._session.home / f"{folder.name}.json").unlink(missing_ok=True)
 
