@@ -5,7 +5,6 @@ The page in a browser is in `test_studio_browser`.
 
 import io
 import shutil
-import socket
 import stat
 import struct
 import sys
@@ -14,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import pytest
 import torch
@@ -23,7 +21,7 @@ from PIL import Image
 from test_cli import refused
 
 from cases import QUICK, backbone, contents, stream
-from intarsia import InputError, LoRA, Pool, TaskStream, diagnose, evaluate, learn, open_studio
+from intarsia import InputError, LoRA, Pool, TaskStream, diagnose, evaluate, learn
 from intarsia.pool import merged
 from intarsia.store.lock import one_writer
 from intarsia.store.rewrite import remove, rename
@@ -48,12 +46,6 @@ from intarsia.studio.session import Session  # noqa: E402
 
 pytestmark = pytest.mark.slow
 TASKS = ("task01", "task02", "task03", "task04")
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def session(folder: Path) -> Session:
@@ -402,16 +394,6 @@ def test_what_a_process_says_is_read() -> None:
     assert progress_of(()) == "starting"
     assert progress_of(("birds: training: 12 of 80", "a warning")) == "birds: training: 12 of 80"
     assert progress_of(("birds: training: 12 of 80", "birds: features: 0.1 s")) == "birds: features done"
-
-
-@pytest.mark.filterwarnings("default")  # those of gradio's server, of the libraries below it
-def test_it_is_opened_from_python(pool: Pool) -> None:
-    """On this machine's own address alone; nothing is asked for that would be downloaded."""
-    address = open_studio(pool, stream(), port=free_port(), per_class=1)
-    assert address.startswith("http://127.0.0.1:")
-    with urlopen(address) as answer:
-        assert "gradio_config" in answer.read().decode()
-    gr.close_all(verbose=False)
 
 
 def test_without_gradio_one_line_says_what_to_install(

@@ -1,8 +1,10 @@
 """The studio's page in a real browser: what is shown is what the commands print, and nothing leaves the machine."""
 
+import gc
 import json
 import re
 import shutil
+import socket
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,12 +13,11 @@ from typing import Any
 import pytest
 from test_cli import result
 from test_docs import LOADS
-from test_studio import free_port
 
 from cases import photographs, small_vit
-from intarsia import Pool
+from intarsia import Pool, open_studio
 
-pytest.importorskip("gradio", reason="the extra [studio] is not installed")
+gr = pytest.importorskip("gradio", reason="the extra [studio] is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 from intarsia.evaluation.metrics import recorded_stream  # noqa: E402
@@ -37,6 +38,18 @@ TASKS = {"cold": ["blue", "cyan"], "earth": ["gold", "green"]}
 WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 PATIENCE = 60_000
 """Milliseconds."""
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def end(blocks: Any) -> None:
+    """Close a server, and let its loops go where their warnings are not errors."""
+    blocks.close(verbose=False)
+    gc.collect()
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +82,7 @@ def address(learning: Learning) -> Iterator[str]:
     session = learning._session
     blocks = page_of(session, learning)
     yield serve(blocks, session.uploads, host="127.0.0.1", port=free_port(), share=False)
-    blocks.close(verbose=False)
+    end(blocks)
 
 
 @pytest.fixture(scope="module")
@@ -315,4 +328,12 @@ def test_a_comparison_is_sorted_by_its_headings(visit: Callable[..., Any], tmp_p
             found = [rows[method][key] for method in column.all_inner_texts()]
             assert found == sorted(found, key=lambda value, turn=turn: turn * value)
     assert page.locator("figure.drawn img").count() == 2
-    blocks.close(verbose=False)
+    end(blocks)
+
+
+def test_it_is_opened_from_python(world: Path, visit: Callable[..., Any]) -> None:
+    """As from a notebook, with a sample of its own."""
+    page = visit(open_studio(Pool.open(world / "pool"), port=free_port(), per_class=1))
+    shown(page, "#head", "1 of each class")
+    gr.close_all(verbose=False)
+    gc.collect()
