@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 WIDTH, ROW, GAP, TOP, LEFT = 480, 34, 5, 8, 44
 GROUPS = {
-    "cli report study exchange": ("#dbeafe", "what a person starts and reads"),
+    "cli studio report study exchange": ("#dbeafe", "what a person starts and reads"),
     "baselines tracking evaluation training": ("#dcfce7", "learning and measuring"),
     "pool merging store": ("#fef3c7", "modules: kept, merged, composed"),
     "data backbones": ("#fce7f3", "images and networks"),
@@ -22,6 +22,7 @@ GROUPS = {
 PLAIN = "#e5e7eb"
 HOLDS = {
     "cli": "commands, flags, exit codes",
+    "studio": "the page in the browser",
     "report": "figures, tables, the page",
     "study": "compare, the paper's table, estimates",
     "exchange": "PEFT, transformers, timm, ONNX",

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from intarsia.report.page import report_comparison, report_pool
     from intarsia.store.rewrite import remove, rename
     from intarsia.store.verify import repair, verify
+    from intarsia.studio.launch import open_studio
     from intarsia.study.bench import Bench
     from intarsia.study.choice import Source, builtin
     from intarsia.study.compare import compare
@@ -73,6 +74,7 @@ __all__ = [
     "learn",
     "loss_paths",
     "merged",
+    "open_studio",
     "preset",
     "preset_of",
     "pull",
@@ -119,6 +121,7 @@ _WHERE = {
     "learn": "training.learner",
     "loss_paths": "evaluation.landscape",
     "merged": "pool",
+    "open_studio": "studio.launch",
     "preset": "study.paper",
     "preset_of": "study.paper",
     "pull": "exchange.hub",

@@ -35,6 +35,7 @@ VERBS = {
     "diagnose": ("study", "Diagnose"),
     "compare": ("study", "Compare"),
     "report": ("study", "Report"),
+    "studio": ("pages.studio", "Studio"),
     "presets": ("study", "Presets"),
 }
 """Verb -> the module here that has it, and its class."""

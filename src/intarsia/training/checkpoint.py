@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from intarsia.adapters.attachment import Attachment
@@ -217,14 +217,27 @@ class Checkpoint:
 
     def where(self) -> str:
         """The task and epoch at the last border, or what workers have given back, in words."""
-        path = self.folder / EPOCH
         if (self.folder / STAGED).is_dir():
             return f"with {len(list((self.folder / STAGED).glob('[0-9]*')))} results of its workers kept"
         try:
-            about = parse_json(parse_metadata(path.read_bytes())["about"])
+            about = self._about()
             return f"in task {about['task']!r} after epoch {about['epochs']}"
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
             return "before the first epoch of a task"
+
+    def losses(self) -> list[float]:
+        """Mean loss over the images in each epoch of the task being learned; none where no epoch is done."""
+        try:
+            about = self._about()
+            counts = {task["name"]: task["train"] for task in self.asked()["stream"]["tasks"]}
+            return [loss / counts[about["task"]] for loss in about["losses"][: about["epochs"]]]
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError, InputError):
+            return []
+
+    def _about(self) -> dict[str, Any]:
+        """What is noted beside the tensors of the last epoch; these are not read."""
+        with safe_open(self.folder / EPOCH, "pt") as file:
+            return parse_json(file.metadata()["about"].encode())
 
     def end(self) -> None:
         """The run is over: there is nothing to go on with. What says that there was one goes last."""

@@ -1,0 +1,1 @@
+"""Verbs that open a page in the browser."""
