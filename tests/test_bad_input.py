@@ -129,6 +129,9 @@ SAYS: dict[str, tuple[str, ...]] = {
     "a task to remove while a run is stopped": ("pool", "--resume", "pool/.run", "'task01'"),
     "a composed model to diagnose": ("composed", "merged model", "name the pool"),
     "a composed model to report on": ("composed", "merged model", "name the pool"),
+    "a composed model to open in the studio": ("composed", "neither a pool", "name the pool"),
+    "a port that there is not": ("--port 70000", "65535", "leave it out"),
+    "no image of a class in the studio": ("--per-class 0", "1 or more"),
     "a composed model to compose": ("composed", "merged model", "name the pool"),
     "an unknown method": ("'magic'", "frozen", "iel-ia3"),
     # Pools that are damaged
