@@ -17,7 +17,7 @@ from intarsia.merging.model import ComposedModel
 from intarsia.pool import Pool
 from intarsia.progress import Progress, silent
 
-MOVE = 0.45
+MOVE = 0.35
 """Seconds that the images of a sample may take, if their number is not given: a move is then below a second."""
 
 

@@ -38,7 +38,7 @@ class Studio:
     share: Literal["no", "yes"] = "no"
     """yes: also lead a public address here, through gradio's servers. no: no request leaves this machine."""
     per_class: int | None = None
-    """Test images of each class that every move is measured on; as many as take half a second if not given."""
+    """Test images of each class that every move is measured on; as many as take a third of a second if not given."""
     source: Source = field(default_factory=Source)
     where: Inline[Where] = field(default_factory=Where)
     device: str = "auto"
