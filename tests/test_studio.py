@@ -23,6 +23,7 @@ from test_cli import refused
 from cases import QUICK, backbone, contents, stream
 from intarsia import InputError, LoRA, Pool, TaskStream, diagnose, evaluate, learn
 from intarsia.pool import merged
+from intarsia.report.pictures import picture
 from intarsia.store.lock import one_writer
 from intarsia.store.rewrite import remove, rename
 from intarsia.training.checkpoint import Checkpoint
@@ -382,7 +383,7 @@ def test_all_text_is_escaped() -> None:
         draw.curve(evil, {evil: [(0.0, 1.0), (1.0, 2.0)]}, evil, evil),
         draw.bars([(evil, 0.5)]),
         draw.figures({evil: (evil, evil)}),
-        draw.picture(torch.zeros(3, 4, 4, dtype=torch.uint8), evil),
+        draw.image(picture(torch.zeros(3, 4, 4, dtype=torch.uint8)), evil),
         draw.note(evil),
     ):
         assert isinstance(made, Markup)

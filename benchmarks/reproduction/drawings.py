@@ -14,7 +14,7 @@ import tyro
 
 from intarsia.evaluation.metrics import Evaluation
 from intarsia.report import figures
-from intarsia.report.page import seconds_per_task
+from intarsia.report.comparison import seconds_per_task
 from intarsia.study.methods import STANDARD
 
 EDITED = ("ita", "iel", "tmc")

@@ -4,8 +4,6 @@ No network is needed to read it. What is measured here, and drawn by ``figures``
 they escape all text.
 """
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,11 +12,7 @@ from typing import Any
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
-from PIL import Image
-from torch import Tensor
 
-from intarsia.backbones.preprocessing import Preprocessing, unit
-from intarsia.data.choices import DEFAULT_STREAM
 from intarsia.data.stream import Task, TaskStream
 from intarsia.evaluation.answers import Answers, Logits, logits
 from intarsia.evaluation.editing import Editable, edit_each
@@ -30,12 +24,10 @@ from intarsia.merging.model import ComposedModel
 from intarsia.pool import Pool
 from intarsia.progress import Progress, silent
 from intarsia.report import figures
+from intarsia.report.comparison import read_comparison
+from intarsia.report.pictures import encoded, samples
 from intarsia.report.tables import theorem
-from intarsia.store.files import read_json, reading
-from intarsia.study.summary import COLUMNS, LEGEND, cells
-
-SAMPLES = 6
-
+from intarsia.study.summary import COLUMNS, LEGEND
 
 CONFUSED = 3
 
@@ -127,53 +119,25 @@ def report_comparison(folder: Path) -> str:
     Raises:
         InputError: a file of it is missing or damaged.
     """
-    path = folder / "comparison.json"
-    with reading(path):
-        record = read_json(path)
-        rows = record["rows"]
-        names = [row["method"] for row in rows]
-        runs = {name: read_json(folder / f"{name}-0.json") for name in names}
-        curves = {name: run["incremental_accuracy"] for name, run in runs.items()}
-        tasks = len(next(iter(runs.values()))["tasks"])
-        costs = {name: [seconds_per_task(row, tasks)] for name, row in zip(names, rows, strict=True)}
-        about = _compared(record, next(iter(runs.values()))["versions"])
-        table, methods = [cells(row) for row in rows], [(row["method"], row["about"]) for row in rows]
+    found = read_comparison(folder)
     drawn = {
-        "Accuracy on the classes seen so far, seed 0.": figures.accuracy_by_task(curves),
-        "Seconds per task, in set-up and in training.": figures.times(costs),
+        "Accuracy on the classes seen so far, seed 0.": figures.accuracy_by_task(found.curves),
+        "Seconds per task, in set-up and in training.": figures.times(found.seconds),
     }
-    edited = {name: run["edits"] for name, run in runs.items() if run.get("edits")}
+    edited = {name: run["edits"] for name, run in found.runs.items() if run.get("edits")}
     if edited:
         what = f"Every task of {', '.join(edited)} specialized to and unlearned, one point per task, seed 0; {GONE}."
         drawn[what] = figures.editing(edited)
     return _page(
         "comparison.html",
         title=f"Comparison {folder.name}",
-        about=_texts(about),
+        about=_texts(found.about),
         head=("method", *COLUMNS),
-        rows=table,
+        rows=found.table,
         legend=LEGEND,
-        methods=methods,
+        methods=found.methods,
         figures=_pictures(drawn),
     )
-
-
-def _compared(record: Mapping[str, Any], versions: Mapping[str, str]) -> dict[str, Any]:
-    """What was compared, and what with."""
-    bench = record["bench"]
-    source = {key: value for key, value in bench["source"].items() if value and value != "fixed"}
-    told = {"stream": {"data": DEFAULT_STREAM, **source}, "backbone": bench["backbone"], "epochs": bench["epochs"]}
-    told |= {"batch": bench["batch_size"], "seeds": record["rows"][0]["seeds"], "versions": versions}
-    told |= {"code": record["code"]} if "code" in record else {}
-    told["machine"] = "; ".join(record.get("machines", ["not noted"]))
-    if bench["validation"]:
-        told["measured on"] = f"{bench['validation']:g} of the training images, held out"
-    return told
-
-
-def seconds_per_task(measured: Mapping[str, Any], tasks: int) -> tuple[float, float]:
-    """In set-up and in training, of a comparison's run or row over so many tasks."""
-    return 60 * measured["set_up_minutes"] / tasks, 60 * measured["training_minutes"] / tasks
 
 
 def confused(
@@ -258,7 +222,7 @@ def _edits(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _card(pool: Pool, task: Task, confusions: Sequence[Confusion]) -> dict[str, Any]:
-    card, few = pool.card(task.name), range(min(SAMPLES, len(task.classes)))
+    card = pool.card(task.name)
     ways = {way: ", ".join(tasks) or "no other task" for way, tasks in asdict(card.influenced_by).items()}
     worst = [f"{c.true} for {c.taken_for} ({c.count} of {c.of})" for c in confusions]
     told = {
@@ -268,26 +232,11 @@ def _card(pool: Pool, task: Task, confusions: Sequence[Confusion]) -> dict[str, 
         "most often taken": "; ".join(worst) or "none is confused",
         **{f"influenced by the {way} of": names for way, names in ways.items()},
     }
-    samples = [(task.classes[c], _sample(task, c, pool.backbone.preprocessing)) for c in few]
-    return {"name": task.name, "samples": samples, "told": told}
-
-
-def _sample(task: Task, c: int, preprocessing: Preprocessing) -> str:
-    """The first test image of a class, as ``_encoded``."""
-    images, first = task.test.pixels(preprocessing), int((task.test.labels == c).nonzero()[0])
-    pixels: Tensor = (unit(images[first]) * 255).round().to(torch.uint8).permute(1, 2, 0)
-    image = Image.fromarray(pixels.squeeze(2).numpy() if pixels.shape[2] == 1 else pixels.numpy())
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return _encoded(buffer.getvalue())
+    return {"name": task.name, "samples": samples(task, pool.backbone.preprocessing), "told": told}
 
 
 def _pictures(drawn: Mapping[str, Figure]) -> dict[str, str]:
-    return {caption: _encoded(figures.png(figure)) for caption, figure in drawn.items()}
-
-
-def _encoded(png: bytes) -> str:
-    return base64.b64encode(png).decode()
+    return {caption: encoded(figures.png(figure)) for caption, figure in drawn.items()}
 
 
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:

@@ -1,16 +1,14 @@
 """Tables, heat maps and curves as HTML; all text in it is escaped, colours follow the page's light or dark theme."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
-from PIL import Image
-from torch import Tensor
 
 from intarsia.report.figures import COLOURS
 
 Cell = str | Markup | float | None
+DASHES = ("", "6 3", "2 3", "8 2 2 2")
+"""Of lines, beside their colours."""
 
 
 def cell(value: Cell) -> Markup:
@@ -156,7 +154,7 @@ def curve(
     if at is not None and left <= at <= right:
         x, _ = place(at, low)
         parts.append(Markup('<line class="mark" x1="{0}" x2="{0}" y1="20" y2="170"/>').format(f"{x:.1f}"))
-    for (name, line), colour, dash in zip(lines.items(), COLOURS, ("", "6 3", "2 3", "8 2 2 2"), strict=False):
+    for (name, line), colour, dash in zip(lines.items(), COLOURS, DASHES, strict=False):
         path = " ".join("{:.1f},{:.1f}".format(*place(x, y)) for x, y in line)
         parts.append(
             Markup('<polyline points="{}" stroke="{}" stroke-dasharray="{}"><title>{}</title></polyline>').format(
@@ -173,7 +171,7 @@ def curve(
             '<li><svg viewBox="0 0 24 8" aria-hidden="true"><line x1="0" x2="24" y1="4" y2="4" stroke="{}" '
             'stroke-dasharray="{}"/></svg>{}</li>'
         ).format(colour, dash, name)
-        for name, colour, dash in zip(lines, COLOURS, ("", "6 3", "2 3", "8 2 2 2"), strict=False)
+        for name, colour, dash in zip(lines, COLOURS, DASHES, strict=False)
     )
     return Markup(
         '<figure class="curve"><ul class="keys">{}</ul><svg viewBox="0 0 356 210" role="img" aria-label="{}">{}</svg>'
@@ -185,18 +183,13 @@ def _text(x: float, y: float, text: str, anchor: str) -> Markup:
     return Markup('<text x="{}" y="{}" text-anchor="{}">{}</text>').format(f"{x:.1f}", f"{y:.1f}", anchor, text)
 
 
-def picture(pixels: Tensor, name: str) -> Markup:
-    """A decoded image, uint8 (C, H, W), as the network gets it.
+def image(source: str, name: str) -> Markup:
+    """A picture in the page's text.
 
     Args:
-        pixels: its values.
+        source: of ``report.pictures``.
         name: what is on it.
     """
-    values = pixels.permute(1, 2, 0).numpy()
-    image = Image.fromarray(values[..., 0] if values.shape[2] == 1 else values)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    source = base64.b64encode(buffer.getvalue()).decode()
     return Markup('<img alt="{0}" title="{0}" src="data:image/png;base64,{1}">').format(name, source)
 
 

@@ -78,7 +78,7 @@ def sampled(stream: TaskStream, per_class: int, seed: int = 0) -> TaskStream:
         InputError: fewer than one.
     """
     if per_class < 1:
-        raise InputError(f"{per_class} test images of each class (--per-class): expected 1 or more")
+        raise InputError(f"--per-class {per_class}: expected 1 or more test images of each class")
 
     def drawn(task: Task) -> Task:
         generator = torch.Generator().manual_seed(seed)

@@ -5,7 +5,7 @@ import json
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ from intarsia.backbones.backbone import Backbone
 from intarsia.curvature.jensen_gap import gap
 from intarsia.data.stream import TaskStream
 from intarsia.errors import InputError
-from intarsia.evaluation.metrics import evaluate
+from intarsia.evaluation.metrics import Evaluation, evaluate
 from intarsia.evaluation.theorem import Sample
 from intarsia.labels import check_name
 from intarsia.merging.model import ComposedModel
@@ -106,7 +106,7 @@ class Session:
         self.models, self.uploads = self.home / "models", self.home / f"uploads-{os.getpid()}"
         pool = HeldPool.open(path, backbone)
         stream = images(pool, pool.learned())
-        self.per_class = per_class or affordable(pool, stream, threads)
+        self.per_class = affordable(pool, stream, threads) if per_class is None else per_class
         self._hold(pool, stream)
 
     def _hold(self, pool: Pool, stream: TaskStream) -> None:
@@ -179,6 +179,11 @@ class Session:
 
     def _measure(self, model: ComposedModel, stream: TaskStream, progress: Progress = silent) -> Measured:
         return measure(model, stream, progress, self._threads)
+
+    def accuracy(self, found: Evaluation, tasks: Collection[str]) -> float | None:
+        """What a model has on the sample's images of some of its tasks, percent; None of no task."""
+        counts = {task.name: len(task.test) for task in self.sample if task.name in tasks}
+        return sum(found.per_task[t] * count for t, count in counts.items()) / sum(counts.values()) if counts else None
 
     def alone(self, task: str) -> float:
         """Accuracy of a module alone, among its own classes, on the sample; percent."""

@@ -52,8 +52,6 @@ class Studio:
 
         if self.port is not None and not 1 <= self.port <= 65535:
             raise InputError(f"--port {self.port}: expected 1 to 65535, or leave it out for the first that is free")
-        if self.per_class is not None and self.per_class < 1:
-            raise InputError(f"--per-class {self.per_class}: expected 1 or more, or leave it out")
         compared = (self.what / "comparison.json").exists()
         if not compared and not (self.what / INDEX).exists():
             more = ": a composed model is fixed, name the pool" if is_model(self.what) else ""

@@ -73,8 +73,8 @@ def _shown(session: Session, step: Step) -> Markup:
     found, mean = session.measured(composed), session.measured(session.mean()).evaluation
     took = time.perf_counter() - began
     now = found.evaluation
-    counts = {task.name: len(task.test) for task in session.sample}
-    before = sum(mean.per_task[t] * counts[t] for t in now.tasks) / sum(counts[t] for t in now.tasks)
+    before = session.accuracy(mean, now.tasks)
+    assert before is not None
     coefficients = dict(composed.weights)
     rows = [
         (

@@ -3,20 +3,16 @@
 from dataclasses import asdict
 
 import gradio as gr
-import torch
 from markupsafe import Markup
 
-from intarsia.backbones.preprocessing import unit
 from intarsia.data.stream import Task
 from intarsia.progress import Progress
+from intarsia.report.pictures import samples
 from intarsia.store.card import Influence
 from intarsia.studio import draw
 from intarsia.studio.composition import Composition
 from intarsia.studio.messages import told
 from intarsia.studio.session import Session
-
-SAMPLES = 6
-
 
 FIGURED = 24
 """Tasks of which the square of cosines is drawn; of more it would not be read."""
@@ -103,12 +99,8 @@ def _saw(influence: Influence) -> str:
 
 
 def _samples(session: Session, task: Task) -> Markup:
-    looks = session.pool.backbone.preprocessing
-    pixels, shown = task.test.pixels(looks), Markup("")
-    for label in range(min(SAMPLES, len(task.classes))):
-        first = int((task.test.labels == label).nonzero()[0])
-        image = (unit(pixels[first]) * 255).round().to(torch.uint8)
-        shown += draw.picture(image, task.classes[label])
+    found = samples(task, session.pool.backbone.preprocessing)
+    shown = Markup("").join(draw.image(source, name) for name, source in found)
     return Markup('<div class="samples">{}</div><small>{}</small>').format(shown, ", ".join(task.classes))
 
 

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import gradio as gr
-import torch
 from markupsafe import Markup
 
-from intarsia.backbones.preprocessing import unit
 from intarsia.data.decoding import decode
 from intarsia.errors import InputError
 from intarsia.merging.model import ComposedModel
+from intarsia.report.pictures import picture
 from intarsia.studio import draw
 from intarsia.studio.messages import told, without_paths
 from intarsia.studio.places.sliders import Step
@@ -85,7 +84,6 @@ def answers_of(session: Session, models: dict[str, ComposedModel], paths: Sequen
             said += Markup("<section><h4>{}</h4>{}</section>").format(name, draw.bars(found))
         else:
             looks = session.pool.backbone.preprocessing
-            image = (unit(decode(path, looks)) * 255).round().to(torch.uint8)
-            said = draw.picture(image, f"{path.name}, as the network gets it") + said
+            said = draw.image(picture(decode(path, looks)), f"{path.name}, as the network gets it") + said
         cards += Markup('<article class="answer"><h3>{}</h3><div>{}</div></article>').format(path.name, said)
     return cards + more

@@ -91,10 +91,7 @@ def _sides(session: Session, task: str, mode: str, amount: float) -> tuple[float
     """Accuracy on the task, and on the others; None where the model has no class left."""
     key = ("unlearned", task, mode, amount if mode == NEGATE else None)
     found = session.of_model(key, partial(_model, session, task, mode, amount)).evaluation
-    counts = {t.name: len(t.test) for t in session.sample}
-    others = [t for t in found.tasks if t != task]
-    control = sum(found.per_task[t] * counts[t] for t in others) / sum(counts[t] for t in others) if others else None
-    return found.per_task.get(task), control
+    return found.per_task.get(task), session.accuracy(found, [t for t in found.tasks if t != task])
 
 
 def _measured(session: Session, task: str, amount: float) -> Markup:
