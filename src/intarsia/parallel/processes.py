@@ -42,7 +42,7 @@ class Processes:
     @property
     def speaks(self) -> bool:
         """No living process of its host has a lower number."""
-        return not any(host == socket.gethostname() and _alive(number) for host, number in self.lives[: self.rank])
+        return not any(host == socket.gethostname() and alive(number) for host, number in self.lives[: self.rank])
 
     def rows(self, count: int, unit: int = 1) -> slice:
         """Its part of so many rows, in order; parts are cut at multiples of ``unit`` and differ by one unit at most."""
@@ -164,7 +164,8 @@ def _device() -> torch.device:
     )
 
 
-def _alive(number: int) -> bool:
+def alive(number: int) -> bool:
+    """Whether a process of this machine has not ended; one that waits to be collected has."""
     try:
         os.kill(number, 0)
     except ProcessLookupError:

@@ -10,6 +10,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 import gradio as gr
 
 from intarsia.errors import InputError
+from intarsia.parallel.processes import alive
 from intarsia.studio.look import STYLE, head, theme
 
 LARGEST = 2**30
@@ -57,17 +58,7 @@ def tidy(home: Path) -> None:
     """Remove what servers that were killed have left of uploads."""
     for left in home.glob("uploads-*"):
         number = left.name.rpartition("-")[2]
-        if number.isdecimal() and not _alive(int(number)):
+        if number.isdecimal() and not alive(int(number)):
             shutil.rmtree(left, ignore_errors=True)
     with suppress(OSError):
         home.rmdir()  # if nothing is in it
-
-
-def _alive(number: int) -> bool:
-    try:
-        os.kill(number, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

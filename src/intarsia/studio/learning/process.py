@@ -5,7 +5,6 @@ the pool is being written. An orderly end of the server stops it at its last epo
 """
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ from pathlib import Path
 from intarsia.data.stream import TaskStream
 from intarsia.errors import InputError
 from intarsia.labels import check_name
+from intarsia.parallel.processes import alive
 from intarsia.pool import Pool
 from intarsia.progress import Progress, silent
 from intarsia.regularizers.records import build_regularizer
@@ -265,11 +265,9 @@ def _loaded(folder: Path) -> tuple[TaskStream, float | None]:
 def _held(pool: Path) -> bool:
     """Whether a living process of this machine says that it writes the pool."""
     try:
-        number = int(json.loads((pool / RUN / HOLDER).read_text())["process"])
-        os.kill(number, 0)
+        return alive(int(json.loads((pool / RUN / HOLDER).read_text())["process"]))
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return True
 
 
 def progress_of(said: tuple[str, ...]) -> str:
