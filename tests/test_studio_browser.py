@@ -335,5 +335,6 @@ def test_it_is_opened_from_python(world: Path, visit: Callable[..., Any]) -> Non
     """As from a notebook, with a sample of its own."""
     page = visit(open_studio(Pool.open(world / "pool"), port=free_port(), per_class=1))
     shown(page, "#head", "1 of each class")
+    page.context.close()  # which loads parts of itself later on
     gr.close_all(verbose=False)
     gc.collect()
