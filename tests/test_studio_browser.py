@@ -5,6 +5,8 @@ import json
 import re
 import shutil
 import socket
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -329,6 +331,40 @@ def test_a_comparison_is_sorted_by_its_headings(visit: Callable[..., Any], tmp_p
             assert found == sorted(found, key=lambda value, turn=turn: turn * value)
     assert page.locator("figure.drawn img").count() == 2
     end(blocks)
+
+
+def test_a_server_that_is_killed_loses_nothing(world: Path, visit: Callable[..., Any]) -> None:
+    """It learns on without it; the next server says so, cannot stop it, and shows the module in the end."""
+    pool, port = world / "again", free_port()
+    shutil.copytree(world / "pool", pool)
+    command = [sys.executable, "-m", "intarsia", "studio", str(pool), "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            page = visit(server.stdout.readline().split()[0])
+            go_to(page, "Learn")
+            page.get_by_label("Name of the task").fill("new")
+            page.locator("#zip input[type=file]").set_input_files(world / "new.zip")
+            page.get_by_label("Epochs").fill("150")
+            page.get_by_role("button", name="Look at the images").click()
+            shown(page, "#found", "training images")
+            page.get_by_role("button", name="Start").click()
+            page.locator("#learning svg[role=img]").wait_for()
+            page.context.close()
+        finally:
+            server.kill()
+    left = pool / "studio" / f"uploads-{server.pid}"
+    assert left.exists()
+    page = visit(open_studio(Pool.open(pool), port=free_port()))
+    go_to(page, "Learn")
+    shown(page, "#learning", "Learning by another process")
+    playwright.expect(page.get_by_role("button", name="Stop")).to_be_disabled()
+    shown(page, "#head", "3 modules")
+    shown(page, "#learning", "Nothing is being learned")
+    assert not left.exists()
+    page.context.close()
+    gr.close_all(verbose=False)
+    gc.collect()
 
 
 def test_it_is_opened_from_python(world: Path, visit: Callable[..., Any]) -> None:

@@ -31,7 +31,7 @@ def open_studio(
     library("gradio", "studio")
     from intarsia.studio.learning.process import Learning  # noqa: PLC0415  gradio is optional
     from intarsia.studio.page import page  # noqa: PLC0415
-    from intarsia.studio.serve import serve  # noqa: PLC0415
+    from intarsia.studio.serve import serve, tidy  # noqa: PLC0415
 
     def images(pool: Pool, tasks: Sequence[str]) -> TaskStream:
         if stream is not None and all(task in stream for task in tasks):
@@ -39,6 +39,7 @@ def open_studio(
         return gathered({task: pool.card(task).stream for task in tasks})
 
     session = Session(pool.path, pool.backbone, images, per_class=per_class)
+    tidy(session.home)
     learning = Learning(session)
     atexit.register(shutil.rmtree, session.uploads, ignore_errors=True)
     atexit.register(learning.close)
