@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sysconfig
 import venv
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -345,6 +346,19 @@ def test_graphs_take_any_batch_and_say_how_images_are_prepared(name: str, tmp_pa
     if name == "CLIPVision":
         with pytest.raises(InputError, match=r"CLIPVision.*--format onnx or torch"):
             export_model(model, "transformers", tmp_path / "transformers")
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="AOTInductor needs a C++ compiler")
+def test_torchs_graph_is_compiled_ahead_of_time(tmp_path: Path) -> None:
+    model = composed(Backbone.load(NETWORKS["vit"].save(tmp_path / "theta0")))
+    export_model(model, "torch", tmp_path / "out")
+    inductor, package = torch._inductor, str(tmp_path / "compiled.pt2")
+    with warnings.catch_warnings(action="ignore"):
+        inductor.aoti_compile_and_package(torch.export.load(tmp_path / "out" / "model.pt2"), package_path=package)
+        compiled = inductor.aoti_load_package(package)
+    for count in (1, 5):
+        images = randn(count, 3, 32, 32, seed=count).float()
+        close(logits(compiled, images), logits(model, images))
 
 
 def test_dinov2s_other_half_has_no_weight(tmp_path: Path) -> None:
