@@ -47,6 +47,8 @@ from intarsia.training.schedule import Seeds
 from intarsia.training.settings import Settings
 from intarsia.training.steps import fresh_head
 
+pytestmark = pytest.mark.slow
+
 METHODS: dict[str, Callable[..., Baseline]] = {
     "frozen": Frozen,
     "joint": Joint,

@@ -24,6 +24,8 @@ from intarsia import Backbone, TaskStream, learn
 from intarsia.cli.main import VERBS, main
 from intarsia.merging.choices import Rule
 
+pytestmark = pytest.mark.slow
+
 RULES = [rule for rule in get_args(Rule) if rule != "fisher"]
 TASKS = {"cold": ["blue", "cyan"], "earth": ["gold", "green"], "other": ["grey", "red"]}
 
@@ -83,7 +85,6 @@ def pool(world: Path) -> Path:
     return world / "pool"
 
 
-@pytest.mark.slow
 def test_learn_prints_a_table_a_person_understands(world: Path) -> None:
     done = run(*learning(world, "printed"))
     assert done.returncode == 0, done.stderr
@@ -178,7 +179,6 @@ def test_diagnose_measures_the_gap(pool: Path) -> None:
     assert found["images"] == 36
 
 
-@pytest.mark.slow
 def test_diagnose_draws_pools_side_by_side(world: Path, pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Figures are written, the other pool's figures are its own; pools of other tasks, or one twice, are refused."""
     result(*learning(world, "loose", "--strength", 0))
@@ -206,7 +206,6 @@ def test_diagnose_draws_pools_side_by_side(world: Path, pool: Path, capsys: pyte
     assert "has tasks cold" in refused(capsys, "diagnose", pool, "--beside", world / "one")
 
 
-@pytest.mark.slow
 def test_ls_lists_modules_and_what_is_built_in(pool: Path) -> None:
     assert [m["task"] for m in result("ls", pool)["modules"]] == list(TASKS)
     built_in = run("ls", "--builtin")
@@ -216,7 +215,6 @@ def test_ls_lists_modules_and_what_is_built_in(pool: Path) -> None:
         assert name in built_in.stdout
 
 
-@pytest.mark.slow
 def test_tasks_added_in_another_process_give_the_same_pool(world: Path, pool: Path) -> None:
     result(*learning(world, "grown", "--only", "cold"))
     added = ["--data", f"folder:{world / 'photos'}", "--split", world / "tasks.json", "--only", "earth", "other"]
@@ -224,7 +222,6 @@ def test_tasks_added_in_another_process_give_the_same_pool(world: Path, pool: Pa
     assert digest(world / "grown") == digest(pool)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", ["ita", "iel"])
 @pytest.mark.parametrize("adapter", ["lora", "full", "ia3"])
 def test_every_method_and_adapter_learns(world: Path, tmp_path: Path, method: str, adapter: str) -> None:
@@ -234,7 +231,6 @@ def test_every_method_and_adapter_learns(world: Path, tmp_path: Path, method: st
     assert len(json.loads((tmp_path / "p" / "pool.json").read_text())["tasks"]) == 3
 
 
-@pytest.mark.slow
 def test_bad_input_is_one_line_and_exit_code_2_in_a_real_process(world: Path) -> None:
     done = started(*learning(world, "nothing", "--backbone", "vit_unknown"))
     assert done.returncode == 2
@@ -244,7 +240,6 @@ def test_bad_input_is_one_line_and_exit_code_2_in_a_real_process(world: Path) ->
     assert not (world / "nothing").exists()
 
 
-@pytest.mark.slow
 def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["--version"])
@@ -259,7 +254,6 @@ def test_help_of_every_verb_names_its_flags() -> None:
         assert verb in overview.stdout
 
 
-@pytest.mark.slow
 def test_a_dry_run_says_the_cost_and_writes_nothing(tmp_path: Path) -> None:
     only = ("--only", "animals", "food")
     given = ["learn", "--out", tmp_path / "pool", "--max-per-class", 4, *only, "--run.dry-run"]

@@ -287,6 +287,7 @@ print(sorted({{"torch", "timm", "torchvision", "numpy", "matplotlib"}} & set(sys
     assert python(code).splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_the_package_is_loaded_as_its_names_are_used() -> None:
     code = "import sys, intarsia; print('torch' in sys.modules); intarsia.ITA; print('torch' in sys.modules, 'timm' in "
     assert python(code + "sys.modules)").split() == ["False", "True", "False"]
@@ -298,11 +299,13 @@ def test_the_package_is_loaded_as_its_names_are_used() -> None:
         intarsia.nothing  # type: ignore[attr-defined]  # noqa: B018
 
 
+@pytest.mark.slow
 def test_the_package_needs_no_unix() -> None:
     code = "import sys; sys.modules['resource'] = None; import intarsia, intarsia.machine as m; intarsia.learn; "
     assert int(python(code + "m.Path.exists = lambda _: False; print(m.peak_memory())")) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", [[], ["learn"], ["ls", "--builtin"]], ids=str)
 def test_a_terminal_that_knows_ascii_only_is_written_to(verb: list[str]) -> None:
     typed = [*verb, *([] if "--builtin" in verb else ["--help"])]
@@ -316,6 +319,7 @@ except SystemExit as stop:
     assert python(code, encoding="ascii").isascii()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [0.1, 0.5, 1.5, 3.0])
 def test_an_interrupt_in_the_first_seconds_is_one_line(after: float, tmp_path: Path) -> None:
     """While the program's own modules and torch are loaded: whatever is running then, no traceback."""

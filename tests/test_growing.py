@@ -14,6 +14,8 @@ from test_sources import flat, photos
 from cases import timm_weights
 from intarsia import Pool, TaskStream
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("--epochs", "1", "--batch-size", "8", "--device", "cpu", "--rank", "2")
 
 

@@ -51,6 +51,8 @@ from intarsia.training.state import LearnerState
 from intarsia.training.steps import starting_head
 from intarsia.training.task import prepare
 
+pytestmark = pytest.mark.slow
+
 each_adapter = pytest.mark.parametrize("adapter", ADAPTERS, ids=KINDS)
 METHODS = pytest.mark.parametrize("regularizer", [ITA(0.5), IEL(0.5)], ids=["ita", "iel"])
 PLAIN = replace(QUICK, lambda_h=0.0, lambda_0=0.0, center_features=False, drift_penalty=0.0)
@@ -215,7 +217,6 @@ def test_bfloat16_products_train_nearly_the_same_vector_in_float32(adapter: Adap
     torch.testing.assert_close(head.weight, exact_head.weight, rtol=0.1, atol=0.05)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not any(map(shutil.which, CXX)), reason="torch.compile on a CPU needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, by torch
 def test_a_compiled_network_trains_the_same_vector() -> None:

@@ -32,6 +32,7 @@ except InputError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="only POSIX lets a file be removed that is open")
 def test_a_waiter_for_a_lock_that_was_removed_does_not_hold_it_beside_a_third(tmp_path: Path) -> None:
     """The waiter is a process of its own, stopped where it has opened the file that the first holder then removes."""

@@ -34,6 +34,8 @@ from intarsia.training.settings import Settings
 from intarsia.training.state import LearnerState, PreparedTask
 from intarsia.training.task import prepare
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 CARD = Path(__file__).parents[1] / "benchmarks" / "performance" / "card.py"
 FEATURES, FISHER = 0.02, 0.05
@@ -365,7 +367,6 @@ def test_without_blocks_or_compiled_it_is_refused_by_name(tmp_path: Path) -> Non
 # The script for a card
 
 
-@pytest.mark.slow
 def test_the_script_for_a_card_runs_to_its_end_tiny(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     options = ["--device", "cpu", "--small", "--precision", "bf16", "--rows", str(rows), "--json"]

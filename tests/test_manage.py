@@ -26,6 +26,8 @@ from intarsia.merging.recipe import unlearn
 from intarsia.store.rewrite import remove, rename
 from intarsia.store.verify import verify
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="session")
 def furnished(tmp_path_factory: pytest.TempPathFactory) -> Path:

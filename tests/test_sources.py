@@ -508,6 +508,7 @@ def test_the_kind_of_augmentation_is_the_user_s_if_one_is_named(tmp_path: Path) 
         load(root, augment="flip")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_package_is_imported_and_folders_are_read_without_the_library_of_hubs(tmp_path: Path) -> None:
     photos(tmp_path / "photos", "cat", "dog")
     code = (

@@ -119,6 +119,7 @@ def _decode(files: list[Path], folder: Path) -> int:
     return int(images(files, Storage(folder)).tensor(SMALL).long().sum())
 
 
+@pytest.mark.slow
 def test_two_processes_may_decode_at_once(files: list[Path], tmp_path: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         sums = pool.starmap(_decode, [(files, tmp_path / "kept")] * 2)

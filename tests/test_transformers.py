@@ -151,6 +151,7 @@ def test_half_precision_is_cast_and_said(dinov2: Path, tmp_path: Path) -> None:
     assert theta0.features(torch.zeros(1, 3, 32, 32)).dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_a_pickle_is_refused_with_the_command_that_converts_it(dinov2: Path, tmp_path: Path) -> None:
     folder = copied(dinov2, tmp_path / "pickled")
     state = load_file(folder / "model.safetensors")
@@ -202,6 +203,7 @@ def test_no_folder_and_no_text_model(tmp_path: Path) -> None:
         Backbone.load(f"hf/{folder}")
 
 
+@pytest.mark.slow
 def test_without_transformers_one_line_says_what_to_install(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['transformers'] = None\n"
