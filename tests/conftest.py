@@ -23,8 +23,8 @@ MEMORY = Path("/dev/shm")
 if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 * 2**30:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 LONG = (
-    *("readme", "compare", "ray", "survival", "processes", "hub", "learner"),
-    *("report", "architectures", "loop", "cli", "manage", "engines", "exchange"),
+    *("ray", "readme", "survival", "exchange", "compare", "processes", "learner", "studio_browser", "cli"),
+    *("loop", "kfac", "architectures", "hub", "flags", "manage", "baselines", "torchvision", "engines", "report"),
 )
 
 

@@ -345,6 +345,7 @@ def test_a_server_that_is_killed_loses_nothing(world: Path, visit: Callable[...,
             go_to(page, "Learn")
             page.get_by_label("Name of the task").fill("new")
             page.locator("#zip input[type=file]").set_input_files(world / "new.zip")
+            page.locator("#zip").get_by_text("new.zip").wait_for()
             page.get_by_label("Epochs").fill("150")
             page.get_by_role("button", name="Look at the images").click()
             shown(page, "#found", "training images")
