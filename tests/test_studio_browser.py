@@ -61,6 +61,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "tasks.json").write_text(json.dumps(TASKS))
     data = ["--data", f"folder:{root / 'photos'}", "--split", root / "tasks.json", "--backbone", small_vit(root)]
     result("learn", *data, "--epochs", 1, "--rank", 2, "--run.no-evaluate", "--out", root / "pool")
+    shutil.copytree(root / "pool", root / "again")
     with zipfile.ZipFile(root / "new.zip", "w") as archive:
         for kind in ("grey", "red"):
             for part in ("train", "test"):
@@ -336,7 +337,6 @@ def test_a_comparison_is_sorted_by_its_headings(visit: Callable[..., Any], tmp_p
 def test_a_server_that_is_killed_loses_nothing(world: Path, visit: Callable[..., Any]) -> None:
     """It learns on without it; the next server says so, cannot stop it, and shows the module in the end."""
     pool, port = world / "again", free_port()
-    shutil.copytree(world / "pool", pool)
     command = [sys.executable, "-m", "intarsia", "studio", str(pool), "--port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
