@@ -77,6 +77,7 @@ def test_a_curvature_of_few_images_costs_no_more_for_more_images() -> None:
     assert cost(160) == pytest.approx(10 * cost(16))
     few = {"curvature": "kfac", "curvature_images": 8}
     assert cost(160, **few) == pytest.approx(cost(16, **few))
+    assert cost(16, curvature_of="reference") == pytest.approx(cost(16) / 2)  # of the first of two tasks
 
 
 @pytest.mark.parametrize("split", [[3], [1, 1, 1, 1], [3, 1, 2], [1, 3, 1, 2]])

@@ -114,11 +114,10 @@ def estimate(
     if training.as_the_paper:
         work = [alignment_epochs(number) * seen for number, seen in enumerate(accumulate(counts), start=1)]
         heads = sum(work) / work[0]
-    fisher = s["fisher"] * sum(_curved(t, training) for t in tasks) / _curved(timed, training)
+    curved = tasks[:1] if training.curvature_of == "reference" else tasks
+    fisher = s["fisher"] * sum(_curved(t, training) for t in curved) / _curved(timed, training)
     set_up = s["features"] * per_image + fisher + s["statistics"] * per_class + s["heads"] * heads
-    passes = 3 - 2 / len(
-        tasks
-    )  # over the images for drift and prototypes: one in the first task, which is timed, then three
+    passes = 3 - 2 / len(tasks)  # for drift and prototypes: one in the first task, which is timed, then three
     fine = (s["training"] * training.epochs + s["drift"] * passes) * per_image + s["regularizer"] * len(tasks)
     sums = 2 * _bytes(*backbone.trainable.values())
     decoded = sum(len(t.train) + len(t.test) for t in tasks) * _bytes(pixels[0])
