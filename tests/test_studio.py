@@ -402,6 +402,7 @@ def test_without_gradio_one_line_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
     said = refused(capsys, "studio", learned)
+    assert "the studio needs gradio" in said
     assert "pip install 'intarsia[studio]'" in said
 
 

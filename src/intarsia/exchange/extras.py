@@ -13,12 +13,13 @@ from intarsia.errors import not_installed
 from intarsia.store.files import flush, refuse_full, writing
 
 
-def library(name: str, extra: str = "export") -> Any:
+def library(name: str, extra: str = "export", what: str = "the export") -> Any:
     """A library, imported; ``torchvision`` first, which those of images import.
 
     Args:
         name: of the module.
         extra: of this package that brings it.
+        what: needs it.
 
     Raises:
         InputError: it is not installed.
@@ -28,7 +29,7 @@ def library(name: str, extra: str = "export") -> Any:
         with quiet():
             found = import_module(name)
     except ImportError as error:
-        raise not_installed("exchange", name, extra, error) from error
+        raise not_installed(what, name, extra, error) from error
     if name == "transformers":
         found.utils.logging.set_verbosity_error()
         found.utils.logging.disable_progress_bar()

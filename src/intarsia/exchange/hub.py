@@ -198,7 +198,7 @@ def _of_hub(spec: str) -> Iterator[None]:
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise InputError(
             f"{spec} is not in the hub's cache on this machine, and the hub is not asked (no network, or "
-            f"HF_HUB_OFFLINE): {first_line(error)}"
+            "HF_HUB_OFFLINE is set): pull it where there is a network"
         ) from error
     except Exception as error:  # of the hub's library, or of the one that it speaks HTTP with
         raise InputError(

@@ -28,7 +28,7 @@ def open_studio(
     Raises:
         InputError: gradio is not installed, the pool is empty, its images are not there, or the port is taken.
     """
-    library("gradio", "studio")
+    library("gradio", "studio", "the studio")
     from intarsia.studio.learning.process import Learning  # noqa: PLC0415  gradio is optional
     from intarsia.studio.page import page  # noqa: PLC0415
     from intarsia.studio.serve import serve, tidy  # noqa: PLC0415

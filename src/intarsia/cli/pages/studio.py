@@ -58,7 +58,7 @@ class Studio:
             raise InputError(
                 f"{self.what} holds neither a pool (intarsia learn) nor a comparison (intarsia compare){more}"
             )
-        library("gradio", "studio")
+        library("gradio", "studio", "the studio")
         self._comparison() if compared else self._pool()
         return {}
 
