@@ -82,7 +82,7 @@ def shown(tasks: Sequence[str] = ()) -> Iterator[Progress]:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], note: str = "") -> None:
-    """Print a table; the first column is text, the others are numbers (floats with one decimal, None as a dash).
+    """Print a table: text to the left, numbers to the right (floats with one decimal, None as a dash).
 
     Names stand as they are, whatever signs they have. A number is never broken: where a terminal is too narrow for the
     table, a row is printed as lines of its own.
@@ -101,7 +101,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], 
             box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), width=needed if needed > OUT.width else None
         )
         for i, (column, width) in enumerate(zip(columns, widths, strict=True)):
-            justify = "left" if i == 0 else "right"
+            words = i == 0 or any(row[i][:1].isalpha() for row in cells)
+            justify = "left" if words else "right"
             grid.add_column(Text(column), justify=justify, overflow="fold", min_width=width)
         for row in cells:
             grid.add_row(*map(Text, row))
