@@ -1,5 +1,6 @@
 """Compose: a slider per module, presets, undo; what it does to every task, at once."""
 
+import shlex
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -114,21 +115,28 @@ def _shown(session: Session, step: Step) -> Markup:
                 "answered as",
             )
         )
+    typed = command(session.pool.path.name, composed)
     parts.append(
         draw.note(
-            f"{now.images} test images, {session.per_class} of each class, always the same; {took:.1f} s. The same on "
-            f"the command line: {command(session.pool.path.name, composed)}"
+            f"{now.images} test images, {session.per_class} of each class, always the same; {took:.1f} s."
+            + (f" The same on the command line: {typed}" if typed else "")
         )
     )
     return Markup("").join(parts)
 
 
-def command(pool: str, composed: Composition) -> str:
-    """What measures a composition on all test images, outside of the page."""
+def command(pool: str, composed: Composition) -> str | None:
+    """What measures a composition on all test images, outside of the page; None if no command does.
+
+    All tasks with a coefficient answer there.
+    """
     if composed.rule is not None:
-        return f"intarsia evaluate {pool} --rule {composed.rule}"
-    named = [f"{task}={w:.4g}" for task, w in composed.weights if w or task in composed.answers]
-    return f"intarsia evaluate {pool} --weights {' '.join(named)}"
+        whole = len(composed.answers) == len(composed.weights)
+        return shlex.join(["intarsia", "evaluate", pool, "--rule", composed.rule]) if whole else None
+    if any(w and task not in composed.answers for task, w in composed.weights):
+        return None
+    named = [f"{task}={w:.4g}" for task, w in composed.weights if task in composed.answers]
+    return shlex.join(["intarsia", "evaluate", pool, "--weights", *named])
 
 
 def _whole(session: Session, composed: Composition, progress: gr.Progress) -> Markup:
