@@ -4,6 +4,7 @@ The page in a browser is in `test_studio_browser`.
 """
 
 import io
+import random
 import shutil
 import stat
 import struct
@@ -278,6 +279,13 @@ def lying(path: Path) -> Path:
     return path
 
 
+def spoiled(path: Path) -> Path:
+    """A zip of whose compressed bytes one has changed."""
+    data = bytearray(zipped(path, {"a/1.png": random.Random(0).randbytes(99) * 9}).read_bytes())
+    data[37] = 255  # the first of them: there is no such kind of block
+    return written(path, bytes(data))
+
+
 def many(path: Path) -> Path:
     return zipped(path, {f"a/{number}.png": b"x" for number in range(uploads.FILES + 1)})
 
@@ -295,6 +303,9 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a name that turns": (lambda p: zipped(p, {"a/\u202egnp.png": png()}), "Rename it"),
     "a bomb": (lambda p: zipped(p, {"a/1.png": bytes(uploads.ONE + 1)}), "unpacks to more"),
     "a size that is a lie": (lying, "cannot be unpacked"),
+    "spoiled bytes": (spoiled, "cannot be unpacked"),
+    "no name": (lambda p: zipped(p, {"": png()}), "cannot be unpacked"),
+    "a name of nothing": (lambda p: zipped(p, {".": png()}), "leads elsewhere"),
     "too many files": (many, "at most"),
     "cut short": (lambda p: written(p, zipped(p, {"a/1.png": png()}).read_bytes()[:-30]), "plain zip"),
 }

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from intarsia.data.files import is_image
-from intarsia.errors import InputError
+from intarsia.errors import InputError, first_line
 from intarsia.labels import check_name
 from intarsia.progress import Progress, silent
 from intarsia.store.files import writing
@@ -52,16 +52,11 @@ def unpacked(archive: Path, folder: Path, progress: Progress = silent) -> Path:
             with writing(folder):
                 _write(opened, members, fresh, progress)
                 fresh.rename(folder)
-    except (
-        zipfile.BadZipFile,
-        NotImplementedError,
-        RuntimeError,
-        EOFError,
-        UnicodeDecodeError,
-        OverflowError,
-    ) as error:
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # whatever becomes of bytes that anybody may have made
         raise InputError(
-            f"{archive.name} cannot be unpacked ({error}): expected a plain zip of <class>/<image>"
+            f"{archive.name} cannot be unpacked ({first_line(error)}): expected a plain zip of <class>/<image>"
         ) from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -88,7 +83,13 @@ def _members(opened: zipfile.ZipFile) -> Iterator[tuple[zipfile.ZipInfo, PurePos
     total = found = 0
     for entry in entries:
         path = PurePosixPath(entry.filename.replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts or ":" in path.parts[0] or stat.S_ISLNK(entry.external_attr >> 16):
+        if (
+            not path.parts
+            or path.is_absolute()
+            or ".." in path.parts
+            or ":" in path.parts[0]
+            or stat.S_ISLNK(entry.external_attr >> 16)
+        ):
             raise InputError(f"the zip has {entry.filename[:100]!r} in it, which leads elsewhere: pack plain folders")
         if len(path.parts) > DEEP + 1:
             raise InputError(
