@@ -519,6 +519,9 @@ def test_adapters_that_are_no_plain_lora_are_refused_by_name(lora: Path, tmp_pat
         ({"bias": "all"}, r"bias='all'.*plain LoRA"),
         ({"r": 4}, r"lora_A \(3, .*expected rank 4"),
         ({"lora_alpha": "many"}, r"damaged"),
+        ({"lora_alpha": 1e300}, r"damaged .*is not finite"),
+        ({"rank_pattern": {"qkv(": 2}}, r"damaged .*pattern 'qkv\('"),
+        ({"base_model_name_or_path": ["vit"]}, r"damaged .*\['vit'\] is no name"),
     ):
         with pytest.raises(InputError, match=words):
             read_adapter(spoiled(**changes))

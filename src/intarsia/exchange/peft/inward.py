@@ -109,7 +109,10 @@ def _check(config: Mapping[str, Any], folder: Path) -> None:
 
     Raises:
         InputError: naming it.
+        ValueError: the name of its network is none.
     """
+    if not isinstance(base := config.get("base_model_name_or_path"), str | None):
+        raise ValueError(f"base_model_name_or_path {base!r} is no name")
     if (kind := config["peft_type"]) != "LORA":
         raise InputError(f"adapter {folder} is {kind} of PEFT, expected LORA: merge it there, or train a LoRA")
     wrong = [f"{key}={config[key]!r}" for key in OTHER if config.get(key)]
@@ -138,12 +141,25 @@ def _update(path: str, factors: Mapping[str, Tensor], config: Mapping[str, Any])
         raise ValueError(
             f"{path}: lora_A {tuple(a.shape)}, lora_B {tuple(b.shape)}, expected rank {rank}, and a matrix"
         )
-    return a, b * (alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+    b = b * (alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+    if not (a.isfinite().all() and b.isfinite().all()):
+        raise ValueError(f"{path}: its update is not finite")
+    return a, b
 
 
 def _pattern(patterns: Mapping[str, Any] | None, path: str, usual: Any) -> Any:
-    """A layer's own rank or alpha, as PEFT's ``get_pattern_key`` finds it."""
-    return next((value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", path)), usual)
+    """A layer's own rank or alpha, as PEFT's ``get_pattern_key`` finds it.
+
+    Raises:
+        ValueError: a pattern is no regular expression.
+    """
+    for key, value in (patterns or {}).items():
+        try:
+            if re.match(rf"(.*\.)?({key})$", path):
+                return value
+        except re.error as error:
+            raise ValueError(f"pattern {key!r}: {error}") from error
+    return usual
 
 
 def fitted(adaptation: Adaptation, backbone: Backbone, adapter: Adapter, what: str) -> dict[str, Tensor]:
