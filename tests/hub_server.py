@@ -31,12 +31,13 @@ def hub(repositories: Mapping[str, Path]) -> Iterator[tuple[str, list[str]]]:
             self.answer(body=True)
 
         def do_POST(self) -> None:
-            """A repository made; how its files are to be sent; where large ones; a commit."""
+            """A repository or branch made; how its files are to be sent; where large ones; a commit."""
             asked.append(f"POST {self.path}")
             data = self.rfile.read(int(self.headers["Content-Length"] or 0))
             path = unquote(self.path.partition("?")[0])
             to = re.fullmatch(
-                r"/(?:api/models/)?([\w.-]+/[\w-]+)(?:/(preupload|commit)/main|\.git/info/lfs/objects/batch)", path
+                r"/(?:api/models/)?([\w.-]+/[\w-]+)(?:/(branch|preupload|commit)/(?:main|v1)|\.git/info/lfs/objects/batch)",
+                path,
             )
             if path == "/api/validate-yaml":
                 found: object = {"errors": [], "warnings": []}
@@ -47,6 +48,8 @@ def hub(repositories: Mapping[str, Path]) -> Iterator[tuple[str, list[str]]]:
             elif to is None or to[1] not in repositories:
                 self.send(404, b"{}", {"X-Error-Code": "RepoNotFound"}, body=True)
                 return
+            elif to[2] == "branch":
+                found = {}
             elif to[2] == "preupload":
                 names = [file["path"] for file in json.loads(data)["files"]]
                 modes = {name: "lfs" if name.endswith(".safetensors") else "regular" for name in names}

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,6 +51,10 @@ def test_a_pool_goes_and_comes_bit_for_bit(learned: Path, tmp_path: Path) -> Non
         assert url.startswith(address)
         assert any(request.startswith("PUT") for request in asked)
         assert of_pool(tmp_path / "remote") == of_pool(learned)
+        assert not any("/v1" in request for request in asked)
+        push(learned, "maker/pool", endpoint=address, evaluation=said, licence="mit", revision="v1")
+        assert {"POST /api/models/maker/pool/branch/v1", "POST /api/models/maker/pool/commit/v1"} <= set(asked)
+        assert sum(request.startswith("GET /api/models/maker/pool/tree/v1") for request in asked) == 1
         names = pull("maker/pool", tmp_path / "pulled", endpoint=address, cache=tmp_path / "cache")
         assert pull("maker/pool@v1", tmp_path / "v1", endpoint=address, cache=tmp_path / "cache") == names
     assert of_pool(tmp_path / "pulled") == of_pool(tmp_path / "v1") == of_pool(learned)
@@ -61,6 +66,14 @@ def test_a_pool_goes_and_comes_bit_for_bit(learned: Path, tmp_path: Path) -> Non
     for part in (*parts, "fisher of task01"):
         assert part in card, (part, card)
     assert "intarsia pull maker/pool --out pool" in card
+
+
+@pytest.mark.parametrize("record", [[], {}, {"tasks": [], "accuracy_matrix": [], "final_accuracy": 5}, {"tasks": 3}])
+def test_an_evaluation_that_is_none_is_refused_before_anything_leaves(learned: Path, record: Any) -> None:
+    with hub({}) as (address, asked):
+        with pytest.raises(InputError, match="expected what `intarsia evaluate --json` prints"):
+            push(learned, "maker/pool", endpoint=address, evaluation=record)
+        assert asked == []
 
 
 SECRET = "/home/me/secret"

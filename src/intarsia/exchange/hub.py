@@ -1,8 +1,8 @@
 """A pool, or a composed model, to and from a hub: safetensors and JSON alone, every file against its hash.
 
 What is pushed is the folder as it is, but for paths of this machine (``publication``), with a model card made of its
-record. A pull never runs code, and writes nothing
-until all files are there, named by the folder's own index, and are what that says.
+record. A pull never runs code, and writes nothing until all files are there, named by the folder's own index, and are
+what that says.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,7 +50,7 @@ def push(
     Args:
         folder: the pool or model; every file is checked first.
         repository: ``user/name``.
-        revision: the branch; ``main`` if None.
+        revision: the branch, which is made if it is not there; ``main`` if None.
         private: for a repository that is made.
         evaluation: what ``intarsia evaluate --json`` said of it, for the card.
         licence: as the hub names it (``mit``, ``apache-2.0``), for the card.
@@ -62,7 +62,8 @@ def push(
         The address of the commit.
 
     Raises:
-        InputError: no pool or model is there, a file of it is damaged, or the hub cannot be reached, or refuses.
+        InputError: no pool or model is there, a file of it is damaged, the evaluation is none, or the hub cannot be
+            reached, or refuses.
     """
     folder, api = Path(folder), HfApi(endpoint=endpoint)
     out = publication(folder, checked_files(folder, progress))
@@ -72,7 +73,9 @@ def push(
     card = model_card(folder, repository, evaluation=evaluation, licence=licence)
     with _of_hub(repository):
         api.create_repo(repository, private=private, exist_ok=True)
-        before = api.list_repo_files(repository)
+        if revision is not None:
+            api.create_branch(repository, branch=revision, exist_ok=True)
+        before = api.list_repo_files(repository, revision=revision)
         added: list[CommitOperationAdd | CommitOperationDelete] = [
             CommitOperationAdd(path_in_repo=name, path_or_fileobj=out.file(name)) for name in out.names
         ]

@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment
 
 from intarsia.backbones.locations import published
+from intarsia.errors import InputError
 from intarsia.merging.model import read_card
 from intarsia.store.card import Card
 from intarsia.store.index import INDEX, Index
@@ -59,11 +60,12 @@ def model_card(
         repository: ``user/name``.
         evaluation: what ``intarsia evaluate --json`` said of it.
         licence: as the hub names it.
+
+    Raises:
+        InputError: the evaluation is no such record.
     """
-    found, name = evaluation or {}, repository.rpartition("/")[2]
-    matrix = found.get("accuracy_matrix") or [[]]
-    accuracies = dict(zip(found.get("tasks", ()), matrix[-1], strict=False))
-    final = found.get("final_accuracy")
+    name = repository.rpartition("/")[2]
+    accuracies, final = ({}, None) if evaluation is None else _accuracies(evaluation)
     pool = (folder / INDEX).is_file()
     return TEXT.render(
         kind="A pool of modules" if pool else "A composed model",
@@ -75,6 +77,23 @@ def model_card(
         accuracy="" if final is None else f"Accuracy on all test images, all classes competing: {final:.1f} %.",
         **(_pool(folder, accuracies) if pool else _model(folder, accuracies)),
     )
+
+
+def _accuracies(evaluation: Mapping[str, Any]) -> tuple[dict[str, float], float]:
+    """Of each task at the end, and on all classes; percent.
+
+    Raises:
+        InputError: the record is another.
+    """
+    try:
+        last = evaluation["accuracy_matrix"][-1]
+        each = {str(task): float(value) for task, value in zip(evaluation["tasks"], last, strict=False)}
+        return each, float(evaluation["final_accuracy"])
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise InputError(
+            "the evaluation has no tasks, accuracy_matrix and final_accuracy: expected what `intarsia evaluate --json` "
+            "prints"
+        ) from error
 
 
 def _pool(folder: Path, accuracies: Mapping[str, float]) -> dict[str, Any]:

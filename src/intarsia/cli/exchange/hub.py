@@ -16,7 +16,7 @@ class Push:
     repository: Positional[str]
     """user/name; made if it is not there."""
     revision: str | None = None
-    """The branch; main if not given."""
+    """The branch, made if it is not there; main if not given."""
     private: bool = False
     """Of a repository that is made."""
     evaluation: Path | None = None
