@@ -45,12 +45,12 @@ CELLS: tuple[Cell, ...] = (
     ("iel", "ia3"),
 )
 SEARCHED: dict[str, list[tuple[float, int, float]]] = {
-    "ita-lora": [(3e-3, 3, 0.1), (3e-3, 4, 0.1), (3e-3, 5, 0.1), (3e-3, 5, 1.0), (6e-3, 5, 0.1)],
-    "iel-lora": [(3e-3, 3, 1.0), (1.5e-3, 4, 1.0), (3e-3, 3, 10.0), (3e-3, 5, 1.0), (1.5e-3, 5, 1.0)],
-    "ita-full": [(1e-4, 4, 0.1), (2e-4, 3, 0.1), (1e-4, 5, 0.1), (2e-4, 5, 1.0)],
-    "iel-full": [(2e-4, 3, 1.0), (4e-4, 3, 1.0), (2e-4, 5, 1.0), (1e-4, 5, 1.0)],
-    "ita-ia3": [(2e-2, 4, 0.1), (5e-3, 4, 0.1), (2e-2, 5, 0.1), (1e-2, 5, 0.1)],
-    "iel-ia3": [(2e-2, 4, 1.0), (1e-2, 4, 1.0), (5e-2, 5, 1.0), (2e-2, 5, 1.0)],
+    "ita-lora": [(3e-3, 4, 0.1), (6e-3, 4, 0.1), (3e-3, 8, 0.1), (3e-3, 4, 0.01)],
+    "iel-lora": [(2e-3, 4, 1.0), (4e-3, 4, 1.0), (2e-3, 8, 1.0), (2e-3, 4, 0.1)],
+    "ita-full": [(5e-4, 6, 0.1), (1e-3, 6, 0.1), (5e-4, 10, 0.1), (5e-4, 6, 0.01)],
+    "iel-full": [(5e-4, 4, 1.0), (1e-3, 4, 1.0), (5e-4, 8, 1.0), (5e-4, 4, 0.1)],
+    "ita-ia3": [(2e-2, 6, 0.1), (4e-2, 6, 0.1), (2e-2, 10, 0.1)],
+    "iel-ia3": [(2e-2, 4, 1.0), (4e-2, 4, 1.0), (2e-2, 8, 1.0)],
 }
 """Learning rate, epochs, strength on the Fisher of unit mean."""
 PEERS: list[tuple[str, float, dict[str, Any]]] = [
@@ -311,7 +311,7 @@ def search(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
     yield {"name": "frozen"}, lambda: _frozen(bench)
     for cell in cells(chosen):
         for lr, epochs, strength in SEARCHED["-".join(cell)]:
-            training = Settings(lr=lr, epochs=epochs, batch_size=32, normalize_fisher=True)
+            training = replace(recommended(*cell)[1], lr=lr, epochs=epochs)
             setting = Setting(*cell, strength, training)
             name = f"{'-'.join(cell)} lr {lr:g} epochs {epochs} strength {strength:g}"
             yield {"name": name, "setting": setting.record()}, lambda s=setting: bench.measure(s, history=False)
