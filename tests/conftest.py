@@ -6,6 +6,7 @@ a tiny one.
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from intarsia import ITA, LoRA, Pool, learn
 settings.register_profile("patient", deadline=None)  # how long an example takes says how busy the machine is
 settings.load_profile("patient")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell that starts tests in its background has set it so,
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # and they would start commands that cannot be stopped
 torch.set_num_threads(1)
 MEMORY = Path("/dev/shm")
 if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 * 2**30:
