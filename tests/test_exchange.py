@@ -31,6 +31,7 @@ from intarsia.exchange.peft.outward import export_peft, low_rank
 from intarsia.heads.head import Head
 from intarsia.merging import recipe as recipes
 from intarsia.merging.merge import combination
+from intarsia.training.loop import CXX
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")]
 
@@ -348,7 +349,7 @@ def test_graphs_take_any_batch_and_say_how_images_are_prepared(name: str, tmp_pa
             export_model(model, "transformers", tmp_path / "transformers")
 
 
-@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="AOTInductor needs a C++ compiler")
+@pytest.mark.skipif(not any(map(shutil.which, CXX)), reason="AOTInductor needs a C++ compiler")
 def test_torchs_graph_is_compiled_ahead_of_time(tmp_path: Path) -> None:
     model = composed(Backbone.load(NETWORKS["vit"].save(tmp_path / "theta0")))
     export_model(model, "torch", tmp_path / "out")

@@ -261,18 +261,23 @@ def test_pictures_are_tried(address: str, visit: Callable[..., Any], world: Path
     assert not page.locator("#pictures a").first.is_visible()  # whose address has the path
 
 
-def test_a_task_is_learned_stopped_and_gone_on_with(
-    address: str, visit: Callable[..., Any], world: Path, learning: Learning
-) -> None:
-    """The page is closed while it is gone on with; another server sees it; then the module is in every place."""
-    page = visit(address)
+def look_at_new(page: Any, world: Path) -> str:
+    """Drop the zip of a new task, to be learned for long; what is said of it."""
     go_to(page, "Learn")
     page.get_by_label("Name of the task").fill("new")
     page.locator("#zip input[type=file]").set_input_files(world / "new.zip")
     page.locator("#zip").get_by_text("new.zip").wait_for()
     page.get_by_label("Epochs").fill("150")
     page.get_by_role("button", name="Look at the images").click()
-    assert "grey, red" in shown(page, "#found", "training images")
+    return shown(page, "#found", "training images")
+
+
+def test_a_task_is_learned_stopped_and_gone_on_with(
+    address: str, visit: Callable[..., Any], world: Path, learning: Learning
+) -> None:
+    """The page is closed while it is gone on with; another server sees it; then the module is in every place."""
+    page = visit(address)
+    assert "grey, red" in look_at_new(page, world)
     page.get_by_role("button", name="Start").click()
     page.locator("#learning svg[role=img]").wait_for()  # a curve: two epochs are done
     other = Learning(Session(world / "pool", learning._session.pool.backbone, learning._session._images, per_class=1))
@@ -336,19 +341,13 @@ def test_a_comparison_is_sorted_by_its_headings(visit: Callable[..., Any], tmp_p
 
 def test_a_server_that_is_killed_loses_nothing(world: Path, visit: Callable[..., Any]) -> None:
     """It learns on without it; the next server says so, cannot stop it, and shows the module in the end."""
-    pool, port = world / "again", free_port()
-    command = [sys.executable, "-m", "intarsia", "studio", str(pool), "--port", str(port)]
+    pool = world / "again"
+    command = [sys.executable, "-m", "intarsia", "studio", str(pool), "--port", str(free_port())]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
             page = visit(server.stdout.readline().split()[0])
-            go_to(page, "Learn")
-            page.get_by_label("Name of the task").fill("new")
-            page.locator("#zip input[type=file]").set_input_files(world / "new.zip")
-            page.locator("#zip").get_by_text("new.zip").wait_for()
-            page.get_by_label("Epochs").fill("150")
-            page.get_by_role("button", name="Look at the images").click()
-            shown(page, "#found", "training images")
+            look_at_new(page, world)
             page.get_by_role("button", name="Start").click()
             page.locator("#learning svg[role=img]").wait_for()
             page.context.close()

@@ -250,12 +250,8 @@ RUN = ["--data", "sketches", "--only", "animals", "food", "--max-per-class", "2"
 
 
 def process(*arguments: str) -> subprocess.Popen[str]:
-    """It hears Ctrl-C even where the tests run behind a shell's ``&``, which lets its children ignore it."""
     command = [sys.executable, "-m", "intarsia", *arguments]
-    hear: dict[str, Any] = (
-        {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)} if os.name == "posix" else {}
-    )
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **hear)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def until(there: Callable[[], bool]) -> None:
