@@ -4,8 +4,12 @@
     python benchmarks/reproduction/results.py bfloat16 | joint | steps | strengths | ablations | choices | drift ...
 
 A run that is in the output file already is not made again. ``--threads 1`` lets two of these share two cores, each with
-its own streams or seeds. ``search``, ``peers`` and ``curvatures`` look at a held-out fifth of the *training* images,
-not at test ones.
+its own streams or seeds. ``search``, ``peers`` and ``curvatures`` look at a held-out part of the *training* images,
+not at test ones. Photos, settings of one's own in place of the grids below:
+
+    python benchmarks/reproduction/results.py search --streams hf:../shared/data/cifar100 --split-into 10 \\
+        --backbone "hf/../shared/data/dinov2-small-saliency?image-size=70" --max-per-class 60 --held-out 0.333 \\
+        --settings ita-full,1e-4,6,0.1 iel-full,1e-4,4,1 --out search-photos.jsonl
 """
 
 import json
@@ -20,6 +24,7 @@ import torch
 import tyro
 
 from intarsia.adapters.lora import LoRA
+from intarsia.backbones.names import BUILTIN
 from intarsia.data.stream import TaskStream
 from intarsia.errors import InputError
 from intarsia.evaluation.editing import Editable, edit_each
@@ -132,6 +137,14 @@ class Results:
     """Only the first so many tasks; 0 for all."""
     max_per_class: int = 0
     """Only the first so many images of each class; 0 for all."""
+    split_into: int = 0
+    """Cut the classes into so many tasks; 0 for the stream's own."""
+    backbone: str = BUILTIN
+    """As ``intarsia learn --backbone``."""
+    held_out: float = 0.2
+    """Part of the training images that plans which choose something are measured on."""
+    settings: tuple[str, ...] = ()
+    """Of ``search``, in place of its grid: cell,lr,epochs,strength; of ``peers``: method,lr."""
     epochs: int = 0
     """Of the plans ``peers`` and ``experts``, in place of their own; 0 for their own. For dry runs."""
     out: Path = Path("benchmarks/reproduction/results.jsonl")
@@ -306,20 +319,24 @@ def editing(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
         yield {"name": f"{'-'.join(cell)} editing", "setting": setting.record()}, lambda s=setting: _edit(bench, s)
 
 
-def search(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
+def search(bench: Workbench, chosen: Sequence[str], given: Sequence[str] = ()) -> Iterator[Run]:
     """What the tool's own settings were chosen from; ``bench`` holds the validation part of the training images."""
     yield {"name": "frozen"}, lambda: _frozen(bench)
-    for cell in cells(chosen):
-        for lr, epochs, strength in SEARCHED["-".join(cell)]:
-            training = replace(recommended(*cell)[1], lr=lr, epochs=epochs)
-            setting = Setting(*cell, strength, training)
-            name = f"{'-'.join(cell)} lr {lr:g} epochs {epochs} strength {strength:g}"
-            yield {"name": name, "setting": setting.record()}, lambda s=setting: bench.measure(s, history=False)
+    grid = [(cell, *one) for cell in cells(chosen) for one in SEARCHED["-".join(cell)]]
+    if given:
+        parts = [one.split(",") for one in given]
+        grid = [(*cells([cell]), float(lr), int(epochs), float(strength)) for cell, lr, epochs, strength in parts]
+    for cell, lr, epochs, strength in grid:
+        training = replace(recommended(*cell)[1], lr=lr, epochs=epochs)
+        setting = Setting(*cell, strength, training)
+        name = f"{'-'.join(cell)} lr {lr:g} epochs {epochs} strength {strength:g}"
+        yield {"name": name, "setting": setting.record()}, lambda s=setting: bench.measure(s, history=False)
 
 
-def peers(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
+def peers(bench: Workbench, chosen: Sequence[str], given: Sequence[str] = ()) -> Iterator[Run]:
     """What the settings of the methods compared with were chosen from; ``bench`` holds the validation part."""
-    for name, lr, options in PEERS:
+    own: list[tuple[str, float, dict[str, Any]]] = [(one.split(",")[0], float(one.split(",")[1]), {}) for one in given]
+    for name, lr, options in own or PEERS:
         if not chosen or name in chosen:
             training = _budget(bench, lr)
             yield (
@@ -422,14 +439,22 @@ def run(chosen: Results) -> None:
     for stream in chosen.streams:
         for seed in chosen.seeds:
             few = chosen.max_per_class or None
-            loaded = TaskStream.load(stream, tasks=1 if chosen.plan == "joint" else None, max_per_class=few)
-            loaded = loaded.validation(0.2, 0) if chosen.plan in HELD_OUT else loaded
+            loaded = TaskStream.load(
+                stream, tasks=1 if chosen.plan == "joint" else chosen.split_into or None, max_per_class=few
+            )
+            loaded = loaded.validation(chosen.held_out, 0) if chosen.plan in HELD_OUT else loaded
             loaded = loaded.subset(range(chosen.tasks)) if chosen.tasks else loaded
-            part = {name: n for name in ("tasks", "max_per_class", "epochs") if (n := getattr(chosen, name))}
+            part = {
+                name: n for name in ("tasks", "max_per_class", "split_into", "epochs") if (n := getattr(chosen, name))
+            }
+            part |= {"backbone": chosen.backbone} if chosen.backbone != BUILTIN else {}
+            part |= {"held_out": chosen.held_out} if chosen.held_out != 0.2 else {}
             training = recommended("ita", "lora")[1]
             training = replace(training, epochs=chosen.epochs) if chosen.epochs else training
-            bench = Workbench(loaded, seed, training, device)
-            for what, measure in PLANS[chosen.plan](bench, chosen.cells):
+            bench = Workbench(loaded, seed, training, device, chosen.backbone)
+            plan = {"search": search, "peers": peers}[chosen.plan] if chosen.settings else None
+            made = plan(bench, chosen.cells, chosen.settings) if plan else PLANS[chosen.plan](bench, chosen.cells)
+            for what, measure in made:
                 if chosen.names and not what["name"].endswith(chosen.names):
                     continue
                 ledger.once({"stream": stream, "seed": seed, **part, **what}, measure)

@@ -16,6 +16,7 @@ from torch import nn
 
 from intarsia.adapters.records import build_adapter
 from intarsia.backbones.backbone import Backbone
+from intarsia.backbones.names import BUILTIN
 from intarsia.class_stats.gaussians import Gaussians
 from intarsia.curvature.protocol import Curvature
 from intarsia.data.stream import TaskStream
@@ -81,12 +82,18 @@ class Workbench:
         seed: of everything random.
         training: settings of steps 1 to 4; the tool's own if None.
         device: of the backbone.
+        backbone: as ``intarsia learn --backbone``.
     """
 
     def __init__(
-        self, stream: TaskStream, seed: int, training: Settings | None = None, device: str | torch.device = "cpu"
+        self,
+        stream: TaskStream,
+        seed: int,
+        training: Settings | None = None,
+        device: str | torch.device = "cpu",
+        backbone: str = BUILTIN,
     ) -> None:
-        self.backbone = Backbone.load().to(device)
+        self.backbone = Backbone.load(backbone).to(device)
         self.stream = stream
         self.base = replace(training or recommended("ita", "lora")[1], seed=seed)
         self._others: dict[tuple[Any, ...], Workbench] = {}
