@@ -7,8 +7,8 @@ A run that is in the output file already is not made again. ``--threads 1`` lets
 its own streams or seeds. ``search``, ``peers`` and ``curvatures`` look at a held-out part of the *training* images,
 not at test ones. Photos, settings of one's own in place of the grids below:
 
-    python benchmarks/reproduction/results.py search --streams hf:../shared/data/cifar100 --split-into 10 \\
-        --backbone "hf/../shared/data/dinov2-small-saliency?image-size=70" --max-per-class 60 --held-out 0.333 \\
+    python benchmarks/reproduction/results.py search --streams hf:../shared/data/cifar100 --split-into 10
+        --backbone "hf/../shared/data/dinov2-small-saliency?image-size=70" --max-per-class 60 --held-out 0.333
         --settings ita-full,1e-4,6,0.1 iel-full,1e-4,4,1 --out search-photos.jsonl
 """
 
