@@ -250,6 +250,30 @@ def test_a_search_is_of_factors_and_holds_images_out_itself(capsys: pytest.Captu
     assert all(word in both for word in ("--search", "--validation"))
 
 
+@pytest.mark.usefixtures("here")
+def test_learning_rates_of_methods_are_given_by_name(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A run whose rate is as it was is found again, whatever the others' are."""
+    out, small = tmp_path / "runs", ("--only", "animals", *SMALL[3:])
+    result("compare", "--methods", "frozen", "l2", "--lr", "l2=0.001", "--out", out, *small)
+    assert json.loads((out / "l2-0.json").read_text())["settings"]["training"]["lr"] == 0.001
+    frozen = (out / "frozen-0.json").stat().st_mtime_ns
+    result("compare", "--methods", "frozen", "l2", "--lr", "l2=0.002", "--out", out, *small)
+    assert json.loads((out / "l2-0.json").read_text())["settings"]["training"]["lr"] == 0.002
+    assert (out / "frozen-0.json").stat().st_mtime_ns == frozen
+    capsys.readouterr()
+    for bad, said in (
+        ("l2", "name=number"),
+        ("ita=1", "compared and learn: l2"),
+        ("frozen=1", "compared and learn: l2"),
+        ("l2=0", "above 0"),
+        ("l2=nan", "above 0"),
+    ):
+        told = refused(capsys, "compare", "--methods", "frozen", "l2", "--lr", bad, "--out", tmp_path / "no")
+        assert f"--lr {bad.split('=')[0]}" in told.replace("'", "")
+        assert said in told
+    assert "leave out --lr" in refused(capsys, "compare", "--search", 1, "--lr", "ita=1", "--out", tmp_path / "no")
+
+
 def test_the_pool_of_a_method_is_kept_and_gives_the_row(compared: tuple[Path, Any]) -> None:
     out, found = compared
     pool = Pool.open(out / "ita-0")

@@ -162,26 +162,35 @@ def one_by_one(flag: str, values: Sequence[str], known: Collection[str]) -> None
 
 
 def parse_weights(texts: Sequence[str], tasks: Collection[str] = ()) -> dict[str, float]:
+    """Coefficients by task; see ``parse_numbers``."""
+    return parse_numbers("--weights", texts, tasks, example="birds=.7 cars=.3")
+
+
+def parse_numbers(
+    flag: str, texts: Sequence[str], names: Collection[str] = (), *, example: str = "ita-full=2e-4 seed=3e-4"
+) -> dict[str, float]:
     """``["a=.7", "b=.3"]`` -> {"a": 0.7, "b": 0.3}; a name may have commas and equals signs.
 
     Args:
+        flag: that they were given by.
         texts: name=number, one by one.
-        tasks: that there are, to see whether several were written in one.
+        names: that there are, to see whether several were written in one.
+        example: of what is expected.
 
     Raises:
         InputError: one is not name=number, or a name comes twice.
     """
-    weights: dict[str, float] = {}
+    found: dict[str, float] = {}
     for text in texts:
         name, equals, number = text.rpartition("=")
         parts = [part.strip() for part in text.split(",")]
-        if name not in tasks and len(parts) > 1 and all("=" in part for part in parts):
-            raise InputError(f"--weights {text!r}: expected them one by one, without commas: {' '.join(parts)}")
+        if name not in names and len(parts) > 1 and all("=" in part for part in parts):
+            raise InputError(f"{flag} {text!r}: expected them one by one, without commas: {' '.join(parts)}")
         try:
             value = float(number)
         except ValueError:
             value = None
-        if not equals or not name or value is None or name in weights:
-            raise InputError(f"--weights {text!r}: expected a new name=number, for example: --weights birds=.7 cars=.3")
-        weights[name] = value
-    return weights
+        if not equals or not name or value is None or name in found:
+            raise InputError(f"{flag} {text!r}: expected a new name=number, for example: {flag} {example}")
+        found[name] = value
+    return found

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from intarsia.backbones.names import BUILTIN, TARGETS
 from intarsia.cli.flags import Inline, Json, Positional
-from intarsia.cli.options import Loading, Network, Rehearsal, Workers, one_by_one, parse_weights
+from intarsia.cli.options import Loading, Network, Rehearsal, Workers, one_by_one, parse_numbers, parse_weights
 from intarsia.cli.where import Where, is_model
 from intarsia.errors import InputError
 from intarsia.study.choice import Source
@@ -159,6 +159,8 @@ class Compare:
     """Threads of torch in each run; torch's own choice if not given."""
     validation: float = 0.0
     """Measure on this part of the training images, held out, and never on test images; 0 for the test images."""
+    lr: tuple[str, ...] = ()
+    """Learning rates of some methods, in place of their own: --lr ita-full=2e-4 seed=3e-4."""
     search: tuple[float, ...] = ()
     """Choose each method's learning rate first, among its own times each of these numbers, on a fifth of the training
     images, held out: --search 0.1 0.3 1 3."""
@@ -179,20 +181,11 @@ class Compare:
             raise InputError(f"--jobs {self.jobs}: with --engine ray, say --workers {self.jobs} in its place")
         own = {f.name: getattr(self, f.name) for f in fields(Bench) if hasattr(self, f.name) and f.name != "backbone"}
         backbone = self.loading.spec(self.backbone)
-        bench = Bench(targets=self.network.targets or TARGETS, backbone=backbone, **own)
+        rates = parse_numbers("--lr", self.lr)
+        bench = Bench(targets=self.network.targets or TARGETS, backbone=backbone, rates=rates, **own)
+        how: dict[str, Any] = {name: getattr(self, name) for name in ("seeds", "out", "jobs", "again", "search")}
         do = planned if self.run_.dry_run else compare
-        rows = do(
-            bench,
-            self.methods or STANDARD,
-            seeds=self.seeds,
-            out=self.out,
-            jobs=self.jobs,
-            engine=engine,
-            again=self.again,
-            search=self.search,
-            say=ERR.print,
-            watched=shown,
-        )
+        rows = do(bench, self.methods or STANDARD, engine=engine, say=ERR.print, watched=shown, **how)
         if not self.json:
             at_once = self.jobs if engine is None else engine.workers or 1
             tables.plan(rows, at_once) if self.run_.dry_run else tables.comparison(rows)

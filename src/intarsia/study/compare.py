@@ -172,6 +172,17 @@ def _check(bench: Bench, methods: Sequence[str], seeds: int, jobs: int, search: 
     for option, count in counts.items():
         if count < 1:
             raise InputError(f"--{option} {count}: expected 1 or more")
+    for name, lr in bench.rates.items():
+        if name not in methods or not METHODS[name].settings.lr:
+            learning = [method for method in methods if METHODS[method].settings.lr]
+            raise InputError(
+                f"--lr {name}={lr:g}: expected one of the methods that are compared and learn: "
+                f"{', '.join(learning) or 'there is none'}"
+            )
+        if not 0 < lr < float("inf"):
+            raise InputError(f"--lr {name}={lr:g}: expected a learning rate above 0")
+    if bench.rates and search:
+        raise InputError("--search chooses learning rates by itself: leave out --lr")
     for factor in search:
         if not 0 < factor < float("inf"):
             raise InputError(f"--search {factor}: expected factors of the methods' learning rates, above 0")
