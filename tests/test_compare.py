@@ -254,8 +254,9 @@ def test_a_search_is_of_factors_and_holds_images_out_itself(capsys: pytest.Captu
 def test_learning_rates_of_methods_are_given_by_name(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """A run whose rate is as it was is found again, whatever the others' are."""
     out, small = tmp_path / "runs", ("--only", "animals", *SMALL[3:])
-    result("compare", "--methods", "frozen", "l2", "--lr", "l2=0.001", "--out", out, *small)
-    assert json.loads((out / "l2-0.json").read_text())["settings"]["training"]["lr"] == 0.001
+    result("compare", "--methods", "frozen", "l2", "--lr", "l2=0.001", "--no-edits", "--out", out, *small)
+    l2 = json.loads((out / "l2-0.json").read_text())
+    assert (l2["settings"]["training"]["lr"], l2["edits"]) == (0.001, [])
     frozen = (out / "frozen-0.json").stat().st_mtime_ns
     result("compare", "--methods", "frozen", "l2", "--lr", "l2=0.002", "--out", out, *small)
     assert json.loads((out / "l2-0.json").read_text())["settings"]["training"]["lr"] == 0.002

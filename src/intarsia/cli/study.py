@@ -164,6 +164,9 @@ class Compare:
     search: tuple[float, ...] = ()
     """Choose each method's learning rate first, among its own times each of these numbers, on a fifth of the training
     images, held out: --search 0.1 0.3 1 3."""
+    edits: bool = True
+    """With seed 0, specialize to every task and unlearn it: three more evaluations per task. Runs that are there stay
+    as they are."""
     json: Json = False
     run_: Rehearsal = field(default_factory=Rehearsal)
 
@@ -183,7 +186,9 @@ class Compare:
         backbone = self.loading.spec(self.backbone)
         rates = parse_numbers("--lr", self.lr)
         bench = Bench(targets=self.network.targets or TARGETS, backbone=backbone, rates=rates, **own)
-        how: dict[str, Any] = {name: getattr(self, name) for name in ("seeds", "out", "jobs", "again", "search")}
+        how: dict[str, Any] = {
+            name: getattr(self, name) for name in ("seeds", "out", "jobs", "again", "search", "edits")
+        }
         do = planned if self.run_.dry_run else compare
         rows = do(bench, self.methods or STANDARD, engine=engine, say=ERR.print, watched=shown, **how)
         if not self.json:

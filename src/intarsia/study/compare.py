@@ -51,6 +51,7 @@ def compare(
     engine: Ray | None = None,
     again: bool = False,
     search: Sequence[float] = (),
+    edits: bool = True,
     say: Callable[[str], None] = print,
     watched: Watched = unwatched,
 ) -> list[dict[str, Any]]:
@@ -69,6 +70,7 @@ def compare(
         again: set aside all that is in the folder, and make every run anew.
         search: choose each method's learning rate first, among its own times each of these: by seed 0 on a fifth of
             the training images, held out.
+        edits: with seed 0, specialize to every task and unlearn it, and measure.
         say: told what is run.
         watched: gives what is told how many images are hashed; closed before a run draws its own.
 
@@ -90,7 +92,7 @@ def compare(
     with one_writer(folder.path), ExitStack() as stack, _stopped(folder):
         folder.claim(bench, again=again)
         folder.keep_hashes(files)
-        kept = Runs(bench, folder, made, say)
+        kept = Runs(bench, folder, made, say, edits)
         cells = cache(lambda: stack.enter_context(_cells(engine, bars=jobs == 1)))
         if search:
             trials = _trials(kept, methods, search, files, watched)
@@ -135,6 +137,7 @@ def planned(
     engine: Ray | None = None,
     again: bool = False,
     search: Sequence[float] = (),
+    edits: bool = True,
     say: Callable[[str], None],
     watched: Watched = unwatched,
 ) -> list[dict[str, Any]]:
@@ -149,13 +152,13 @@ def planned(
     rows = list[dict[str, Any]]()
     with watched() as progress:
         folder, made, _ = _opened(bench, seeds, out, again, say, progress)
-        runs = Runs(bench, folder, made, say)
+        runs = Runs(bench, folder, made, say, edits)
         for number, name in enumerate(methods, start=1):
             found = {seed: None if again else runs.found(name, seed) for seed in range(seeds)}
             there = [record for record in found.values() if record is not None]
             missing = [seed for seed, record in found.items() if record is None]
             tried = len(dict.fromkeys(search)) if METHODS[name].settings.lr > 0 else 0
-            minutes = expected(bench, name, missing, there, searched=tried * (1 - HELD_OUT))
+            minutes = expected(bench, name, missing, there, searched=tried * (1 - HELD_OUT), edits=edits)
             rows.append({"method": name, "runs": len(missing) + tried, "there": len(there), "minutes": minutes})
             progress("timing methods", number, len(methods))
     return rows

@@ -21,7 +21,13 @@ TASKS = 2
 
 
 def expected(
-    bench: Bench, name: str, seeds: Sequence[int], there: Sequence[Mapping[str, Any]], *, searched: float = 0.0
+    bench: Bench,
+    name: str,
+    seeds: Sequence[int],
+    there: Sequence[Mapping[str, Any]],
+    *,
+    searched: float = 0.0,
+    edits: bool = True,
 ) -> float:
     """Minutes that a method's runs with some seeds will take, one after another.
 
@@ -31,6 +37,7 @@ def expected(
         seeds: of the runs to be made.
         there: records of the method's runs that are there.
         searched: runs that a search makes besides, as whole ones: one on a part of the images counts as that part.
+        edits: whether the modules of seed 0 are edited.
     """
     count = len(seeds) + searched
     if not count:
@@ -38,7 +45,7 @@ def expected(
     if there:
         return count * mean(record["minutes"] for record in there)
     run, editing = _timed(bench, name)
-    return (count * run + (editing if 0 in seeds else 0.0)) / 60
+    return (count * run + (editing if edits and 0 in seeds else 0.0)) / 60
 
 
 def _timed(bench: Bench, name: str) -> tuple[float, float]:
