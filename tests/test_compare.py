@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from test_cli import refused, result
 
 from cases import backbone, contents, edit, permissions_hold, photographs, small_vit, stream
+from intarsia.backbones.backbone import Backbone
 from intarsia.baselines.modules import results
 from intarsia.data.files import FileHashes
 from intarsia.errors import InputError
@@ -30,6 +31,7 @@ from intarsia.study.compare import compare
 from intarsia.study.folder import Folder
 from intarsia.study.methods import METHODS, STANDARD
 from intarsia.study.summary import cells, markdown, summary
+from intarsia.training.recommended import SIZES, suited
 from intarsia.training.settings import Settings
 
 pytestmark = pytest.mark.slow
@@ -242,6 +244,24 @@ def test_the_learning_rate_of_the_best_held_out_accuracy_is_taken(tmp_path: Path
     assert found["methods"]["finetune"]["chosen"] == own
     run = json.loads((out / "finetune-0.json").read_text())
     assert (run["settings"]["training"]["lr"], run["settings"]["bench"]["validation"]) == (own, 0)
+
+
+@pytest.mark.usefixtures("here")
+def test_learning_rates_suit_the_backbone(tmp_path: Path) -> None:
+    """Those recommended for it, of other methods too; (IA)3's are the same for all, and what is asked for is taken."""
+    photos, theta0, out = photographs(tmp_path) / "photos", small_vit(tmp_path), tmp_path / "out"
+    names, rates = ("l2", "ita-ia3", "ita-full"), {}
+    data = ("--data", f"folder:{photos}", "--backbone", theta0, "--epochs", 1, "--no-edits", "--threads", 1)
+    result("compare", "--methods", *names, "--lr", "ita-full=0.001", "--out", out, *data)
+    for name in names:
+        rates[name] = json.loads((out / f"{name}-0.json").read_text())["settings"]["training"]["lr"]
+    sizes = Backbone.load(theta0).sizes
+    assert sizes["lora"] != SIZES["lora"]
+    assert rates == {
+        "l2": suited(METHODS["l2"].settings.lr, "lora", sizes),
+        "ita-ia3": METHODS["ita-ia3"].settings.lr,
+        "ita-full": 0.001,
+    }
 
 
 def test_a_search_is_of_factors_and_holds_images_out_itself(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

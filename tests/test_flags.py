@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cases import backbone
+from intarsia import IA3, Backbone, Full, LoRA
+from intarsia.adapters import Adapter
 from intarsia.adapters.records import build_adapter
 from intarsia.cli import plan as plans
 from intarsia.cli.flags import FLAT, WIDTH, Flag, flags, help_of, parse
@@ -27,7 +31,7 @@ from intarsia.regularizers.records import build_regularizer
 from intarsia.study.bench import Bench
 from intarsia.study.choice import Source
 from intarsia.training.learner import hyperparameters
-from intarsia.training.recommended import paper, recommended, resolve
+from intarsia.training.recommended import RECOMMENDED, SIZES, paper, recommended, resolve
 from intarsia.training.settings import Settings, Training
 
 ROOT = Path(__file__).parents[1]
@@ -87,6 +91,38 @@ def test_flags_and_python_come_to_the_same_settings(case: tuple[list[str], dict[
 
 def test_python_without_anything_is_the_command_without_anything() -> None:
     assert hyperparameters(None, None, None) == parsed(["learn"]).plan().chosen
+
+
+def test_recommended_learning_rates_grow_with_the_weights_they_are_for() -> None:
+    """By entries (full) and rows (LoRA); (IA)3 multiplies. What is said, and what a pool has, is not touched."""
+    theta0 = Backbone.load()
+    rates = {cell: recommended(*cell)[1].lr for cell in RECOMMENDED}
+    assert theta0.sizes == pytest.approx(SIZES, rel=1e-3)
+    assert {cell: recommended(*cell, theta0.sizes)[1].lr for cell in RECOMMENDED} == rates
+    sizes = {kind: 2 * size for kind, size in SIZES.items()}
+    for (method, adapter), lr in rates.items():
+        times = 1 if adapter == "ia3" else 2
+        learned = parsed(["learn", "--method", method, "--adapter", adapter])
+        assert learned.plan().chosen.settings.lr == lr
+        assert learned.plan(sizes).chosen.settings.lr == times * lr
+        given = parsed(["learn", "--method", method, "--adapter", adapter, "--lr", "0.5"])
+        assert given.plan(sizes).chosen.settings.lr == 0.5
+        known = resolve(Training(lr=0.25), method=method, adapter=adapter)
+        assert resolve(base=known, sizes=sizes) == known
+    assert recommended("ita", "full", {"full": 0.0, "lora": 0.0})[1].lr == rates["ita", "full"]
+
+
+@pytest.mark.parametrize("adapter", [Full(), LoRA(4), IA3()], ids=["full", "lora", "ia3"])
+def test_sizes_are_of_entries_and_rows(adapter: Adapter) -> None:
+    theta0 = backbone()
+    weights = theta0.trainable.values()
+    assert theta0.sizes["full"] == pytest.approx(
+        float(torch.cat([w.flatten() for w in weights]).square().mean().sqrt())
+    )
+    rows = torch.cat([w.norm(dim=1) for w in weights])
+    assert theta0.sizes["lora"] == pytest.approx(float(rows.square().mean().sqrt()))
+    lr = hyperparameters(adapter, None, None, theta0).settings.lr
+    assert lr == recommended("ita", adapter.kind, theta0.sizes)[1].lr
 
 
 def test_python_and_the_commands_take_the_same_stream_by_default() -> None:

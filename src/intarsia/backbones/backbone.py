@@ -4,6 +4,7 @@ Weights have canonical names, those of timm's vision transformers (``blocks.3.at
 a network comes from calls them.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -127,6 +128,17 @@ class Backbone:
     def trainable(self) -> dict[str, Tensor]:
         """Canonical name -> pre-trained weight (O, I) of every trainable weight."""
         return {name: weight.detach() for name, weight in self.weights.items()}
+
+    @property
+    def sizes(self) -> dict[str, float]:
+        """How large the trainable weights are, as the adapters see them.
+
+        ``full``: the root mean square of their entries; ``lora``: that of the norms of their rows, one per output.
+        """
+        weights = self.trainable.values()
+        square = sum(float(w.double().square().sum()) for w in weights)
+        entries, rows = sum(w.numel() for w in weights), sum(len(w) for w in weights)
+        return {"full": math.sqrt(square / entries), "lora": math.sqrt(square / rows)}
 
     def describe(self) -> dict[str, Any]:
         """What it is and what of it is trained, as JSON: layers by kind (``attention``, ``mlp``, ``other``)."""

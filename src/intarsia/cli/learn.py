@@ -1,5 +1,6 @@
 """``intarsia learn``."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from intarsia.cli.plan import Plan
 from intarsia.errors import InputError
 from intarsia.regularizers.choices import Method
 from intarsia.study.choice import Source
-from intarsia.training.recommended import resolve
+from intarsia.training.recommended import SIZES, resolve
 from intarsia.training.settings import Training
 
 if TYPE_CHECKING:
@@ -74,8 +75,11 @@ class Learn:
     network: Network = field(default_factory=Network)
     run_: Run = field(default_factory=Run)
 
-    def plan(self) -> Plan:
+    def plan(self, sizes: Mapping[str, float] = SIZES) -> Plan:
         """What is done, nothing left open but where the images are.
+
+        Args:
+            sizes: of the backbone's weights, on which a recommended learning rate depends (``Backbone.sizes``).
 
         Raises:
             InputError: flags contradict each other, or the run, pool, preset or record to begin with is not there.
@@ -89,6 +93,7 @@ class Learn:
             strength=self.strength,
             base=None if base is None else base.chosen,
             from_paper=self.paper,
+            sizes=sizes,
         )
         base = base or Plan(chosen)
         kept = self.run_.keep_fishers
@@ -184,6 +189,8 @@ class Learn:
         regularizer = build_regularizer(chosen.method, chosen.strength)
         stream = self._stream(plan, out)
         theta0 = Backbone.load(plan.backbone, targets=plan.targets).to(device)
+        plan = self.plan(theta0.sizes)
+        chosen = plan.chosen
         if here.leads:
             tell_of(stream, theta0)
         if self.run_.dry_run:

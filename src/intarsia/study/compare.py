@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from intarsia.backbones.backbone import Backbone
 from intarsia.data.files import FileHashes
 from intarsia.data.fingerprint import notes_on
 from intarsia.engines.ray import Ray
@@ -28,6 +29,7 @@ from intarsia.study.folder import SEARCH, TABLE, TEXT, Folder
 from intarsia.study.methods import METHODS, STANDARD
 from intarsia.study.runs import Cells, Runs, records
 from intarsia.study.summary import markdown, summary
+from intarsia.training.recommended import suited
 
 HELD_OUT = 0.2
 """Part of the training images on which learning rates are chosen."""
@@ -88,7 +90,8 @@ def compare(
     bench, engine = (bench, None) if engine is None else on_ray(bench, engine)
     at_once = jobs if engine is None else engine.workers
     with watched() as progress:
-        folder, made, files = _opened(bench, seeds, out, again, say, progress)
+        folder, made, files, rates = _opened(bench, methods, seeds, out, again, say, progress)
+    bench = replace(bench, rates=rates)
     with one_writer(folder.path), ExitStack() as stack, _stopped(folder):
         folder.claim(bench, again=again)
         folder.keep_hashes(files)
@@ -96,7 +99,8 @@ def compare(
         cells = cache(lambda: stack.enter_context(_cells(engine, bars=jobs == 1)))
         if search:
             trials = _trials(kept, methods, search, files, watched)
-            bench = replace(bench, rates=_chosen(trials, methods, folder, cells, at_once))
+            usual = _usual(bench, methods)
+            bench = replace(bench, rates=_chosen(trials, usual, folder, cells, at_once))
             kept = replace(kept, bench=bench)
         runs = records([(kept, name, seed) for seed in range(seeds) for name in methods], cells, at_once, Runs.make)
         rows = [summary(name, runs[place :: len(methods)]) for place, name in enumerate(methods)]
@@ -151,7 +155,8 @@ def planned(
     bench = bench if engine is None else on_ray(bench, engine)[0]
     rows = list[dict[str, Any]]()
     with watched() as progress:
-        folder, made, _ = _opened(bench, seeds, out, again, say, progress)
+        folder, made, _, rates = _opened(bench, methods, seeds, out, again, say, progress)
+        bench = replace(bench, rates=rates)
         runs = Runs(bench, folder, made, say, edits)
         for number, name in enumerate(methods, start=1):
             found = {seed: None if again else runs.found(name, seed) for seed in range(seeds)}
@@ -194,9 +199,18 @@ def _check(bench: Bench, methods: Sequence[str], seeds: int, jobs: int, search: 
 
 
 def _opened(
-    bench: Bench, seeds: int, out: str | Path | None, again: bool, say: Callable[[str], None], progress: Progress
-) -> tuple[Folder, dict[int, dict[str, Any]], FileHashes]:
-    """The folder, what decides about the runs of each seed, hashes of files; what is wrong is said before any run."""
+    bench: Bench,
+    methods: Sequence[str],
+    seeds: int,
+    out: str | Path | None,
+    again: bool,
+    say: Callable[[str], None],
+    progress: Progress,
+) -> tuple[Folder, dict[int, dict[str, Any]], FileHashes, dict[str, float]]:
+    """The folder, what decides about the runs of each seed, hashes of files, learning rates; wrong input is refused.
+
+    The learning rates are those asked for, and those that another backbone changes.
+    """
     first, theta0 = bench.stream(0), bench.theta0()
     folder = Folder(Path(out) if out is not None else Path(f"runs/compare-{first.name}"), say)
     folder.check(bench, again=again)
@@ -207,19 +221,32 @@ def _opened(
         seed: made_with(bench, theta0, first if seed == 0 else bench.stream(seed), files, progress)
         for seed in range(seeds)
     }
-    return folder, made, files
+    return folder, made, files, {**_suited(methods, theta0), **bench.rates}
+
+
+def _suited(methods: Sequence[str], theta0: Backbone) -> dict[str, float]:
+    """Learning rates of methods that another backbone than the built-in one changes."""
+    own, sizes = {name: METHODS[name].settings.lr for name in methods}, theta0.sizes
+    trained = {name: getattr(METHODS[name].baseline, "adapter", None) for name in methods}
+    found = {name: suited(lr, getattr(trained[name], "kind", ""), sizes) for name, lr in own.items()}
+    return {name: lr for name, lr in found.items() if lr != own[name]}
+
+
+def _usual(bench: Bench, methods: Sequence[str]) -> dict[str, float]:
+    """Learning rates that are taken where none is searched."""
+    return {name: bench.rates.get(name, METHODS[name].settings.lr) for name in methods}
 
 
 def _trials(
     runs: Runs, methods: Sequence[str], factors: Sequence[float], files: FileHashes, watched: Watched
 ) -> list[Runs]:
     """For each factor, the runs whose learning rates are so many times the methods' own; images are held out."""
-    bench, folder = replace(runs.bench, validation=HELD_OUT), runs.folder
+    bench, folder, usual = replace(runs.bench, validation=HELD_OUT), runs.folder, _usual(runs.bench, methods)
     with watched() as progress:
         made = {0: made_with(bench, bench.theta0(), bench.stream(0), files, progress)}
     found = list[Runs]()
     for factor in dict.fromkeys(factors):
-        rates = {name: METHODS[name].settings.lr * factor for name in methods}
+        rates = {name: own * factor for name, own in usual.items()}
         own = Folder(folder.path / SEARCH / f"{factor:g}", folder.say)
         own.claim(bench, again=False)
         found.append(replace(runs, bench=replace(bench, rates=rates), folder=own, made=made, edits=False))
@@ -227,15 +254,15 @@ def _trials(
 
 
 def _chosen(
-    trials: Sequence[Runs], methods: Sequence[str], folder: Folder, cells: Callable[[], Cells], jobs: int | None
+    trials: Sequence[Runs], usual: Mapping[str, float], folder: Folder, cells: Callable[[], Cells], jobs: int | None
 ) -> dict[str, float]:
     """Each method's best learning rate; all that were tried are written down."""
-    tried = [(runs, name) for runs in trials for name in methods if runs.bench.rates[name] > 0]
+    tried = [(runs, name) for runs in trials for name in usual if runs.bench.rates[name] > 0]
     found = records([(runs, name, 0) for runs, name in tried], cells, jobs, Runs.tried)
     table = {name: dict[float, float | None]() for _, name in tried}
     for (runs, name), record in zip(tried, found, strict=True):
         table[name][runs.bench.rates[name]] = record["final_accuracy"]
-    best = {name: _best(rates, METHODS[name].settings.lr) for name, rates in table.items()}
+    best = {name: _best(rates, usual[name]) for name, rates in table.items()}
     record = {
         name: {"chosen": best[name], "tried": [{"lr": lr, "accuracy": a} for lr, a in rates.items()]}
         for name, rates in table.items()

@@ -26,7 +26,7 @@ from intarsia.store.index import INDEX
 from intarsia.store.lock import RUN, one_writer
 from intarsia.training.checkpoint import Checkpoint
 from intarsia.training.fine_tuning import Configuration
-from intarsia.training.recommended import Hyperparameters, resolve
+from intarsia.training.recommended import SIZES, Hyperparameters, resolve
 from intarsia.training.settings import Settings, Training
 from intarsia.training.state import Engine, LearnedTask, LearnerState, PreparedTask, check_curvature, open_for_adding
 from intarsia.training.task import finish, prepare
@@ -88,7 +88,7 @@ def learn(
     training = engine.training(training) if engine is not None else training
     if stream.arrivals:
         training = (training or Training()).over_others("arrivals")
-    chosen = hyperparameters(adapter, regularizer, training, Pool.open(path, backbone) if add else None)
+    chosen = hyperparameters(adapter, regularizer, training, backbone, Pool.open(path, backbone) if add else None)
     adapter = adapter or build_adapter(chosen.adapter, chosen.rank)
     regularizer = regularizer or build_regularizer(chosen.method, chosen.strength)
     settings, record = chosen.settings, {**regularizer_record(regularizer), **chosen.settings.record()}
@@ -160,9 +160,13 @@ def _follow(
 
 
 def hyperparameters(
-    adapter: Adapter | None, regularizer: Regularizer | None, training: Training | None, pool: Pool | None = None
+    adapter: Adapter | None,
+    regularizer: Regularizer | None,
+    training: Training | None,
+    backbone: Backbone | None = None,
+    pool: Pool | None = None,
 ) -> Hyperparameters:
-    """What ``learn`` makes of what a user left open: as recommended, or as the pool has it that is added to."""
+    """What ``learn`` makes of what a user left open: as recommended for the backbone, or as in the pool added to."""
     return resolve(
         training,
         method=None if regularizer is None else regularizer.kind,
@@ -170,6 +174,7 @@ def hyperparameters(
         rank=getattr(adapter, "rank", None),
         strength=None if regularizer is None else regularizer.strength,
         base=None if pool is None else Hyperparameters.from_records(pool.index.settings, pool.index.adapter),
+        sizes=SIZES if backbone is None else backbone.sizes,
     )
 
 

@@ -17,7 +17,12 @@ RECOMMENDED: dict[tuple[str, str], tuple[float, float, int]] = {
     ("ita", "ia3"): (2e-2, 0.1, 6),
     ("iel", "ia3"): (2e-2, 1.0, 4),
 }
-"""Learning rate, strength on the normalized Fisher, and epochs (chosen as docs/results.md says)."""
+"""Learning rate, strength on the normalized Fisher, and epochs, of the built-in backbone (chosen as docs/results.md
+says)."""
+
+SIZES = {"lora": 0.796, "full": 0.0537}
+"""Of the built-in backbone's weights (``Backbone.sizes``). For another one a recommended learning rate is as many times
+as high as its weights are as large: AdamW's steps are as long as the learning rate, whatever they are added to."""
 
 DRIFT_PENALTY = {"ita": 0.0, "iel": 1.0}
 """Weight of the feature-drift penalty."""
@@ -61,11 +66,26 @@ class Hyperparameters:
         return {**own, "training": self.settings.record()}
 
 
-def recommended(method: str, adapter: str) -> tuple[float, Settings]:
-    """Recommended strength and settings for a method and adapter; for others than ours, those of ITA and LoRA."""
+def recommended(method: str, adapter: str, sizes: Mapping[str, float] = SIZES) -> tuple[float, Settings]:
+    """Recommended strength and settings for a method and adapter; for others than ours, those of ITA and LoRA.
+
+    Args:
+        method: ``ita`` or ``iel``.
+        adapter: its kind.
+        sizes: of the backbone's weights (``Backbone.sizes``); the built-in one's if not given.
+    """
     ours = "iel" if method == "iel" else "ita"
     lr, strength, epochs = RECOMMENDED[ours, adapter if (ours, adapter) in RECOMMENDED else "lora"]
-    return strength, Settings(epochs=epochs, lr=lr, drift_penalty=DRIFT_PENALTY[ours])
+    return strength, Settings(epochs=epochs, lr=suited(lr, adapter, sizes), drift_penalty=DRIFT_PENALTY[ours])
+
+
+def suited(lr: float, adapter: str, sizes: Mapping[str, float]) -> float:
+    """A learning rate that was chosen on the built-in backbone, for weights of other sizes; two digits of it.
+
+    (IA)³ multiplies weights: its rates are the same for all, as are those of adapters that ``SIZES`` does not name.
+    Where all weights are zero, nothing is known.
+    """
+    return float(f"{lr * sizes[adapter] / SIZES[adapter]:.2g}") if sizes.get(adapter) and adapter in SIZES else lr
 
 
 def paper(method: str, adapter: str = "lora") -> tuple[float, Settings]:
@@ -107,6 +127,7 @@ def resolve(
     strength: float | None = None,
     base: Hyperparameters | None = None,
     from_paper: bool = False,
+    sizes: Mapping[str, float] = SIZES,
 ) -> Hyperparameters:
     """Fill in what a user left open (None).
 
@@ -119,6 +140,7 @@ def resolve(
         base: what to begin with, of a pool, a run or a preset. It counts if it has the method and adapter
             asked for; for another pair only its seed is kept, and the rest is as recommended for that pair.
         from_paper: begin with the paper's settings, not with those recommended.
+        sizes: of the backbone's weights: see ``recommended``.
 
     Returns:
         Method, adapter, strength and settings: the user's, then the base's, then those of the paper or recommended.
@@ -129,7 +151,7 @@ def resolve(
     """
     method, adapter = method or (base.method if base else "ita"), adapter or (base.adapter if base else "lora")
     if base is None or (base.method, base.adapter) != (method, adapter):
-        usual, settings = paper(method, adapter) if from_paper else recommended(method, adapter)
+        usual, settings = paper(method, adapter) if from_paper else recommended(method, adapter, sizes)
         settings = settings if base is None else replace(settings, seed=base.settings.seed)
         base = Hyperparameters(method, adapter, RANK if base is None else base.rank, usual, settings)
     return Hyperparameters(

@@ -98,7 +98,7 @@ def _opened(path: Path, backbone: Backbone | None, found: Adaptation, add: bool)
     if add:
         return Pool.open(path, backbone)
     assert backbone is not None
-    chosen = resolve(adapter="lora", rank=found.rank)
+    chosen = resolve(adapter="lora", rank=found.rank, sizes=backbone.sizes)
     regularizer = build_regularizer(chosen.method, chosen.strength)
     record = {**regularizer_record(regularizer), **chosen.settings.record()}
     return Pool.create(path, backbone, LoRA(found.rank), record)
