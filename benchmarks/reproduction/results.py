@@ -192,9 +192,9 @@ def cells(chosen: Sequence[str]) -> list[Cell]:
     return [c for c in CELLS if not chosen or "-".join(c) in chosen]
 
 
-def setting_of(cell: Cell) -> Setting:
-    """The tool's own settings for a method and adapter."""
-    strength, training = recommended(*cell)
+def setting_of(bench: Workbench, cell: Cell) -> Setting:
+    """The tool's own settings for a method and adapter, on a backbone."""
+    strength, training = recommended(*cell, bench.backbone.sizes)
     return Setting(*cell, strength, training)
 
 
@@ -206,14 +206,14 @@ def main_table(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
     """All cells, and the frozen head."""
     yield {"name": "frozen"}, lambda: _frozen(bench)
     for cell in cells(chosen):
-        setting = setting_of(cell)
+        setting = setting_of(bench, cell)
         yield {"name": "-".join(cell), "setting": setting.record()}, lambda s=setting: bench.measure(s, history=True)
 
 
 def bfloat16(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
     """The cells with products of a training step in bfloat16."""
     for cell in cells(chosen):
-        base = setting_of(cell)
+        base = setting_of(bench, cell)
         setting = replace(base, training=replace(base.training, precision="bf16"))
         name = f"{'-'.join(cell)} bfloat16"
         yield {"name": name, "setting": setting.record()}, lambda s=setting: bench.measure(s, history=True)
@@ -222,7 +222,7 @@ def bfloat16(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
 def joint(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
     """The same adapter on all images at once, no regularizer: ``bench`` holds the stream as one task."""
     for method, adapter in cells(chosen or ("ita-lora", "ita-full", "ita-ia3")):
-        base = setting_of((method, adapter))
+        base = setting_of(bench, (method, adapter))
         setting = replace(base, strength=0.0, training=free_of_pulls(base.training))
         yield (
             {"name": f"joint-{adapter}", "setting": setting.record()},
@@ -233,7 +233,7 @@ def joint(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
 def steps(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
     """Every step rule over four decades around the tool's strength."""
     for cell in cells(chosen or ("ita-lora",)):
-        base = setting_of(cell)
+        base = setting_of(bench, cell)
         for how in ("proximal", "decoupled", "coupled"):
             for factor in DECADES:
                 training = replace(base.training, step=how)
@@ -245,7 +245,7 @@ def steps(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
 def strengths(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
     """Alpha and beta: none, and decades around the tool's own."""
     for cell in cells(chosen or ("ita-lora", "iel-lora")):
-        base = setting_of(cell)
+        base = setting_of(bench, cell)
         for strength in (0.0, *(factor * base.strength for factor in (*DECADES, 1000.0))):
             setting = replace(base, strength=strength)
             name = f"{'-'.join(cell)} strength {strength:g}"
@@ -255,7 +255,7 @@ def strengths(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
 def ablations(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
     """Without the Fisher regularizer, without the head's, without both: in the tool's settings and in the paper's."""
     for cell in cells(chosen or ("ita-full", "iel-full")):
-        tool = setting_of(cell)
+        tool = setting_of(bench, cell)
         papers = replace(
             tool, training=replace(tool.training, center_features=False, drift_penalty=0.0, iel_start="zero")
         )
@@ -290,7 +290,7 @@ def drift(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
         "none of the three": {"center_features": False, "drift_penalty": 0.0, "iel_start": "zero"},
     }
     for cell in cells(chosen or ("ita-lora", "iel-lora")):
-        base = setting_of(cell)
+        base = setting_of(bench, cell)
         for what, change in {**one_by_one, **(of_iel if cell[0] == "iel" else {})}.items():
             setting = replace(base, training=replace(base.training, **{"drift_penalty": 1.0, **change}))
             name = f"{'-'.join(cell)}: {what}"
@@ -305,7 +305,7 @@ def choices(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
         "Fisher over all others": {"fisher_over": "others"},
     }
     for cell in cells(chosen or ("ita-lora", "iel-lora")):
-        base = setting_of(cell)
+        base = setting_of(bench, cell)
         for what, change in otherwise.items():
             setting = replace(base, training=replace(base.training, **change))
             name = f"{'-'.join(cell)}: {what}"
@@ -315,7 +315,7 @@ def choices(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
 def editing(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
     """Specialization and unlearning of the first, a central and the last task."""
     for cell in cells(chosen or ("ita-lora", "iel-lora")):
-        setting = setting_of(cell)
+        setting = setting_of(bench, cell)
         yield {"name": f"{'-'.join(cell)} editing", "setting": setting.record()}, lambda s=setting: _edit(bench, s)
 
 
@@ -363,7 +363,7 @@ def _budget(bench: Workbench, lr: float) -> Settings:
 def curvatures(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
     """Every curvature over six decades of strength, and none: what it costs is measured in the same run."""
     for cell in cells(chosen or ("ita-lora", "iel-lora", "ita-full", "iel-full")):
-        base = setting_of(cell)
+        base = setting_of(bench, cell)
         none = replace(base, strength=0.0)
         yield {"name": f"{'-'.join(cell)} none", "setting": none.record()}, lambda s=none: _curved(bench, s)
         for strength in (*DECADES, 1000.0):
