@@ -1,6 +1,7 @@
 """Heads: pre-tuning, alignment and calibration."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,12 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cases import PlainSGD, head, plain_statistics, randn, same, seeded
-from intarsia.class_stats.gaussians import Gaussians
+from intarsia.class_stats.gaussians import RANK, Gaussians
 from intarsia.class_stats.mixtures import fit_mixtures
 from intarsia.class_stats.statistics import ClassStatistics, sample
 from intarsia.heads.alignment import TEMPERATURE, align, alignment_epochs, normalized_slope, pretune_plainly
-from intarsia.heads.discriminant import RIDGE, discriminant, initial_heads
+from intarsia.heads.discriminant import OWN, RIDGE, discriminant, initial_heads, linear_discriminant
 from intarsia.heads.head import Head
+from intarsia.heads.layer import HeadLayer
 from intarsia.heads.pretraining import MOMENTUM, pretune
 from intarsia.heads.pretraining import cross_entropy_slope as _slope
 from intarsia.heads.whitening import RIDGE as WHITENING
@@ -192,13 +194,13 @@ def test_the_papers_head_starts_at_a_truncated_normal_of_deviation_002() -> None
     assert torch.equal(drawn.weight, Head.truncated_normal(500, 100, seeded(1)).weight)
 
 
-def test_discriminant_is_the_log_posterior_of_gaussians_with_one_covariance() -> None:
+def test_linear_discriminant_is_the_log_posterior_of_gaussians_with_one_covariance() -> None:
     features = torch.cat([randn(60, 4, seed=s) @ (randn(4, 4, seed=9) + torch.eye(4)) + s for s in range(3)]).float()
     labels = torch.arange(3).repeat_interleave(60)
     classes = Gaussians.join(
         [Gaussians.of(features[:120], labels[:120], 2), Gaussians.of(features[120:], labels[:60], 1)]
     )
-    logits = discriminant(classes)(features).double()
+    logits = linear_discriminant(classes)(features).double()
     covariance = classes.covariance().dense().numpy()
     densities = [
         multivariate_normal.logpdf(features, centre.numpy(), covariance)  # pyright: ignore[reportArgumentType]
@@ -207,6 +209,86 @@ def test_discriminant_is_the_log_posterior_of_gaussians_with_one_covariance() ->
     expected = torch.from_numpy(np.stack(densities, 1)).softmax(1)
     torch.testing.assert_close(logits.softmax(1), expected, rtol=1e-3, atol=1e-4)
     assert float((logits.argmax(1) == labels).double().mean()) > 0.6
+
+
+def spreading(classes: int, each: int, width: int) -> tuple[Tensor, Tensor]:
+    """Features of classes that spread in different directions, and their labels."""
+    parts = [randn(each, width, seed=c) @ (randn(width, width, seed=50 + c) + torch.eye(width)) for c in range(classes)]
+    return torch.cat([part + 3 * c for c, part in enumerate(parts)]), torch.arange(classes).repeat_interleave(each)
+
+
+@pytest.mark.parametrize(("each", "width"), [(9, 12), (60, 5)])
+def test_discriminant_is_mahalanobis_distance_under_all_classes_covariance_and_a_part_of_the_own(
+    each: int, width: int
+) -> None:
+    """But for what all classes have in common; exact, since factors hold the whole covariance of few images."""
+    features, labels = spreading(3, each, width)
+    classes, x = Gaussians.of(features, labels, 3), randn(20, width, seed=99)
+    expected = []
+    for c in range(3):
+        covariance = classes.covariance().dense() + OWN * features[labels == c].T.cov()
+        away = x - classes.centres[c]
+        expected.append(-0.5 * (away * torch.linalg.solve(covariance, away.T).T).sum(1))
+    left = discriminant(classes)(x) - torch.stack(expected, 1)
+    torch.testing.assert_close(left, left[:, :1].expand(-1, 3), rtol=1e-4, atol=1e-3)
+
+
+def test_a_class_that_spreads_more_answers_farther_out() -> None:
+    """Two classes of one mean, one narrow and one wide: the linear discriminant cannot tell them apart."""
+    labels = torch.arange(2).repeat_interleave(400)
+    features = randn(800, 4, seed=1) * torch.where(labels == 1, 3.0, 0.5)[:, None]
+    classes = Gaussians.of(features, labels, 2)
+    even = replace(classes, centres=torch.zeros(2, 4, dtype=torch.float64))
+    far = features.norm(dim=1) > 6
+    assert bool((discriminant(even)(features)[far].argmax(1) == 1).all())
+    assert float(linear_discriminant(even)(features).abs().max()) == 0
+
+
+def test_factors_are_a_class_s_own_covariance() -> None:
+    """All of it, of few images or features; else its leading directions, seen as all classes' covariance has it."""
+    for each, width in ((9, 40), (300, 8)):
+        features, labels = spreading(2, each, width)
+        factors = Gaussians.of(features, labels, 2).factors
+        assert factors is not None
+        assert factors.shape[1] == min(each, width)
+        for c, own in enumerate(factors):
+            torch.testing.assert_close(own.T @ own, features[labels == c].T.cov(), rtol=1e-9, atol=1e-9)
+    features, labels = randn(400, 80, seed=1) * torch.linspace(0.01, 3, 80).exp(), torch.arange(400) % 2
+    features[labels == 1, :RANK] *= 4
+    classes = Gaussians.of(features, labels, 2)
+    assert classes.factors is not None
+    white = classes.covariance().whiten(features[labels == 1] - classes.centres[1])
+    values = torch.linalg.eigvalsh(white.T.cov()).flip(0)
+    kept = classes.covariance().whiten(classes.factors[1]).square().sum()
+    assert float(values[:RANK].sum()) * 0.9 < float(kept) < float(values[:RANK].sum()) * (1 + 1e-9)
+
+
+def test_factors_move_as_little_as_features_do() -> None:
+    """Of features that differ by their rounding: two processes sum in another order than one."""
+    features, labels = spreading(2, 100, 60)
+    first, second = (Gaussians.of(x, labels, 2).factors for x in (features, features + 1e-7 * randn(200, 60, seed=5)))
+    assert first is not None
+    assert second is not None
+    torch.testing.assert_close(first, second, rtol=0, atol=1e-4 * float(first.abs().max()))
+
+
+def test_classes_without_factors_have_the_linear_discriminant() -> None:
+    """As do all, if some are of a pool of before there were any; those of tasks of few images are padded."""
+    x, y = spreading(2, 9, 20)
+    one, two = Gaussians.of(x, y, 2), Gaussians.of(*spreading(2, 15, 20), 2)
+    both, some = Gaussians.join([one, two]), Gaussians.join([one, replace(two, factors=None)])
+    assert both.factors is not None
+    assert both.factors.shape == (4, 15, 20)
+    assert some.factors is None
+    assert discriminant(some).factors is None
+    for name in ("weight", "bias"):
+        assert torch.equal(getattr(discriminant(some), name), getattr(discriminant(both).linear(), name))
+    whole = discriminant(both)
+    again = Head.join([whole[:1], *whole[1:].split([2, 1])])
+    torch.testing.assert_close(again(x), whole(x))
+    offset = randn(20, seed=3).float()
+    torch.testing.assert_close(whole.shifted(offset)(x.float() + offset), whole(x), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(HeadLayer(whole)(x.float()), whole(x))
 
 
 def test_classes_of_one_image_have_the_spread_between_them() -> None:

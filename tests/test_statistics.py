@@ -220,7 +220,7 @@ def test_samples_of_several_tasks_are_of_each_tasks_classes_in_turn() -> None:
 def test_a_basis_is_not_stored_and_comes_out_bit_equal_from_what_is() -> None:
     features, labels = randn(40, 12, seed=1, dtype=torch.float32), torch.arange(40) % 3
     made = ClassStatistics.of(features, labels, 3)
-    assert made.tensors().keys() == {"centres", "scatter", "freedom"}
+    assert made.tensors().keys() == {"centres", "scatter", "freedom", "factors"}
     again = ClassStatistics.from_tensors(safetensors.torch.load(safetensors.torch.save(made.tensors())))
     assert torch.equal(again.basis, made.basis)
     drawn = [sample([s], 5, seeded(0))[0] for s in (made, again)]

@@ -19,7 +19,7 @@ from intarsia.training.steps import features_of
 class Frozen:
     """The classes' means and their common covariance, task by task."""
 
-    about: ClassVar[str] = "no training: linear discriminant of theta0's features"
+    about: ClassVar[str] = "no training: discriminant of theta0's features"
 
     def train(
         self,
@@ -42,4 +42,6 @@ class Frozen:
             head = discriminant(seen)
             timings.lap("set-up")
             model = classifier(backbone, backbone.model, head, classes)
-            yield TaskResult(model, timings.seconds["set-up"], 0.0, seen.centres.numel() + seen.scatter.numel())
+            own_factors = 0 if seen.factors is None else seen.factors.numel()
+            stored = seen.centres.numel() + seen.scatter.numel() + own_factors
+            yield TaskResult(model, timings.seconds["set-up"], 0.0, stored)

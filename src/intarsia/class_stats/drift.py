@@ -84,7 +84,7 @@ def fit_drift(before: Tensor, after: Tensor) -> FeatureDrift:
 
 
 def compensate(classes: Gaussians, drift: FeatureDrift, start: Tensor | None = None) -> Gaussians:
-    """Where classes drift to: c -> c + s M + m, scatter -> (I + M)^T scatter (I + M).
+    """Where classes drift to: c -> c + s M + m, scatter -> (I + M)^T scatter (I + M), factors -> factors (I + M).
 
     Args:
         classes: as they were last known.
@@ -97,4 +97,5 @@ def compensate(classes: Gaussians, drift: FeatureDrift, start: Tensor | None = N
         classes.centres + start @ drift.matrix.double() + drift.offset.double(),
         onward.T @ classes.scatter @ onward,
         classes.freedom,
+        None if classes.factors is None else classes.factors @ onward,
     )

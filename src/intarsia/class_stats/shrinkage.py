@@ -92,6 +92,10 @@ class Covariance:
         inside = self.vectors.T @ (right / self.scale[:, None])
         return self.vectors @ (inside / (self.values + ridge)[:, None]) / self.scale[:, None]
 
+    def whiten(self, features: Tensor) -> Tensor:
+        """Centered features (N, D) -> (N, D), of covariance 1 if theirs is S."""
+        return (features / self.scale) @ self.vectors / self.values.sqrt()
+
     def basis(self) -> Tensor:
         """L (D, D), lower triangular with a positive diagonal: S = L L^T, by QR of the root."""
         upper = torch.linalg.qr(self.values.sqrt()[:, None] * self.vectors.T, mode="r").R

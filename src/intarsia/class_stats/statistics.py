@@ -31,6 +31,7 @@ class ClassStatistics:
         centres: (C, D), the mean of every class.
         scatter: (D, D), sum over the task's images of (f - class mean)(f - class mean)^T.
         freedom: images less classes: scatter / freedom is the covariance within classes.
+        factors: (C, r, D) of each class's own covariance (see ``Gaussians``); None in pools of before there were any.
         mixtures: of the same classes, in the paper protocol.
     """
 
@@ -38,6 +39,7 @@ class ClassStatistics:
     scatter: Tensor
     freedom: int
     mixtures: Mixtures | None = None
+    factors: Tensor | None = None
 
     @classmethod
     def of(
@@ -61,7 +63,9 @@ class ClassStatistics:
             raise ValueError(f"class {min(missing)} has no image to take statistics from")
         check_finite(features, "features")
         found = Gaussians.of(features, labels, classes, shrunken=shrunken)
-        return cls(found.centres.to(features.dtype), found.scatter.to(features.dtype), found.freedom, mixtures)
+        centres, scatter = found.centres.to(features.dtype), found.scatter.to(features.dtype)
+        factors = None if found.factors is None else found.factors.to(features.dtype)
+        return cls(centres, scatter, found.freedom, mixtures, factors)
 
     def __len__(self) -> int:
         return len(self.centres)
@@ -73,7 +77,8 @@ class ClassStatistics:
 
     def gaussians(self) -> Gaussians:
         """The classes with one covariance, in double precision."""
-        return Gaussians(self.centres.double(), self.scatter.double(), self.freedom)
+        factors = None if self.factors is None else self.factors.double()
+        return Gaussians(self.centres.double(), self.scatter.double(), self.freedom, factors)
 
     def sample(self, per_class: int, generator: torch.Generator) -> Tensor:
         """(C * per_class, D), class by class: of the mixtures where there are any, else of the Gaussians."""
@@ -85,13 +90,15 @@ class ClassStatistics:
     def tensors(self) -> dict[str, Tensor]:
         """What a module keeps."""
         own = {"centres": self.centres, "scatter": self.scatter, "freedom": torch.tensor(self.freedom)}
+        own |= {} if self.factors is None else {"factors": self.factors}
         return {**own, **({} if self.mixtures is None else self.mixtures.tensors())}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "ClassStatistics":
         """The inverse of ``tensors``."""
         mixtures = Mixtures.from_tensors(tensors) if "weights" in tensors else None
-        return cls(tensors["centres"], tensors["scatter"], int(tensors["freedom"]), mixtures)
+        freedom, factors = int(tensors["freedom"]), tensors.get("factors")
+        return cls(tensors["centres"], tensors["scatter"], freedom, mixtures, factors)
 
 
 def sample(tasks: Sequence[ClassStatistics], per_class: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -24,15 +24,17 @@ class Format:
         write: into a folder that is there and empty.
         read: the folder, and ours -> normalised images to logits, and image files to probabilities, if it has a
             preprocessing that runs.
+        linear: whether the library's own classifier is written, which is linear: ``ComposedModel.linear``.
     """
 
     write: Callable[[ComposedModel, Path], None]
     read: Callable[[Path, ComposedModel], tuple[Callable[[Tensor], Tensor], Answers | None]]
+    linear: bool = False
 
 
 FORMATS = {
-    "transformers": Format(write_transformers, read_transformers),
-    "timm": Format(write_timm, read_timm),
+    "transformers": Format(write_transformers, read_transformers, linear=True),
+    "timm": Format(write_timm, read_timm, linear=True),
     "onnx": Format(write_onnx, read_onnx),
     "torch": Format(write_torch, read_torch),
 }
@@ -47,7 +49,7 @@ def export_model(model: ComposedModel, format_: str, folder: str | Path) -> Diff
         folder: new or empty.
 
     Returns:
-        How far it is from ours: rounding.
+        How far it is from ours, for timm and transformers from our linear one: rounding.
 
     Raises:
         InputError: an unknown format, a folder that is in use, a library that is not installed, a network that the
@@ -60,6 +62,7 @@ def export_model(model: ComposedModel, format_: str, folder: str | Path) -> Diff
     if format_ not in FORMATS:
         raise InputError(f"format {format_!r}: expected one of {', '.join(FORMATS)}")
     chosen = FORMATS[format_]
+    model = model.linear() if chosen.linear else model
     with new_folder(Path(folder)) as fresh, quiet():
         chosen.write(model, fresh)
         theirs, answers = chosen.read(fresh, model)

@@ -1,7 +1,7 @@
-"""Linear heads: one for each task. Convention: features (N, D), logits (N, C)."""
+"""Heads: one for each task, linear or with squares. Convention: features (N, D), logits (N, C)."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,50 +9,91 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+def logits(x: Tensor, weight: Tensor, bias: Tensor, factors: Tensor | None, offsets: Tensor | None) -> Tensor:
+    """(N, C): see ``Head``."""
+    found = F.linear(x, weight, bias)
+    if factors is None or offsets is None:
+        return found
+    inside = F.linear(x, factors.flatten(0, 1)).view(-1, *offsets.shape) - offsets
+    return found + inside.square().sum(-1) / 2
+
+
 @dataclass(frozen=True)
 class Head:
-    """A linear classifier: weight (C, D) and bias (C,)."""
+    """A classifier: logits f W^T + b, and where a class has factors, + |factors f - offset|^2 / 2.
+
+    Args:
+        weight: (C, D).
+        bias: (C,).
+        factors: (C, r, D); None of a linear head.
+        offsets: (C, r); None of a linear head.
+    """
 
     weight: Tensor
     bias: Tensor
+    factors: Tensor | None = None
+    offsets: Tensor | None = None
 
     def __call__(self, features: Tensor) -> Tensor:
         """Logits (N, C) of features (N, D), in the head's own type: a network in float64 has heads in float32."""
-        return F.linear(features.to(self.weight.dtype), self.weight, self.bias)
+        return logits(features.to(self.weight.dtype), self.weight, self.bias, self.factors, self.offsets)
 
     def __len__(self) -> int:
         return len(self.weight)
 
     def __getitem__(self, rows: slice) -> "Head":
         """The head of some classes."""
-        return Head(self.weight[rows].clone(), self.bias[rows].clone())
+        return self._each(lambda tensor: tensor[rows].clone())
 
     def split(self, sizes: Sequence[int]) -> list["Head"]:
         """The heads of tasks of so many classes: the inverse of ``join``."""
-        parts = zip(self.weight.split(list(sizes)), self.bias.split(list(sizes)), strict=True)
-        return [Head(weight, bias) for weight, bias in parts]
+        starts = torch.tensor([0, *sizes]).cumsum(0).tolist()
+        return [
+            self._each(lambda tensor, first=first, size=size: tensor[first : first + size])
+            for first, size in zip(starts, sizes, strict=False)
+        ]
 
     def to(self, device: torch.device) -> "Head":
         """A copy on another device."""
-        return Head(self.weight.to(device), self.bias.to(device))
+        return self._each(lambda tensor: tensor.to(device))
+
+    def linear(self) -> "Head":
+        """Without the squares."""
+        return Head(self.weight, self.bias)
 
     def shifted(self, offset: Tensor) -> "Head":
         """The head that says of features + offset (D,) what this one says of the features."""
-        return Head(self.weight, self.bias - self.weight @ offset)
+        bias, offsets = self.bias - self.weight @ offset, self.offsets
+        if self.factors is not None and offsets is not None:
+            offsets = offsets + self.factors @ offset
+        return Head(self.weight, bias, self.factors, offsets)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a module keeps."""
-        return {"weight": self.weight, "bias": self.bias}
+        found = {"weight": self.weight, "bias": self.bias}
+        if self.factors is not None and self.offsets is not None:
+            found |= {"factors": self.factors, "offsets": self.offsets}
+        return found
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Head":
         """The inverse of ``tensors``."""
-        return cls(tensors["weight"], tensors["bias"])
+        return cls(tensors["weight"], tensors["bias"], tensors.get("factors"), tensors.get("offsets"))
 
     @classmethod
     def join(cls, heads: Sequence["Head"]) -> "Head":
-        """The heads of several tasks as one over all their classes."""
-        return cls(torch.cat([h.weight for h in heads]), torch.cat([h.bias for h in heads]))
+        """The heads of several tasks as one over all their classes; all have factors of one rank, or none has any."""
+        weight, bias = torch.cat([h.weight for h in heads]), torch.cat([h.bias for h in heads])
+        factors = [h.factors for h in heads if h.factors is not None]
+        offsets = [h.offsets for h in heads if h.offsets is not None]
+        if not factors:
+            return cls(weight, bias)
+        return cls(weight, bias, torch.cat(factors), torch.cat(offsets))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Head":
+        factors = None if self.factors is None else change(self.factors)
+        offsets = None if self.offsets is None else change(self.offsets)
+        return Head(change(self.weight), change(self.bias), factors, offsets)
 
     @classmethod
     def truncated_normal(cls, classes: int, width: int, generator: torch.Generator) -> "Head":

@@ -5,6 +5,8 @@ On disk it is self-contained: neither the pool nor theta0's weights are needed t
     model.safetensors   network.*  the network's own state dict: less ``network.``, the library that names the
                                    architecture loads it strictly (``timm.create_model(name, num_classes=0)``)
                         head.weight (C, D), head.bias (C,): logits = features @ weight.T + bias, in the order of classes
+                        head.factors (C, r, D), head.offsets (C, r), where there are any: to the logit of class c is
+                        added half the square of factors[c] @ features - offsets[c]
     model.json          format, architecture (library, name, arguments), preprocessing (size, resize, channels, mean,
                         std, interpolation), classes (task -> names), id2label (row of the head -> name), recipe
                         (coefficients, heads, theta0's name and hash), streams (task -> where its images were), hash
@@ -17,7 +19,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +32,7 @@ from intarsia.backbones.preprocessing import Preprocessing
 from intarsia.data.decoding import decode, decode_all
 from intarsia.errors import DivergenceError, InputError
 from intarsia.heads.head import Head
+from intarsia.heads.layer import HeadLayer
 from intarsia.numerics import finite
 from intarsia.progress import Progress, silent
 from intarsia.store.card import located
@@ -70,10 +73,7 @@ class ComposedModel(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network.eval().requires_grad_(False)
-        self.head = cast(nn.Linear, nn.utils.skip_init(nn.Linear, head.weight.shape[1], len(head)))
-        self.head.requires_grad_(False)
-        self.head.weight.copy_(head.weight)
-        self.head.bias.copy_(head.bias)
+        self.head = HeadLayer(head)
         self.classes = {task: tuple(names) for task, names in classes.items()}
         self.preprocessing = preprocessing
         self.recipe = dict(recipe)
@@ -85,6 +85,13 @@ class ComposedModel(nn.Module):
     def labels(self) -> tuple[str, ...]:
         """Names of all classes, in the order of the logits."""
         return tuple(name for names in self.classes.values() for name in names)
+
+    def linear(self) -> "ComposedModel":
+        """The same network under a linear head: what each class's own covariance adds is left out (``heads.head``)."""
+        if self.head.factors is None:
+            return self
+        head, about = self.head.head().linear(), {"architecture": self.architecture, "streams": self.streams}
+        return ComposedModel(self.network, head, self.classes, self.preprocessing, self.recipe, self.before, **about)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, C) of normalised images (B, channels, size, size)."""
@@ -206,7 +213,7 @@ class ComposedModel(nn.Module):
         with reading(folder / CARD):
             network = copy.deepcopy(backbone.model) if backbone is not None else build(architecture)
         with reading(folder / WEIGHTS):
-            head = Head(state["head.weight"], state["head.bias"])
+            head = Head.from_tensors({k.removeprefix("head."): v for k, v in state.items() if k.startswith("head.")})
             model = cls(
                 network,
                 head,

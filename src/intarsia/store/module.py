@@ -1,7 +1,7 @@
 """A module: all that is kept of one learned task."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -147,6 +147,9 @@ class Module:
             "prototypes.matrix": (self.prototypes.step.matrix, (d, d)),
             "prototypes.offset": (self.prototypes.step.offset, (d,)),
         }
+        for name, own in {"statistics": statistics.factors, "prototypes": self.prototypes.classes.factors}.items():
+            if own is not None:
+                expected[f"{name}.factors"] = own, (c, own.shape[1] if own.ndim > 1 else 0, d)
         if mixtures is not None:
             k = mixtures.weights.shape[-1]
             for name, shape in {"weights": (c, k), "means": (c, k, d), "variances": (c, k, d)}.items():
@@ -170,7 +173,7 @@ class Module:
             offset: (D,) how far from their place at theta0 the features lie for which it is.
         """
         moved = Head(self.head.weight - self.reference.weight, self.head.bias - self.reference.bias).shifted(offset)
-        return Head(basis.weight + moved.weight, basis.bias + moved.bias)
+        return replace(basis, weight=basis.weight + moved.weight, bias=basis.bias + moved.bias)
 
     def dense(self, adapter: Adapter, weights: Mapping[str, Tensor]) -> TaskVector:
         """The whole task vector; ``weights`` are those of theta0 by name."""

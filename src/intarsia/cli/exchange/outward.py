@@ -36,7 +36,8 @@ class Export:
         found = self._adapters() if self.format == "peft" else self._model()
         result = {"out": str(self.out), "format": self.format, **found}
         if not self.json:
-            facts({"written": self.out, "recipe": found["recipe"]["name"], "classes": found["classes"]})
+            about = {"written": self.out, "recipe": found["recipe"]["name"], "classes": found["classes"]}
+            facts({**about, "head": "linear, as the library has it"} if found["linear"] else about)
             rows = [(what, f"{value:.1g}") for what, value in found["differences"].items() if value is not None]
             note = "Logits as a part of the largest one, on the same images; float32 rounds at about 1e-7."
             table("largest difference from ours", ("of", "difference"), rows, note)
@@ -54,10 +55,10 @@ class Export:
         if self.selection.rule == "mean":
             scale = 1.0 if self.selection.scale is None else self.selection.scale
             recipe = self.selection.of(pool).scaled(scale)
-        return {**_of(model), "differences": export_peft(pool, model, recipe, self.out)}
+        return {**_of(model, linear=True), "differences": export_peft(pool, model, recipe, self.out)}
 
     def _model(self) -> dict[str, Any]:
-        from intarsia.exchange.formats import export_model
+        from intarsia.exchange.formats import FORMATS, export_model
 
         where = Where(backbone=self.backbone)
         if is_model(self.pool):
@@ -66,8 +67,10 @@ class Export:
             model = self.selection.compose(where.pool(self.pool, "cpu"))
         found = export_model(model, self.format, self.out)
         differences = {"logits": found.logits, "probabilities of image files": found.probabilities}
-        return {**_of(model), "differences": differences, "same_labels": found.same_labels}
+        linear = FORMATS[self.format].linear
+        return {**_of(model, linear=linear), "differences": differences, "same_labels": found.same_labels}
 
 
-def _of(model: "ComposedModel") -> dict[str, Any]:
-    return {"recipe": model.recipe, "classes": len(model.labels)}
+def _of(model: "ComposedModel", *, linear: bool) -> dict[str, Any]:
+    left_out = linear and model.head.factors is not None
+    return {"recipe": model.recipe, "classes": len(model.labels), "linear": left_out}

@@ -49,7 +49,8 @@ def export_peft(pool: Pool, model: ComposedModel, recipe: Recipe | None, folder:
         folder: new or empty; the composition lies there, the modules in ``modules/<task>``.
 
     Returns:
-        What was written, as it is and merged -> largest difference of its logits by PEFT from ours: rounding. Merged
+        What was written, as it is and merged -> largest difference of its logits by PEFT from those of our model with a
+        linear head, which PEFT has: rounding. Merged
         it has our weights; as it is, W x + B A x is rounded in another order.
 
     Raises:
@@ -57,6 +58,7 @@ def export_peft(pool: Pool, model: ComposedModel, recipe: Recipe | None, folder:
             backbone's features, or an adapter is not ours when it is read again; nothing was written.
     """
     library("peft")
+    model = model.linear()
     tasks = list(model.classes) if recipe is None else [t for t in pool.tasks if recipe.weights.get(t)]
     with new_folder(Path(folder)) as fresh, quiet():
         found = _both("composition", _write(pool, model, recipe, fresh, str(folder)))
