@@ -250,7 +250,7 @@ def test_factors_are_a_class_s_own_covariance() -> None:
         features, labels = spreading(2, each, width)
         factors = Gaussians.of(features, labels, 2).factors
         assert factors is not None
-        assert factors.shape[1] == min(each, width)
+        assert factors.shape[1] == min(RANK, width)
         for c, own in enumerate(factors):
             torch.testing.assert_close(own.T @ own, features[labels == c].T.cov(), rtol=1e-9, atol=1e-9)
     features, labels = randn(400, 80, seed=1) * torch.linspace(0.01, 3, 80).exp(), torch.arange(400) % 2
@@ -273,12 +273,12 @@ def test_factors_move_as_little_as_features_do() -> None:
 
 
 def test_classes_without_factors_have_the_linear_discriminant() -> None:
-    """As do all, if some are of a pool of before there were any; those of tasks of few images are padded."""
+    """As do all, if some are of a pool of before there were any."""
     x, y = spreading(2, 9, 20)
     one, two = Gaussians.of(x, y, 2), Gaussians.of(*spreading(2, 15, 20), 2)
     both, some = Gaussians.join([one, two]), Gaussians.join([one, replace(two, factors=None)])
     assert both.factors is not None
-    assert both.factors.shape == (4, 15, 20)
+    assert both.factors.shape == (4, 20, 20)
     assert some.factors is None
     assert discriminant(some).factors is None
     for name in ("weight", "bias"):

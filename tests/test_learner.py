@@ -45,6 +45,7 @@ from intarsia.regularizers.choices import Step
 from intarsia.regularizers.quadratic import Quadratic
 from intarsia.training.fine_tuning import Configuration, batch_drift, fine_tune, steps_due
 from intarsia.training.loop import CXX, train
+from intarsia.training.recommended import suited
 from intarsia.training.schedule import Seeds, batches
 from intarsia.training.settings import Settings
 from intarsia.training.state import LearnerState
@@ -820,7 +821,8 @@ def test_settings_that_are_not_given_are_those_of_the_method_and_adapter(
     monkeypatch.setattr("intarsia.training.recommended.RECOMMENDED", chosen)
     first = learn(backbone(), stream(1), out=tmp_path / "a")
     settings = first.card(first.tasks[0]).settings
-    assert (settings["method"], settings["strength"], settings["lr"]) == ("ita", 0.25, 1e-3)
+    lr = suited(1e-3, "lora", backbone().sizes)
+    assert (settings["method"], settings["strength"], settings["lr"]) == ("ita", 0.25, lr)
     second = learn(backbone(), stream(1), out=tmp_path / "b", adapter=IA3(), regularizer=IEL(2.0))
     settings = second.card(second.tasks[0]).settings
     assert (settings["method"], settings["strength"], settings["lr"]) == ("iel", 2.0, 1e-2)

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from intarsia.class_stats.shrinkage import Covariance, spread
 
@@ -55,9 +54,7 @@ class Gaussians:
         """The classes of several tasks after one another, with the covariance of all; own ones if all have theirs."""
         scatter = sum((p.scatter for p in parts[1:]), parts[0].scatter)
         own = [p.factors for p in parts if p.factors is not None]
-        most = max((f.shape[1] for f in own), default=0)
-        padded = [F.pad(f, (0, 0, 0, most - f.shape[1])) for f in own]
-        factors = torch.cat(padded) if len(own) == len(parts) else None
+        factors = torch.cat(own) if len(own) == len(parts) else None
         return cls(torch.cat([p.centres for p in parts]), scatter, sum(p.freedom for p in parts), factors)
 
     def covariance(self) -> Covariance:
@@ -74,11 +71,11 @@ class Gaussians:
 
 
 def leading(residual: Tensor, labels: Tensor, classes: int, within: Covariance) -> Tensor:
-    """Factors (C, r, D) of each class's covariance, r at most ``RANK``, the most images of a class, and D.
+    """Factors (C, r, D) of each class's covariance, r the lesser of ``RANK`` and D.
 
-    Where a class has more images, its leading directions, seen in features that are white within all classes: by
-    subspace iteration from a fixed start (Halko et al., arXiv 0909.4061, algorithm 4.4). Unlike eigenvectors the
-    result does not jump when features change by their rounding.
+    All of it where a class has no more images; their other factors are zero. Else its leading directions, seen in
+    features that are white within all classes: by subspace iteration from a fixed start (Halko et al., arXiv
+    0909.4061, algorithm 4.4). Unlike eigenvectors the result does not jump when features change by their rounding.
 
     Args:
         residual: (N, D) features less their class's mean.
@@ -86,9 +83,9 @@ def leading(residual: Tensor, labels: Tensor, classes: int, within: Covariance) 
         classes: C.
         within: their covariance.
     """
-    counts, width = torch.bincount(labels, minlength=classes), residual.shape[1]
-    rank = min(RANK, width, int(counts.max()))
-    start = torch.randn(int(counts.max()), rank, generator=torch.Generator().manual_seed(0), dtype=residual.dtype)
+    most, width = int(torch.bincount(labels).max()), residual.shape[1]
+    rank = min(RANK, width)
+    start = torch.randn(most, rank, generator=torch.Generator().manual_seed(0), dtype=residual.dtype)
     found = residual.new_zeros(classes, rank, width)
     for c in range(classes):
         own = residual[labels == c]
