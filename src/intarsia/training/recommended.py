@@ -13,7 +13,7 @@ RECOMMENDED: dict[tuple[str, str], tuple[float, float, int]] = {
     ("ita", "lora"): (3e-3, 0.1, 4),
     ("iel", "lora"): (2e-3, 1.0, 4),
     ("ita", "full"): (5e-4, 0.1, 6),
-    ("iel", "full"): (5e-4, 1.0, 4),
+    ("iel", "full"): (1e-3, 1.0, 4),
     ("ita", "ia3"): (2e-2, 0.1, 6),
     ("iel", "ia3"): (2e-2, 1.0, 4),
 }
