@@ -17,18 +17,19 @@ from unittest import mock
 
 import torch
 import tyro
-from results import cells
+from results import parsed, setting_with
 from torch import Tensor, nn
 
+from intarsia.backbones.backbone import Backbone
 from intarsia.backbones.forward import outputs
 from intarsia.class_stats import drift
 from intarsia.class_stats.drift import FeatureDrift, compensate, fit_drift
 from intarsia.class_stats.gaussians import Gaussians
+from intarsia.data.image_set import ImageSet
 from intarsia.data.stream import TaskStream
-from intarsia.heads.discriminant import discriminant
+from intarsia.heads.discriminant import linear_discriminant
 from intarsia.machine import code, machine
-from intarsia.training.recommended import recommended
-from workbench import Setting, Workbench
+from workbench import Workbench
 
 Move = Callable[[Tensor], Tensor]
 """Features or class means (N, D) -> where they come to lie, (N, D)."""
@@ -84,27 +85,30 @@ class Seen:
 
 def learned(chosen: DriftMaps) -> Seen:
     """Learn the modules, and look at all images in every mean."""
-    cell, lr, epochs, strength = chosen.setting.split(",")
-    (method, adapter) = cells([cell])[0]
     stream = TaskStream.load(chosen.stream).validation(0.2, 0)
     bench = Workbench(stream, chosen.seed)
-    training = replace(recommended(method, adapter)[1], lr=float(lr), epochs=int(epochs))
-    setting = Setting(method, adapter, float(strength), training)
-    modules, preprocessing = bench.learn(setting), bench.backbone.preprocessing
-
-    def features(network: nn.Module, of: str) -> list[Tensor]:
-        images = [getattr(task, of).pixels(preprocessing) for task in stream]
-        return [outputs(network, pixels, preprocessing, bench.backbone.device) for pixels in images]
-
+    setting = setting_with(*parsed(chosen.setting))
+    modules, theta0 = bench.learn(setting), bench.backbone
     means = [[one.prepared.features for one in bench.prepared_tasks]]
     networks = (bench.compose(setting, modules[:count]).network for count in range(1, len(modules) + 1))
     last = None
     for last in networks:
-        means.append(features(last, "train"))
+        means.append(features_of(theta0, last, [task.train for task in stream]))
     assert last is not None
+    return seen_in(stream, means, features_of(theta0, last, [task.test for task in stream]))
+
+
+def features_of(theta0: Backbone, network: nn.Module, images: Sequence[ImageSet]) -> list[Tensor]:
+    """(N, D) of each set's images by a network with the backbone's preprocessing."""
+    how = theta0.preprocessing
+    return [outputs(network, one.pixels(how), how, theta0.device) for one in images]
+
+
+def seen_in(stream: TaskStream, means: list[list[Tensor]], held: Sequence[Tensor]) -> Seen:
+    """Features of a stream's training and held-out images, with their labels."""
     counts = torch.tensor([0, *(len(task.classes) for task in stream)]).cumsum(0).tolist()
     labels = torch.cat([task.test.labels + first for task, first in zip(stream, counts, strict=False)])
-    return Seen(means, [task.train.labels for task in stream], torch.cat(features(last, "test")), labels)
+    return Seen(means, [task.train.labels for task in stream], torch.cat([*held]), labels)
 
 
 def fitted(before: Tensor, after: Tensor, ridge: float) -> FeatureDrift:
@@ -209,10 +213,10 @@ def maps(seen: Seen) -> dict[str, list[Gaussians]]:
 
 
 def measured(seen: Seen, classes: Sequence[Gaussians]) -> dict[str, float]:
-    """Accuracy of the discriminant on held-out images, percent; distance of class means from where they are."""
+    """Accuracy of the linear discriminant on held-out images, percent; distance of class means from where they are."""
     true = [seen.classes(seen.tasks, task) for task in range(seen.tasks)]
-    head, covariance = discriminant(Gaussians.join(classes)), Gaussians.join(true).covariance()
-    right = (seen.held @ head.weight.T + head.bias).argmax(1) == seen.held_labels
+    head, covariance = linear_discriminant(Gaussians.join(classes)), Gaussians.join(true).covariance()
+    right = head(seen.held).argmax(1) == seen.held_labels
     away = torch.cat([found.centres - there.centres for found, there in zip(classes, true, strict=True)])
     distance = (away * covariance.solve(away.T, 0.0).T).sum(1).clamp_min(0).sqrt()
     return {"accuracy": 100 * float(right.double().mean()), "distance": float(distance.mean())}

@@ -18,11 +18,9 @@ from unittest import mock
 
 import torch
 import tyro
-from drift_maps import Seen, affine, fitted
-from torch import Tensor
+from drift_maps import Seen, affine, features_of, fitted, seen_in
 
 from intarsia.backbones.backbone import Backbone
-from intarsia.backbones.forward import outputs
 from intarsia.backbones.names import BUILTIN
 from intarsia.class_stats import drift, gaussians
 from intarsia.class_stats.gaussians import Gaussians
@@ -60,14 +58,8 @@ def frozen(chosen: OwnCovariance, spec: str) -> Seen:
     """The features of the frozen backbone."""
     stream = TaskStream.load(spec, tasks=chosen.split_into, max_per_class=chosen.max_per_class)
     stream, theta0 = stream.validation(chosen.held_out, 0), Backbone.load(chosen.backbone)
-
-    def features(of: str) -> list[Tensor]:
-        images = [getattr(task, of).pixels(theta0.preprocessing) for task in stream]
-        return [outputs(theta0.model, pixels, theta0.preprocessing, theta0.device) for pixels in images]
-
-    counts = torch.tensor([0, *(len(task.classes) for task in stream)]).cumsum(0).tolist()
-    labels = torch.cat([task.test.labels + first for task, first in zip(stream, counts, strict=False)])
-    return Seen([features("train")], [task.train.labels for task in stream], torch.cat(features("test")), labels)
+    train, held = ([getattr(task, of) for task in stream] for of in ("train", "test"))
+    return seen_in(stream, [features_of(theta0, theta0.model, train)], features_of(theta0, theta0.model, held))
 
 
 def classes_of(seen: Seen) -> Gaussians:

@@ -198,6 +198,17 @@ def setting_of(bench: Workbench, cell: Cell) -> Setting:
     return Setting(*cell, strength, training)
 
 
+def parsed(text: str) -> tuple[Cell, float, int, float]:
+    """``cell,lr,epochs,strength``."""
+    cell, lr, epochs, strength = text.split(",")
+    return cells([cell])[0], float(lr), int(epochs), float(strength)
+
+
+def setting_with(cell: Cell, lr: float, epochs: int, strength: float) -> Setting:
+    """The tool's own settings with some in the place of theirs."""
+    return Setting(*cell, strength, replace(recommended(*cell)[1], lr=lr, epochs=epochs))
+
+
 def _frozen(bench: Workbench) -> dict[str, Any]:
     return evaluate(bench.frozen(), bench.stream).record()
 
@@ -323,12 +334,8 @@ def search(bench: Workbench, chosen: Sequence[str], given: Sequence[str] = ()) -
     """What the tool's own settings were chosen from; ``bench`` holds the validation part of the training images."""
     yield {"name": "frozen"}, lambda: _frozen(bench)
     grid = [(cell, *one) for cell in cells(chosen) for one in SEARCHED["-".join(cell)]]
-    if given:
-        parts = [one.split(",") for one in given]
-        grid = [(*cells([cell]), float(lr), int(epochs), float(strength)) for cell, lr, epochs, strength in parts]
-    for cell, lr, epochs, strength in grid:
-        training = replace(recommended(*cell)[1], lr=lr, epochs=epochs)
-        setting = Setting(*cell, strength, training)
+    for cell, lr, epochs, strength in [parsed(one) for one in given] or grid:
+        setting = setting_with(cell, lr, epochs, strength)
         name = f"{'-'.join(cell)} lr {lr:g} epochs {epochs} strength {strength:g}"
         yield {"name": name, "setting": setting.record()}, lambda s=setting: bench.measure(s, history=False)
 

@@ -6,6 +6,7 @@ a network comes from calls them.
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -129,7 +130,7 @@ class Backbone:
         """Canonical name -> pre-trained weight (O, I) of every trainable weight."""
         return {name: weight.detach() for name, weight in self.weights.items()}
 
-    @property
+    @cached_property
     def sizes(self) -> dict[str, float]:
         """How large the trainable weights are, as the adapters see them.
 

@@ -1,7 +1,7 @@
 """Classes as Gaussians that share one covariance, and what each class's own covariance adds to it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -39,8 +39,7 @@ class Gaussians:
 
         ``shrunken``: the means of classes with few images are drawn to the others (``shrunken_means``).
         """
-        features = features.double()
-        centres = torch.stack([features[labels == c].mean(0) for c in range(classes)])
+        features, centres = features.double(), class_means(features, labels, classes)
         residual = features - centres[labels]
         found = cls(centres, residual.T @ residual, len(features) - classes)
         found = replace(found, factors=leading(residual, labels, classes, found.covariance()))
@@ -57,6 +56,21 @@ class Gaussians:
         factors = torch.cat(own) if len(own) == len(parts) else None
         return cls(torch.cat([p.centres for p in parts]), scatter, sum(p.freedom for p in parts), factors)
 
+    def to(self, kind: torch.dtype) -> "Gaussians":
+        """In another type."""
+        factors = None if self.factors is None else self.factors.to(kind)
+        return Gaussians(self.centres.to(kind), self.scatter.to(kind), self.freedom, factors)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a module keeps."""
+        found = {"centres": self.centres, "scatter": self.scatter, "freedom": torch.tensor(self.freedom)}
+        return found if self.factors is None else {**found, "factors": self.factors}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Gaussians":
+        """The inverse of ``tensors``."""
+        return cls(tensors["centres"], tensors["scatter"], int(tensors["freedom"]), tensors.get("factors"))
+
     def covariance(self) -> Covariance:
         """Within classes, shrunk."""
         return Covariance.shrunk(*spread_out(self.centres, self.scatter, self.freedom), self.mean_square())
@@ -68,6 +82,12 @@ class Gaussians:
     def mean_square(self) -> Tensor:
         """Of each feature, (D,), all classes equally likely."""
         return self.centres.square().mean(0) + self.variance()
+
+
+def class_means(features: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """(C, D) float64, of features (N, D) with labels (N,) in 0 .. classes - 1; every class has one."""
+    features = features.double()
+    return torch.stack([features[labels == c].mean(0) for c in range(classes)])
 
 
 def leading(residual: Tensor, labels: Tensor, classes: int, within: Covariance) -> Tensor:

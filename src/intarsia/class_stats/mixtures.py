@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from intarsia.class_stats.gaussians import Gaussians
+from intarsia.class_stats.gaussians import class_means
 from intarsia.numerics import check_finite
 
 COMPONENTS = 5
@@ -74,8 +74,8 @@ def fit_mixtures(
     from sklearn.mixture import GaussianMixture  # noqa: PLC0415
 
     check_finite(features, "features")
-    plain = Gaussians.of(features, labels, classes)
-    residuals = features.double() - plain.centres[labels]  # centered, or squares of a large common mean drown the rest
+    centres = class_means(features, labels, classes)
+    residuals = features.double() - centres[labels]  # centered, or squares of a large common mean drown the rest
     size = residuals.square().mean().sqrt()
     size = torch.where(size > 0, size, torch.ones_like(size))
     weights = features.new_zeros(classes, components)
@@ -84,7 +84,7 @@ def fit_mixtures(
         own = (residuals[labels == c] / size).numpy()
         k = max(1, min(components, len(own) // IMAGES_PER_COMPONENT))
         if len(own) == 1:
-            weights[c, 0], means[c, 0], variances[c, 0] = 1.0, plain.centres[c], size**2
+            weights[c, 0], means[c, 0], variances[c, 0] = 1.0, centres[c], size**2
             continue
         mixture = GaussianMixture(
             k, covariance_type="diag", init_params="k-means++", random_state=seed + c, reg_covar=FLOOR
@@ -93,6 +93,6 @@ def fit_mixtures(
             warnings.simplefilter("ignore", ConvergenceWarning)  # a mixture after 100 steps is good enough to draw from
             mixture.fit(own)
         weights[c, :k] = torch.from_numpy(mixture.weights_)
-        means[c, :k] = torch.from_numpy(mixture.means_) * size + plain.centres[c]
+        means[c, :k] = torch.from_numpy(mixture.means_) * size + centres[c]
         variances[c, :k] = torch.from_numpy(mixture.covariances_) * size**2
     return Mixtures(weights, means, variances)

@@ -45,17 +45,12 @@ class ClassPrototypes:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a module keeps."""
-        classes = {"centres": self.classes.centres, "scatter": self.classes.scatter}
-        classes |= {} if self.classes.factors is None else {"factors": self.classes.factors}
-        return {**classes, "freedom": torch.tensor(self.classes.freedom), **self.step.tensors()}
+        return {**self.classes.tensors(), **self.step.tensors()}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "ClassPrototypes":
         """The inverse of ``tensors``, in double precision again."""
-        centres, scatter = tensors["centres"].double(), tensors["scatter"].double()
-        factors = tensors["factors"].double() if "factors" in tensors else None
-        classes = Gaussians(centres, scatter, int(tensors["freedom"]), factors)
-        return cls(classes, FeatureDrift.from_tensors(tensors))
+        return cls(Gaussians.from_tensors(tensors).to(torch.float64), FeatureDrift.from_tensors(tensors))
 
 
 def in_mean(prototypes: Sequence[ClassPrototypes]) -> list[Gaussians]:

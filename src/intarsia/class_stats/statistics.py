@@ -62,10 +62,8 @@ class ClassStatistics:
         if len(missing := set(range(classes)) - set(labels.tolist())):
             raise ValueError(f"class {min(missing)} has no image to take statistics from")
         check_finite(features, "features")
-        found = Gaussians.of(features, labels, classes, shrunken=shrunken)
-        centres, scatter = found.centres.to(features.dtype), found.scatter.to(features.dtype)
-        factors = None if found.factors is None else found.factors.to(features.dtype)
-        return cls(centres, scatter, found.freedom, mixtures, factors)
+        found = Gaussians.of(features, labels, classes, shrunken=shrunken).to(features.dtype)
+        return cls(found.centres, found.scatter, found.freedom, mixtures, found.factors)
 
     def __len__(self) -> int:
         return len(self.centres)
@@ -77,8 +75,10 @@ class ClassStatistics:
 
     def gaussians(self) -> Gaussians:
         """The classes with one covariance, in double precision."""
-        factors = None if self.factors is None else self.factors.double()
-        return Gaussians(self.centres.double(), self.scatter.double(), self.freedom, factors)
+        return self._as_kept().to(torch.float64)
+
+    def _as_kept(self) -> Gaussians:
+        return Gaussians(self.centres, self.scatter, self.freedom, self.factors)
 
     def sample(self, per_class: int, generator: torch.Generator) -> Tensor:
         """(C * per_class, D), class by class: of the mixtures where there are any, else of the Gaussians."""
@@ -89,16 +89,14 @@ class ClassStatistics:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a module keeps."""
-        own = {"centres": self.centres, "scatter": self.scatter, "freedom": torch.tensor(self.freedom)}
-        own |= {} if self.factors is None else {"factors": self.factors}
-        return {**own, **({} if self.mixtures is None else self.mixtures.tensors())}
+        return {**self._as_kept().tensors(), **({} if self.mixtures is None else self.mixtures.tensors())}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "ClassStatistics":
         """The inverse of ``tensors``."""
         mixtures = Mixtures.from_tensors(tensors) if "weights" in tensors else None
-        freedom, factors = int(tensors["freedom"]), tensors.get("factors")
-        return cls(tensors["centres"], tensors["scatter"], freedom, mixtures, factors)
+        found = Gaussians.from_tensors(tensors)
+        return cls(found.centres, found.scatter, found.freedom, mixtures, found.factors)
 
 
 def sample(tasks: Sequence[ClassStatistics], per_class: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """``intarsia learn``."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from intarsia.cli.plan import Plan
 from intarsia.errors import InputError
 from intarsia.regularizers.choices import Method
 from intarsia.study.choice import Source
-from intarsia.training.recommended import SIZES, resolve
+from intarsia.training.recommended import SIZES, Hyperparameters, resolve
 from intarsia.training.settings import Training
 
 if TYPE_CHECKING:
@@ -84,17 +84,10 @@ class Learn:
         Raises:
             InputError: flags contradict each other, or the run, pool, preset or record to begin with is not there.
         """
-        base = self._base()
-        chosen = resolve(
-            self._training(),
-            method=self.method,
-            adapter=self.adapter,
-            rank=self.rank,
-            strength=self.strength,
-            base=None if base is None else base.chosen,
-            from_paper=self.paper,
-            sizes=sizes,
-        )
+        return self._planned(self._base(), sizes)
+
+    def _planned(self, base: Plan | None, sizes: Mapping[str, float]) -> Plan:
+        chosen = self._chosen(base, sizes)
         base = base or Plan(chosen)
         kept = self.run_.keep_fishers
         return Plan(
@@ -105,6 +98,19 @@ class Learn:
             base.keep_fishers if kept is None else kept,
             self.add or base.add,
             self.device or base.device,
+        )
+
+    def _chosen(self, base: Plan | None, sizes: Mapping[str, float]) -> Hyperparameters:
+        """The flags, and the rest as in the plan that is begun with, or as recommended for weights of these sizes."""
+        return resolve(
+            self._training(),
+            method=self.method,
+            adapter=self.adapter,
+            rank=self.rank,
+            strength=self.strength,
+            base=None if base is None else base.chosen,
+            from_paper=self.paper,
+            sizes=sizes,
         )
 
     def _training(self) -> Training:
@@ -157,7 +163,8 @@ class Learn:
 
     def run(self) -> dict[str, Any]:
         """Learn and evaluate."""
-        plan, engine = self.plan(), self.at.chosen()
+        base, engine = self._base(), self.at.chosen()
+        plan = self._planned(base, SIZES)
         if self.preset is not None and self.source.data is None:
             from intarsia.study.paper import preset
 
@@ -189,8 +196,8 @@ class Learn:
         regularizer = build_regularizer(chosen.method, chosen.strength)
         stream = self._stream(plan, out)
         theta0 = Backbone.load(plan.backbone, targets=plan.targets).to(device)
-        plan = self.plan(theta0.sizes)
-        chosen = plan.chosen
+        chosen = self._chosen(base, theta0.sizes)
+        plan = replace(plan, chosen=chosen)
         if here.leads:
             tell_of(stream, theta0)
         if self.run_.dry_run:
@@ -218,8 +225,6 @@ class Learn:
             if not here.leads:
                 return {}
             if new:
-                from dataclasses import replace
-
                 plans.write(replace(plan, device=str(device), backbone=theta0.name), stream, out)
             if not self.run_.evaluate:
                 return {"pool": str(out), "tasks": list(pool.tasks)}

@@ -18,7 +18,6 @@ from intarsia.backbones.preprocessing import Preprocessing
 from intarsia.errors import InputError
 from intarsia.exchange.classifier import Classifier, classifier_of, logits_of, native_timm
 from intarsia.exchange.extras import library
-from intarsia.heads.head import Head
 from intarsia.merging.model import ComposedModel
 from intarsia.store.files import save, write_json
 
@@ -34,7 +33,7 @@ def as_classifier(model: ComposedModel) -> Classifier:
         InputError: see ``classifier_of``.
     """
     made = classifier_of(model.network, model.architecture, model.preprocessing, model.labels)
-    return made.put(Head(model.head.weight.detach(), model.head.bias.detach()))
+    return made.put(model.head.head())
 
 
 def write_timm(model: ComposedModel, folder: Path) -> None:

@@ -3,6 +3,7 @@
 import torch
 
 from intarsia.class_stats.gaussians import Gaussians
+from intarsia.class_stats.shrinkage import Covariance
 from intarsia.heads.head import Head
 
 RIDGE = 0.1
@@ -27,11 +28,12 @@ def discriminant(classes: Gaussians) -> Head:
     Args:
         classes: their order is that of the rows. If they have no factors, the linear discriminant.
     """
-    head = linear_discriminant(classes)
+    within = classes.covariance()
+    head = _linear(classes, within)
     if classes.factors is None:
         return head
     rank, width = classes.factors.shape[1:]
-    solved = classes.covariance().solve(classes.factors.reshape(-1, width).T).T.reshape(-1, rank, width)
+    solved = within.solve(classes.factors.reshape(-1, width).T).T.reshape(-1, rank, width)
     inner = classes.factors @ solved.mT
     inner.diagonal(dim1=-2, dim2=-1).add_(1 / OWN)
     factors = torch.linalg.solve_triangular(torch.linalg.cholesky(inner), solved, upper=False)
@@ -51,9 +53,13 @@ def linear_discriminant(classes: Gaussians, *, ridge: float = 0.0) -> Head:
         classes: their order is that of the rows.
         ridge: share of every feature's variance within classes that is added to it.
     """
+    return _linear(classes, classes.covariance(), ridge)
+
+
+def _linear(classes: Gaussians, within: Covariance, ridge: float = 0.0) -> Head:
     middle = classes.centres.mean(0)
     away = classes.centres - middle
-    weight = classes.covariance().solve(away.T, ridge).T
+    weight = within.solve(away.T, ridge).T
     bias = -0.5 * (weight * (classes.centres + middle)).sum(1)
     return Head(weight.float(), bias.float())
 

@@ -1,6 +1,5 @@
 """A head as a layer of a network."""
 
-import torch
 from torch import Tensor, nn
 
 from intarsia.heads.head import Head, logits
@@ -15,9 +14,9 @@ class HeadLayer(nn.Module):
 
     def __init__(self, head: Head) -> None:
         super().__init__()
+        given = head.tensors()
         for name in ("weight", "bias", "factors", "offsets"):
-            value = getattr(head, name)
-            copied = None if value is None else nn.Parameter(value.detach().clone(), requires_grad=False)
+            copied = nn.Parameter(given[name].detach().clone(), requires_grad=False) if name in given else None
             self.register_parameter(name, copied)
 
     weight: Tensor
@@ -29,7 +28,6 @@ class HeadLayer(nn.Module):
         """Logits (N, C)."""
         return logits(features, self.weight, self.bias, self.factors, self.offsets)
 
-    @torch.no_grad()
     def head(self) -> Head:
         """What it computes."""
-        return Head(self.weight, self.bias, self.factors, self.offsets)
+        return Head.from_tensors(self.state_dict())

@@ -27,7 +27,7 @@ from intarsia.study.cells.process import Processes
 from intarsia.study.cost import expected
 from intarsia.study.folder import SEARCH, TABLE, TEXT, Folder
 from intarsia.study.methods import METHODS, STANDARD
-from intarsia.study.runs import Cells, Runs, records
+from intarsia.study.runs import Cells, Runs, records, training_of
 from intarsia.study.summary import markdown, summary
 from intarsia.training.recommended import suited
 
@@ -90,8 +90,7 @@ def compare(
     bench, engine = (bench, None) if engine is None else on_ray(bench, engine)
     at_once = jobs if engine is None else engine.workers
     with watched() as progress:
-        folder, made, files, rates = _opened(bench, methods, seeds, out, again, say, progress)
-    bench = replace(bench, rates=rates)
+        bench, folder, made, files = _opened(bench, methods, seeds, out, again, say, progress)
     with one_writer(folder.path), ExitStack() as stack, _stopped(folder):
         folder.claim(bench, again=again)
         folder.keep_hashes(files)
@@ -155,8 +154,7 @@ def planned(
     bench = bench if engine is None else on_ray(bench, engine)[0]
     rows = list[dict[str, Any]]()
     with watched() as progress:
-        folder, made, _, rates = _opened(bench, methods, seeds, out, again, say, progress)
-        bench = replace(bench, rates=rates)
+        bench, folder, made, _ = _opened(bench, methods, seeds, out, again, say, progress)
         runs = Runs(bench, folder, made, say, edits)
         for number, name in enumerate(methods, start=1):
             found = {seed: None if again else runs.found(name, seed) for seed in range(seeds)}
@@ -206,10 +204,10 @@ def _opened(
     again: bool,
     say: Callable[[str], None],
     progress: Progress,
-) -> tuple[Folder, dict[int, dict[str, Any]], FileHashes, dict[str, float]]:
-    """The folder, what decides about the runs of each seed, hashes of files, learning rates; wrong input is refused.
+) -> tuple[Bench, Folder, dict[int, dict[str, Any]], FileHashes]:
+    """The bench, the folder, what decides about the runs of each seed, hashes of files; wrong input is refused.
 
-    The learning rates are those asked for, and those that another backbone changes.
+    The bench has the learning rates asked for, and those that another backbone changes.
     """
     first, theta0 = bench.stream(0), bench.theta0()
     folder = Folder(Path(out) if out is not None else Path(f"runs/compare-{first.name}"), say)
@@ -221,7 +219,7 @@ def _opened(
         seed: made_with(bench, theta0, first if seed == 0 else bench.stream(seed), files, progress)
         for seed in range(seeds)
     }
-    return folder, made, files, {**_suited(methods, theta0), **bench.rates}
+    return replace(bench, rates={**_suited(methods, theta0), **bench.rates}), folder, made, files
 
 
 def _suited(methods: Sequence[str], theta0: Backbone) -> dict[str, float]:
@@ -234,7 +232,7 @@ def _suited(methods: Sequence[str], theta0: Backbone) -> dict[str, float]:
 
 def _usual(bench: Bench, methods: Sequence[str]) -> dict[str, float]:
     """Learning rates that are taken where none is searched."""
-    return {name: bench.rates.get(name, METHODS[name].settings.lr) for name in methods}
+    return {name: training_of(bench, name, 0).lr for name in methods}
 
 
 def _trials(

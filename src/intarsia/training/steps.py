@@ -12,7 +12,7 @@ from torch import Tensor
 
 from intarsia.backbones.backbone import Backbone
 from intarsia.backbones.forward import BATCH, Pixels, normalized, outputs
-from intarsia.class_stats.gaussians import Gaussians
+from intarsia.class_stats.gaussians import Gaussians, class_means
 from intarsia.class_stats.mixtures import fit_mixtures
 from intarsia.class_stats.prototypes import ClassPrototypes
 from intarsia.class_stats.statistics import PER_CLASS, ClassStatistics, per_class, sample
@@ -94,7 +94,7 @@ def mean_feature(features: Tensor, task: Task, settings: Settings) -> Tensor:
     """(D,) of features (N, D) of a task's images: as training batches weight them, all classes alike if balanced."""
     if not settings.class_balanced:
         return features.mean(0)
-    return Gaussians.of(features, task.train.labels, len(task.classes)).centres.mean(0).to(features.dtype)
+    return class_means(features, task.train.labels, len(task.classes)).mean(0).to(features.dtype)
 
 
 def reference_heads(

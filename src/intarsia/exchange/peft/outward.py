@@ -24,7 +24,6 @@ from intarsia.exchange.classifier import Classifier, classifier_of, inner_path, 
 from intarsia.exchange.extras import library, new_folder, quiet
 from intarsia.exchange.libraries import PYTORCH
 from intarsia.exchange.peft.load_notes import adapter_notes
-from intarsia.heads.head import Head
 from intarsia.merging.merge import combination
 from intarsia.merging.model import ComposedModel
 from intarsia.merging.recipe import Recipe, specialize
@@ -79,7 +78,7 @@ def _write(pool: Pool, model: ComposedModel, recipe: Recipe | None, folder: Path
     """One adapter; how far it is from ours, as it is and merged."""
     theta0 = pool.backbone
     base = classifier_of(theta0.model, theta0.architecture, theta0.preprocessing, model.labels)
-    head = Head(model.head.weight.detach(), model.head.bias.detach())
+    head = model.head.head()
     factors = None if recipe is None else scales(pool, recipe)
     if factors is not None:
         config, state = _ia3(pool, base, factors)
