@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from intarsia.errors import InputError
 from intarsia.evaluation.metrics import target_and_control
 from intarsia.machine import code
 from intarsia.pool import Pool
+from intarsia.store.index import Index
 from intarsia.study.bench import Bench, made_with
 from intarsia.study.choice import Source
 from intarsia.study.compare import compare
@@ -183,7 +185,7 @@ def test_again_sets_another_comparison_aside(tmp_path: Path) -> None:
     folder, other = Folder(tmp_path, lambda _: None), Bench(epochs=2)
     folder.claim(Bench(), again=False)
     folder.keep({"method": "ita-full", "seed": 11})
-    (folder.make_room("ita-full", 12) / "modules").mkdir(parents=True)
+    (folder.make_room("ita-full", 12, {}, {}) / "modules").mkdir(parents=True)
     first = contents(tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match=r"epochs was 4, is 2.*--again"):
@@ -381,6 +383,35 @@ def test_a_comparison_that_is_killed_leaves_no_run(tmp_path: Path) -> None:
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_run_that_was_stopped_goes_on_and_measures_the_same(here: None, tmp_path: Path) -> None:
+    bench = Bench(source=Source(data="chalk", only=("animals", "vehicles", "music"), max_per_class=4), epochs=1)
+    whole = compare(bench, ["ita"], out=tmp_path / "whole", edits=False, say=lambda _: None)[0]
+    said: list[str] = []
+
+    def stop(name: str, done: int, of: int) -> None:
+        if name.startswith("vehicles: training"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cells.silent", stop)
+        compare(bench, ["ita"], out=tmp_path / "out", edits=False, say=said.append)
+    assert Index.read(tmp_path / "out" / "ita-0").tasks == ("animals",)
+    learned = (tmp_path / "out" / "ita-0" / "modules" / "animals" / "card.json").stat().st_mtime_ns
+
+    again = compare(bench, ["ita"], out=tmp_path / "out", edits=False, say=said.append)[0]
+    assert said[-1] == "ita, seed 0: goes on where it was stopped"
+    assert (tmp_path / "out" / "ita-0" / "modules" / "animals" / "card.json").stat().st_mtime_ns == learned
+    assert again["final_accuracy"] == whole["final_accuracy"]
+    assert Index.read(tmp_path / "out" / "ita-0").files == Index.read(tmp_path / "whole" / "ita-0").files
+
+    with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cells.silent", stop)
+        compare(replace(bench, epochs=2), ["ita"], out=tmp_path / "out", edits=False, again=True, say=said.append)
+    compare(replace(bench, epochs=3), ["ita"], out=tmp_path / "out", edits=False, again=True, say=said.append)
+    card = json.loads((tmp_path / "out" / "ita-0" / "modules" / "animals" / "card.json").read_text())
+    assert card["settings"]["epochs"] == 3  # of another budget nothing is taken
 
 
 def test_a_run_ends_when_its_standard_input_does() -> None:

@@ -21,6 +21,8 @@ from intarsia.pool import Pool
 from intarsia.progress import Progress, silent
 from intarsia.regularizers.l2 import L2
 from intarsia.regularizers.protocol import Regularizer
+from intarsia.store.index import INDEX, Index
+from intarsia.training.checkpoint import Checkpoint
 from intarsia.training.learner import learn
 from intarsia.training.settings import Settings
 
@@ -47,11 +49,12 @@ class Modules:
         folder: Path | None = None,
         progress: Progress = silent,
     ) -> Iterator[TaskResult]:
-        """See ``Baseline``; the pool stays in ``folder``, in place of what was there."""
+        """See ``Baseline``; the pool stays in ``folder``, and a run that was stopped there goes on."""
         with ExitStack() as stack:
             if folder is None:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "pool"
-            shutil.rmtree(folder, ignore_errors=True)  # of a run that did not end
+            if not (stopped := _stopped(folder, stream)):
+                shutil.rmtree(folder, ignore_errors=True)
             pool = learn(
                 backbone,
                 stream,
@@ -59,9 +62,17 @@ class Modules:
                 adapter=self.adapter,
                 regularizer=self.regularizer,
                 training=settings,
+                resume=stopped,
                 progress=progress,
             )
             yield from results(pool, fisher=not isinstance(self.regularizer, L2))
+
+
+def _stopped(folder: Path, stream: TaskStream) -> bool:
+    """Whether a run can go on there: while it learned, or when it had learned all tasks and was not yet measured."""
+    if Checkpoint.of(folder).exists:
+        return True
+    return (folder / INDEX).is_file() and Index.read(folder).tasks == tuple(task.name for task in stream)
 
 
 def results(pool: Pool, *, fisher: bool = True) -> Iterator[TaskResult]:

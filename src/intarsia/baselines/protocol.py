@@ -59,7 +59,7 @@ class Baseline(Protocol):
             backbone: theta0; it is not changed.
             stream: the tasks.
             settings: epochs, batches, learning rate, seed: the budget it is compared under.
-            folder: for what it writes; a temporary one if None.
+            folder: for what it writes; a temporary one if None. If there is something, this same run was stopped.
             progress: told how far the work is.
 
         Yields:

@@ -3,12 +3,15 @@
 bench.json             what is compared: stream, backbone, budget; one per folder
 <method>-<seed>.json   what a run measured, and what it was made with
 <method>-<seed>/       what its method wrote: a pool, of a method that has one
+<method>-<seed>.begun.json   of a run that has begun and not ended: what it is made with
 files.json             hashes of the images' files, by path, size and time of change
 comparison.json, .md   the table
 search.json, search/   learning rates that were tried on held-out training images, and the runs
 earlier/               runs that were made with something else: nothing is overwritten
 """
 
+import json
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +26,7 @@ from intarsia.study.bench import Bench, difference
 from intarsia.study.methods import METHODS
 
 BENCH, FILES, TABLE, TEXT, EARLIER = "bench.json", "files.json", "comparison.json", "comparison.md", "earlier"
-SEARCH = "search"
+SEARCH, BEGUN = "search", ".begun"
 
 
 @dataclass(frozen=True)
@@ -89,14 +92,33 @@ class Folder:
             self.say(f"{name}, seed {seed}: {found}: made again, the earlier run goes to {self.path / EARLIER}")
         return None if found else record
 
-    def make_room(self, name: str, seed: int) -> Path:
-        """Set an earlier run aside; returns the folder for what the method writes."""
+    def make_room(self, name: str, seed: int, settings: Mapping[str, Any], made: Mapping[str, Any]) -> Path:
+        """Set an earlier run aside.
+
+        Returns:
+            The folder for what the method writes. What the same run, with the same settings, code, images, weights and
+            machine, wrote there before it was stopped is still there; what another one wrote is not.
+        """
         self._set_aside(f"{name}-{seed}.json", f"{name}-{seed}")
-        return self.path / f"{name}-{seed}"
+        into, begun = self.path / f"{name}-{seed}", self._begun(name, seed)
+        now, before = {"settings": settings, "made": made}, None
+        with suppress(InputError):
+            before = read_json(begun)
+        if into.exists() and before != json.loads(json.dumps(now)):
+            with writing(into):
+                shutil.rmtree(into)
+        elif into.exists():
+            self.say(f"{name}, seed {seed}: goes on where it was stopped")
+        write_json(now, begun)
+        return into
 
     def keep(self, record: Mapping[str, Any]) -> None:
         """A run's record, in its place."""
         write_json(record, self.path / f"{record['method']}-{record['seed']}.json")
+        self._begun(record["method"], record["seed"]).unlink(missing_ok=True)
+
+    def _begun(self, name: str, seed: int) -> Path:
+        return self.path / f"{name}-{seed}{BEGUN}.json"
 
     def _bench(self) -> dict[str, Any] | None:
         """What the folder's runs compare, if there are some."""
@@ -123,5 +145,5 @@ class Folder:
 
 def _is_ours(name: str) -> bool:
     """A comparison writes files and folders of that name, but for the hashes of files."""
-    method, _, seed = name.rpartition("-")
+    method, _, seed = name.removesuffix(BEGUN).rpartition("-")
     return name in (Path(BENCH).stem, Path(TABLE).stem, SEARCH) or (method in METHODS and seed.isdecimal())

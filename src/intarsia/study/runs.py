@@ -81,15 +81,16 @@ class Runs:
         return f"{name}, seed {seed}{rate}"
 
     def make(self, name: str, seed: int, cells: Cells) -> dict[str, Any]:
-        """A run's record, made anew and kept; an earlier one is set aside.
+        """A run's record, made and kept; an earlier one is set aside, and one that was stopped goes on if it can.
 
         Raises:
             InputError: what the method raised, or its process has died.
             DivergenceError: the method diverges.
         """
         self.say(self.named(name, seed))
-        into = self.folder.make_room(name, seed)
-        record = {"method": name, "seed": seed, "settings": self.settings(name, seed), "made": self.made[seed]}
+        asked = {"settings": self.settings(name, seed), "made": self.made[seed]}
+        into = self.folder.make_room(name, seed, **asked)
+        record = {"method": name, "seed": seed, **asked}
         record |= {"code": code(), **cells.run(self.bench, name, seed, into, edits=self.edits)}
         if "error" in record:
             kind = DivergenceError if record["diverged"] else InputError

@@ -42,7 +42,7 @@ class RayCells:
     _starting: Lock = field(default_factory=Lock)
 
     def run(self, bench: Bench, name: str, seed: int, into: Path, *, edits: bool) -> dict[str, Any]:
-        """See ``Cells``. A run whose worker died is made again, from its beginning."""
+        """See ``Cells``. A run whose worker died is tried again, and goes on if it can."""
         call = self.ray.remote(max_calls=1, max_retries=TRIES, **self.needs)(cell)  # 1: memory is measured of a process
         with self._starting:
             if self._stopped.is_set():
