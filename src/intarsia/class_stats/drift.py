@@ -97,5 +97,5 @@ def compensate(classes: Gaussians, drift: FeatureDrift, start: Tensor | None = N
         classes.centres + start @ drift.matrix.double() + drift.offset.double(),
         onward.T @ classes.scatter @ onward,
         classes.freedom,
-        None if classes.factors is None else classes.factors @ onward,
+        None if classes.factors is None else classes.factors @ onward.to(classes.factors),
     )

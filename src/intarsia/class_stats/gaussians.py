@@ -25,7 +25,8 @@ class Gaussians:
         centres: (C, D) float64.
         scatter: (D, D) float64, sum over the images of (f - class mean)(f - class mean)^T.
         freedom: images less classes.
-        factors: (C, r, D) float64, of each class's own covariance: factors^T factors is nearly it. None if unknown.
+        factors: (C, r, D) of each class's own covariance: factors^T factors is nearly it. In any precision: a small part of
+            them is used. None if unknown.
     """
 
     centres: Tensor
@@ -60,6 +61,10 @@ class Gaussians:
         """In another type."""
         factors = None if self.factors is None else self.factors.to(kind)
         return Gaussians(self.centres.to(kind), self.scatter.to(kind), self.freedom, factors)
+
+    def double(self) -> "Gaussians":
+        """In double precision, but for the factors."""
+        return Gaussians(self.centres.double(), self.scatter.double(), self.freedom, self.factors)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a module keeps."""

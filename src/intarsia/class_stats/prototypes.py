@@ -49,8 +49,8 @@ class ClassPrototypes:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "ClassPrototypes":
-        """The inverse of ``tensors``, in double precision again."""
-        return cls(Gaussians.from_tensors(tensors).to(torch.float64), FeatureDrift.from_tensors(tensors))
+        """The inverse of ``tensors``, classes in double precision again."""
+        return cls(Gaussians.from_tensors(tensors).double(), FeatureDrift.from_tensors(tensors))
 
 
 def in_mean(prototypes: Sequence[ClassPrototypes]) -> list[Gaussians]:

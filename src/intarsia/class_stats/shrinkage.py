@@ -94,7 +94,11 @@ class Covariance:
 
     def whiten(self, features: Tensor) -> Tensor:
         """Centered features (N, D) -> (N, D), of covariance 1 if theirs is S."""
-        return (features / self.scale) @ self.vectors / self.values.sqrt()
+        return features @ self.whitening()
+
+    def whitening(self) -> Tensor:
+        """W (D, D) with W W^T = S^-1: centered features f W have covariance 1 if theirs is S."""
+        return self.vectors / self.scale[:, None] / self.values.sqrt()
 
     def basis(self) -> Tensor:
         """L (D, D), lower triangular with a positive diagonal: S = L L^T, by QR of the root."""

@@ -74,8 +74,8 @@ class ClassStatistics:
         return basis_of(*spread_out(self.centres, self.scatter, self.freedom))
 
     def gaussians(self) -> Gaussians:
-        """The classes with one covariance, in double precision."""
-        return self._as_kept().to(torch.float64)
+        """The classes, in double precision."""
+        return self._as_kept().double()
 
     def _as_kept(self) -> Gaussians:
         return Gaussians(self.centres, self.scatter, self.freedom, self.factors)

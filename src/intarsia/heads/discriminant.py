@@ -21,7 +21,7 @@ def discriminant(classes: Gaussians) -> Head:
 
     Its covariance is that of all classes and a part of its own, S_c = S + ``OWN`` F_c^T F_c (regularized discriminant
     analysis, Friedman 1989; on features of a frozen network FeCAM, arXiv 2309.14062). With the factors
-    G_c = (1 / OWN + F_c S^-1 F_c^T)^-1/2 F_c S^-1 (Woodbury) and what all classes have in common left out:
+    G_c = (1 / OWN + W_c W_c^T)^-1/2 W_c S^-1/2, W_c = F_c S^-1/2 (Woodbury), and what all classes have in common left out:
 
     -1/2 (f - m_c)^T S_c^-1 (f - m_c) = linear discriminant + 1/2 |G_c (f - m_c)|^2
 
@@ -32,12 +32,13 @@ def discriminant(classes: Gaussians) -> Head:
     head = _linear(classes, within)
     if classes.factors is None:
         return head
-    rank, width = classes.factors.shape[1:]
-    solved = within.solve(classes.factors.reshape(-1, width).T).T.reshape(-1, rank, width)
-    inner = classes.factors @ solved.mT
+    to_white = within.whitening().to(classes.factors)
+    white = classes.factors @ to_white
+    inner = white @ white.mT
     inner.diagonal(dim1=-2, dim2=-1).add_(1 / OWN)
-    factors = torch.linalg.solve_triangular(torch.linalg.cholesky(inner), solved, upper=False)
-    offsets = (factors @ classes.centres.unsqueeze(-1)).squeeze(-1)
+    one = torch.eye(len(inner[0])).to(inner)
+    factors = torch.linalg.solve_triangular(torch.linalg.cholesky(inner), one, upper=False) @ white @ to_white.T
+    offsets = (factors.double() @ classes.centres.unsqueeze(-1)).squeeze(-1)
     return Head(head.weight, head.bias, factors.float(), offsets.float())
 
 
