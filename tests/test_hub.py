@@ -72,6 +72,12 @@ def test_a_configuration_of_a_data_set_is_fetched(tmp_path: Path) -> None:
         assert found.stdout == "carp cat dog\n", found.stderr
         assert not any(request.endswith(".parquet") for request in asked if "coarse" in request)
         assert "hf:maker/animals has several configurations: coarse, fine" in load("hf:maker/animals").stderr
+        env["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nobody is there
+        assert load("hf:maker/animals@v1?config=fine:image,label").stdout == "carp cat dog\n"
+        complaint = load("hf:maker/plants").stderr
+        assert "hf:maker/plants cannot be loaded" in complaint
+        assert "network" in complaint
+        assert "Retrying" not in complaint
 
 
 def test_ls_lists_what_would_be_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

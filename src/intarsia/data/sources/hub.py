@@ -8,11 +8,13 @@ the table, as those of files are.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+from intarsia.backbones.libraries.hub import offline_if_unreachable
 from intarsia.backbones.locations import hub_parts
 from intarsia.data.files import ImageFile, Row
 from intarsia.data.sources.listing import PARTS, Listing, of_labels
@@ -60,7 +62,8 @@ def _load(place: str, revision: str | None, config: str | None) -> dict[str, Any
     except ImportError as error:
         raise not_installed(f"hf:{place}", "datasets", "hf", error) from error
     try:
-        found = datasets.load_dataset(place, config, revision=revision)
+        with nullcontext() if Path(place).exists() else offline_if_unreachable():
+            found = datasets.load_dataset(place, config, revision=revision)
     except Exception as error:  # of the hub, the network, the files or the disk
         known = _configs(place, revision)
         if known and config not in known and (config or len(known) > 1):
@@ -81,7 +84,8 @@ def _configs(place: str, revision: str | None) -> list[str]:
     import datasets  # noqa: PLC0415
 
     try:
-        return datasets.get_dataset_config_names(place, revision=revision)
+        with offline_if_unreachable():
+            return datasets.get_dataset_config_names(place, revision=revision)
     except Exception:  # what went wrong is told already
         return []
 
