@@ -421,7 +421,9 @@ def _edit(bench: Workbench, setting: Setting) -> dict[str, Any]:
     return {"rows": edit_each(modules, bench.stream, (names[0], names[len(names) // 2], names[-1]))}
 
 
-PLANS = {
+GIVEN = ("search", "peers")
+"""Plans that take settings in place of their own."""
+PLANS: dict[str, Callable[..., Iterator[Run]]] = {
     "search": search,
     "main": main_table,
     "bfloat16": bfloat16,
@@ -440,6 +442,8 @@ PLANS = {
 
 def run(chosen: Results) -> None:
     """Make the runs that are missing."""
+    if chosen.settings and chosen.plan not in GIVEN:
+        raise SystemExit(f"--settings: {chosen.plan} has its own; {' and '.join(GIVEN)} take others")
     torch.set_num_threads(chosen.threads)
     device = on_device(chosen.device)
     ledger = Ledger(chosen.out, machine(device))
@@ -459,8 +463,8 @@ def run(chosen: Results) -> None:
             training = recommended("ita", "lora")[1]
             training = replace(training, epochs=chosen.epochs) if chosen.epochs else training
             bench = Workbench(loaded, seed, training, device, chosen.backbone)
-            plan = {"search": search, "peers": peers}[chosen.plan] if chosen.settings else None
-            made = plan(bench, chosen.cells, chosen.settings) if plan else PLANS[chosen.plan](bench, chosen.cells)
+            given = (chosen.settings,) if chosen.settings else ()
+            made = PLANS[chosen.plan](bench, chosen.cells, *given)
             for what, measure in made:
                 if chosen.names and not what["name"].endswith(chosen.names):
                     continue
