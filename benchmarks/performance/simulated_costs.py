@@ -83,6 +83,7 @@ class Bytes:
         fisher: of a task; the sum of task vectors has as many.
         features: (N, D) of a task's images.
         statistics: of a task's classes.
+        shared: of these, without what each class has of its own.
         module: with everything that is kept of a task.
         vector: the adapter's parameters in it.
         head: one row of a head, with its bias.
@@ -91,6 +92,7 @@ class Bytes:
     fisher: int
     features: int
     statistics: int
+    shared: int
     module: int
     vector: int
     head: int
@@ -122,6 +124,7 @@ def size_of(fisher: DiagonalFisher, module: Module, features: Tensor) -> Bytes:
         fisher=len(pack_fisher(fisher)),
         features=len(pack({}, features={"features": features})),
         statistics=len(pack({}, statistics=module.statistics.tensors())),
+        shared=len(pack({}, statistics=module.statistics.shared().tensors())),
         module=len(pack_module(module, {})),
         vector=len(pack({}, vector=module.vector)),
         head=4 * (features.shape[1] + 1),
@@ -189,8 +192,8 @@ def constants(asked: Setting) -> tuple[Bytes, Constants]:
     found = size_of(fisher, module, features)
 
     def heads(tasks: int) -> float:
-        known = [module.statistics] * tasks
-        return seconds_of(lambda: initial_heads(Gaussians.join([s.gaussians() for s in known])))
+        known = [module.statistics.shared()] * tasks
+        return seconds_of(lambda: initial_heads(Gaussians.join(s.gaussians() for s in known)))
 
     one, many = heads(1), heads(1 + few)
     with tempfile.TemporaryDirectory() as folder:
@@ -240,7 +243,7 @@ class Planned:
     @property
     def together(self) -> int:
         """Bytes that every fine-tuning is given of all tasks: the sum of Fishers, statistics and heads."""
-        return self.size.fisher + self.tasks * self.size.statistics + self.heads(self.tasks)
+        return self.size.fisher + self.tasks * self.size.shared + self.heads(self.tasks)
 
     def loading(self) -> float:
         """See ``Costs``."""

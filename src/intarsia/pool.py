@@ -171,7 +171,7 @@ class Pool(StoredModules):
     def frozen(self, tasks: Sequence[str] | None = None) -> ComposedModel:
         """theta0 itself with the best heads that need no fine-tuning: the discriminant of the class statistics."""
         chosen = tuple(t for t in self.learned() if tasks is None or t in tasks)
-        head = discriminant(Gaussians.join([s.gaussians() for s in self.statistics(chosen)]))
+        head = discriminant(Gaussians.join(s.gaussians() for s in self.statistics(chosen)))
         return self._model(Recipe({}, chosen, "frozen"), copy.deepcopy(self.backbone.model), head, "compensated")
 
     def mean(self) -> ComposedModel:

@@ -1,7 +1,7 @@
 """Classes as Gaussians that share one covariance, and what each class's own covariance adds to it."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,8 +25,8 @@ class Gaussians:
         centres: (C, D) float64.
         scatter: (D, D) float64, sum over the images of (f - class mean)(f - class mean)^T.
         freedom: images less classes.
-        factors: (C, r, D) of each class's own covariance: factors^T factors is nearly it. In any precision: a small part of
-            them is used. None if unknown.
+        factors: (C, r, D) of each class's own covariance: factors^T factors is nearly it. A small part of it is used,
+            so their precision is any. None if unknown.
     """
 
     centres: Tensor
@@ -50,12 +50,20 @@ class Gaussians:
         return found
 
     @classmethod
-    def join(cls, parts: Sequence["Gaussians"]) -> "Gaussians":
-        """The classes of several tasks after one another, with the covariance of all; own ones if all have theirs."""
-        scatter = sum((p.scatter for p in parts[1:]), parts[0].scatter)
-        own = [p.factors for p in parts if p.factors is not None]
-        factors = torch.cat(own) if len(own) == len(parts) else None
-        return cls(torch.cat([p.centres for p in parts]), scatter, sum(p.freedom for p in parts), factors)
+    def join(cls, parts: Iterable["Gaussians"]) -> "Gaussians":
+        """The classes of several tasks after one another, with the covariance of all; own ones if all have theirs.
+
+        One scatter is held beside their sum, if they are made one by one.
+        """
+        centres, own, scatter, freedom = [], [], None, 0
+        for part in parts:
+            scatter = part.scatter.clone() if scatter is None else scatter.add_(part.scatter)
+            centres.append(part.centres)
+            own += [] if part.factors is None else [part.factors]
+            freedom += part.freedom
+        if scatter is None:
+            raise ValueError("no classes to join")
+        return cls(torch.cat(centres), scatter, freedom, torch.cat(own) if len(own) == len(centres) else None)
 
     def to(self, kind: torch.dtype) -> "Gaussians":
         """In another type."""

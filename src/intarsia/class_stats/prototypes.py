@@ -9,7 +9,6 @@ tasks, one after another, bring the classes of earlier ones into the mean of all
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from intarsia.class_stats.drift import FeatureDrift, compensate, fit_drift

@@ -6,7 +6,7 @@ mixtures in place of them. Convention: C classes, D feature width.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -76,6 +76,10 @@ class ClassStatistics:
     def gaussians(self) -> Gaussians:
         """The classes, in double precision."""
         return self._as_kept().double()
+
+    def shared(self) -> "ClassStatistics":
+        """Without what each class has of its own: enough for draws, and for heads to start from."""
+        return replace(self, factors=None)
 
     def _as_kept(self) -> Gaussians:
         return Gaussians(self.centres, self.scatter, self.freedom, self.factors)

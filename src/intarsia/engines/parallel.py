@@ -113,7 +113,7 @@ class Parallel:
         """Step 3 of a task, and have its Fisher taken."""
         number, task, settings = self._first + place, self.stream[place], self.configuration.settings
         _, groups = unpack(self.calls.data(number, "features"))
-        self._statistics.append(ClassStatistics.from_tensors(groups["statistics"]))
+        self._statistics.append(ClassStatistics.from_tensors(groups["statistics"]).shared())
         features, seeds = groups["features"]["features"], Seeds(settings.seed, number)
         known = self._heads[-1] if self._heads else self.state.reference
         with threads(self.threads):

@@ -21,7 +21,7 @@ def discriminant(classes: Gaussians) -> Head:
 
     Its covariance is that of all classes and a part of its own, S_c = S + ``OWN`` F_c^T F_c (regularized discriminant
     analysis, Friedman 1989; on features of a frozen network FeCAM, arXiv 2309.14062). With the factors
-    G_c = (1 / OWN + W_c W_c^T)^-1/2 W_c S^-1/2, W_c = F_c S^-1/2 (Woodbury), and what all classes have in common left out:
+    G_c = (1 / OWN + W_c W_c^T)^-1/2 W_c S^-1/2, W_c = F_c S^-1/2 (Woodbury), without what all classes have in common:
 
     -1/2 (f - m_c)^T S_c^-1 (f - m_c) = linear discriminant + 1/2 |G_c (f - m_c)|^2
 

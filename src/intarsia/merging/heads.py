@@ -65,7 +65,7 @@ def compose_heads(
         return Head.join([m.own_head() for m in answering])
     at_theta0 = {m.task: m.statistics.gaussians() for m in answering}
     seen = _compensated(at_theta0, prototypes or modules, _compensating(recipe), bool(prototypes))
-    rows = discriminant(Gaussians.join([seen[m.task] for m in answering]))
+    rows = discriminant(Gaussians.join(seen[m.task] for m in answering))
     heads_of = rows.split([len(m.head) for m in answering])
     if not recipe.weights:
         return rows

@@ -34,7 +34,7 @@ class LearnerState:
         fisher: sum over the tasks prepared.
         total: S, the sum of the task vectors learned.
         reference: reference heads of all classes seen.
-        statistics: of the classes seen, task by task.
+        statistics: of the classes seen, task by task, without what each class has of its own.
         tasks: names of the tasks prepared, in order.
         lost: tasks whose modules were dropped; their Fishers are part of the sum.
     """
@@ -49,7 +49,13 @@ class LearnerState:
     @classmethod
     def of(cls, pool: Pool) -> "LearnerState":
         """As it stood after the pool's last task."""
-        return cls(pool.fisher(), pool.total(), pool.reference(), pool.statistics(), pool.tasks, pool.index.lost)
+        statistics = cls.statistics_of(pool)
+        return cls(pool.fisher(), pool.total(), pool.reference(), statistics, pool.tasks, pool.index.lost)
+
+    @staticmethod
+    def statistics_of(pool: Pool) -> tuple[ClassStatistics, ...]:
+        """Of its tasks, as they are carried."""
+        return tuple(pool.statistics([task])[0].shared() for task in pool.tasks)
 
     def with_task(self, name: str, statistics: ClassStatistics, reference: Head, fisher: Curvature) -> "LearnerState":
         """After steps 1 to 4 of one more task."""
@@ -57,7 +63,7 @@ class LearnerState:
             self,
             fisher=fisher if self.fisher is None else self.fisher + fisher,
             reference=reference,
-            statistics=(*self.statistics, statistics),
+            statistics=(*self.statistics, statistics.shared()),
             tasks=(*self.tasks, name),
         )
 

@@ -119,7 +119,7 @@ def reference_heads(
         seeds: of the task.
     """
     if not settings.as_the_paper:
-        return initial_heads(Gaussians.join([s.gaussians() for s in statistics]))
+        return initial_heads(Gaussians.join(s.gaussians() for s in statistics))
     generator, labels, lr = seeds.generator("heads"), task.train.labels, settings.pretune_lr
     fresh = pretune_plainly(
         features, labels, len(task.classes), epochs=settings.pretune_epochs, lr=lr, generator=generator

@@ -39,7 +39,7 @@ def prepare(
     statistics = class_statistics(features, task, settings, seeds)
     timings.lap("statistics")
     progress(f"{task.name}: class statistics", 1, 1)
-    seen = (*state.statistics, statistics)
+    seen = (*state.statistics, statistics.shared())
     reference = reference_heads(features, task, state.reference, seen, settings, seeds)
     give_back_memory()  # of the features drawn for all classes: it would stay, unused, beside what the passes need
     timings.lap("heads")
