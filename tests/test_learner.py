@@ -763,7 +763,7 @@ def test_head_fisher_is_taken_on_the_classes_seen_or_the_papers_iel_on_the_earli
     _, state = prepare(backbone(), tasks[0], LearnerState(), training)
     second, state = prepare(backbone(), tasks[1], state, training)
     assert state.reference is not None
-    features, _ = sample(state.statistics[: classes // 2], 256, seeds.generator("head fisher"))
+    features, _ = sample(state.seen.tasks[: classes // 2], 256, seeds.generator("head fisher"))
     p = torch.softmax(state.reference(features), 1)[:, 2:]
     got = starting_head(
         second, state, training, seeds, torch.device("cpu"), through_mean=regularizer.through_mean

@@ -1,5 +1,7 @@
 """Class statistics: what is drawn has the classes' moments, few images are enough."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import safetensors.torch
@@ -11,7 +13,7 @@ from cases import plain_statistics, randn, same, seeded
 from intarsia.class_stats.gaussians import Gaussians
 from intarsia.class_stats.mixtures import FLOOR, Mixtures, fit_mixtures
 from intarsia.class_stats.shrinkage import basis_of
-from intarsia.class_stats.statistics import ClassStatistics, per_class, sample
+from intarsia.class_stats.statistics import ClassStatistics, SeenClasses, per_class, sample
 
 
 def statistics(classes: int = 2, width: int = 4, seed: int = 0, mixtures: Mixtures | None = None) -> ClassStatistics:
@@ -139,6 +141,23 @@ def test_covariance_of_several_tasks_is_that_of_their_residuals_together() -> No
     classes = Gaussians.join([t.gaussians() for t in tasks])
     torch.testing.assert_close(classes.covariance().dense(), together @ together.T)
     torch.testing.assert_close(classes.centres, torch.cat([t.centres for t in tasks]))
+
+
+def test_classes_seen_task_by_task_are_to_the_bit_all_tasks_joined() -> None:
+    """Whether every task is added to those before, or a run goes on with tasks that it has not yet joined."""
+    tasks = [replace(statistics(2, seed=10 * i), factors=randn(2, 3, 4, seed=i)) for i in range(4)]
+    seen = SeenClasses()
+    for number, task in enumerate(tasks, 1):
+        seen = seen.with_task(task)
+        gone_on = SeenClasses(seen.tasks[:-1]).with_task(task)
+        expected = Gaussians.join([t.shared().gaussians() for t in tasks[:number]])
+        for found in (seen.joined, gone_on.joined):
+            assert found is not None
+            assert found.factors is None
+            assert same(found.tensors(), expected.tensors())
+    assert len(seen.tasks) == 4
+    with pytest.raises(ValueError, match="no classes to join"):
+        Gaussians.join([])
 
 
 def test_shrunken_means_by_hand() -> None:

@@ -100,7 +100,7 @@ def measured(root: Path, cache: str, threads: int) -> dict[str, Any]:
     backbone = Backbone(network, name="small", preprocessing=LOOKS)
     stream = TaskStream.load(f"folder:{root}", tasks=TASKS, cache=cache)
     before, begun = resident(), time.perf_counter()
-    settings, state = resolve(None).settings, LearnerState(None, None, None, (), (), ())
+    settings, state = resolve(None).settings, LearnerState()
     with Watch() as watch:
         stream.decode(LOOKS)
         decoded = time.perf_counter()

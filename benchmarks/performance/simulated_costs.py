@@ -14,13 +14,13 @@ from torch import Tensor
 from intarsia.adapters.lora import LoRA
 from intarsia.backbones.torchvision_guard import import_torchvision
 from intarsia.class_stats.drift import fit_drift
-from intarsia.class_stats.gaussians import Gaussians
 from intarsia.class_stats.prototypes import ClassPrototypes
-from intarsia.class_stats.statistics import ClassStatistics
+from intarsia.class_stats.statistics import ClassStatistics, SeenClasses
 from intarsia.curvature.fisher import DiagonalFisher
 from intarsia.engines.packing import pack, pack_fisher, pack_module, unpack_fisher
 from intarsia.engines.staging import Staging
 from intarsia.heads.discriminant import initial_heads
+from intarsia.heads.head import Head
 from intarsia.store.card import Card
 from intarsia.store.module import Module
 from intarsia.store.store import save_fisher
@@ -183,6 +183,11 @@ def flushed(data: bytes, path: Path, rounds: int = 3) -> float:
     return min(found)
 
 
+def _heads_of(seen: SeenClasses) -> Head:
+    assert seen.joined is not None
+    return initial_heads(seen.joined)
+
+
 def constants(asked: Setting) -> tuple[Bytes, Constants]:
     """Measure them on one thread, as the driver has."""
     torch.set_num_threads(1)
@@ -192,8 +197,8 @@ def constants(asked: Setting) -> tuple[Bytes, Constants]:
     found = size_of(fisher, module, features)
 
     def heads(tasks: int) -> float:
-        known = [module.statistics.shared()] * tasks
-        return seconds_of(lambda: initial_heads(Gaussians.join(s.gaussians() for s in known)))
+        known = SeenClasses((module.statistics.shared(),) * (tasks - 1)).with_task(module.statistics)
+        return seconds_of(lambda: _heads_of(known.with_task(module.statistics)))
 
     one, many = heads(1), heads(1 + few)
     with tempfile.TemporaryDirectory() as folder:

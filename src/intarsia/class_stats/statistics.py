@@ -8,6 +8,7 @@ mixtures in place of them. Convention: C classes, D feature width.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -101,6 +102,26 @@ class ClassStatistics:
         mixtures = Mixtures.from_tensors(tensors) if "weights" in tensors else None
         found = Gaussians.from_tensors(tensors)
         return cls(found.centres, found.scatter, found.freedom, mixtures, found.factors)
+
+
+@dataclass(frozen=True)
+class SeenClasses:
+    """The classes of all tasks so far, as they are carried from task to task.
+
+    Args:
+        tasks: their statistics, task by task, without what each class has of its own.
+        joined: all of them as Gaussians, in double precision; None if they have not been joined yet.
+    """
+
+    tasks: tuple[ClassStatistics, ...] = ()
+    joined: Gaussians | None = None
+
+    def with_task(self, own: ClassStatistics) -> "SeenClasses":
+        """And those of one more task. It is added to the sum of all before, so it costs the same however many."""
+        own = own.shared()
+        known, new = ((), self.tasks) if self.joined is None else ((self.joined,), ())
+        joined = Gaussians.join(chain(known, (task.gaussians() for task in (*new, own))))
+        return SeenClasses((*self.tasks, own), joined)
 
 
 def sample(tasks: Sequence[ClassStatistics], per_class: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

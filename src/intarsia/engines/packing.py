@@ -14,7 +14,7 @@ from torch import Tensor
 
 from intarsia.class_stats.drift import FeatureDrift
 from intarsia.class_stats.prototypes import ClassPrototypes
-from intarsia.class_stats.statistics import ClassStatistics
+from intarsia.class_stats.statistics import ClassStatistics, SeenClasses
 from intarsia.curvature import STORED, Curvature
 from intarsia.curvature.fisher import DiagonalFisher
 from intarsia.heads.head import Head
@@ -75,9 +75,9 @@ def pack_state(state: LearnerState) -> bytes:
     """What a learner knows but for the sum of the task vectors, as bytes; it knows a Fisher and heads."""
     assert state.fisher is not None and state.reference is not None
     fisher, reference = state.fisher, state.reference
-    about = {"tasks": state.tasks, "lost": state.lost, "of": len(state.statistics)}
+    about = {"tasks": state.tasks, "lost": state.lost, "of": len(state.seen.tasks)}
     about |= {"kind": fisher.kind, "count": fisher.count}
-    statistics = {f"s{place}": one.tensors() for place, one in enumerate(state.statistics)}
+    statistics = {f"s{place}": one.tensors() for place, one in enumerate(state.seen.tasks)}
     return pack(about, sums=fisher.tensors(), reference=reference.tensors(), **statistics)
 
 
@@ -88,7 +88,7 @@ def unpack_state(data: bytes) -> LearnerState:
         STORED[about["kind"]].from_tensors(groups["sums"], about["count"]),
         None,
         Head.from_tensors(groups["reference"]),
-        tuple(ClassStatistics.from_tensors(groups[f"s{place}"]) for place in range(about["of"])),
+        SeenClasses(tuple(ClassStatistics.from_tensors(groups[f"s{place}"]) for place in range(about["of"]))),
         tuple(about["tasks"]),
         tuple(about["lost"]),
     )

@@ -20,7 +20,7 @@ import torch
 
 from intarsia.backbones.backbone import Backbone
 from intarsia.class_stats.prototypes import ClassPrototypes
-from intarsia.class_stats.statistics import ClassStatistics
+from intarsia.class_stats.statistics import ClassStatistics, SeenClasses
 from intarsia.curvature.protocol import Curvature
 from intarsia.data.stream import TaskStream
 from intarsia.engines.cluster import Calls, Cluster
@@ -63,14 +63,13 @@ class Parallel:
     threads: int
     progress: Progress
     _heads: list[Head] = field(init=False, default_factory=list)
-    _statistics: list[ClassStatistics] = field(init=False, default_factory=list)
+    _seen: SeenClasses = field(init=False)
     _tuned: dict[int, tuple[Module, dict[str, Any]]] = field(init=False, default_factory=dict)
     _prepared: int = field(init=False, default=0)
     _placed: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        self._first = len(self.state.tasks) + 1
-        self._statistics += self.state.statistics
+        self._first, self._seen = len(self.state.tasks) + 1, self.state.seen
         self._placed = sum(task.name in self.known for task in self.stream)
         sizes = [len(group) for group in self.stream.groups()]
         self._ends = [end for size, end in zip(sizes, accumulate(sizes), strict=True) for _ in range(size)]
@@ -113,11 +112,11 @@ class Parallel:
         """Step 3 of a task, and have its Fisher taken."""
         number, task, settings = self._first + place, self.stream[place], self.configuration.settings
         _, groups = unpack(self.calls.data(number, "features"))
-        self._statistics.append(ClassStatistics.from_tensors(groups["statistics"]).shared())
+        self._seen = self._seen.with_task(ClassStatistics.from_tensors(groups["statistics"]))
         features, seeds = groups["features"]["features"], Seeds(settings.seed, number)
         known = self._heads[-1] if self._heads else self.state.reference
         with threads(self.threads):
-            self._heads.append(reference_heads(features, task, known, self._statistics, settings, seeds))
+            self._heads.append(reference_heads(features, task, known, self._seen, settings, seeds))
         heads = self.cluster.put(pack({}, reference=self._heads[-1].tensors()))
         self.calls.ask(number, "fisher", task.name, number, heads)
 
@@ -125,7 +124,8 @@ class Parallel:
         """Add a task's Fisher to the sum; after the last of its group, have that fine-tuned."""
         number, task = self._first + place, self.stream[place]
         fisher = self._fisher(number)
-        self.state = self.state.with_task(task.name, self._statistics[number - 1], self._heads[place], fisher)
+        seen = SeenClasses(self._seen.tasks[:number])
+        self.state = self.state.with_task(task.name, seen, self._heads[place], fisher)
         self._prepared += 1
         if self._prepared == self._ends[place]:
             self._tune(other for other, end in enumerate(self._ends) if end == self._prepared and other >= self._placed)

@@ -244,7 +244,7 @@ def _state(pool: Pool, checkpoint: Checkpoint, settings: Settings) -> LearnerSta
         None if fisher is None else fisher.to(pool.backbone.device),
         pool.total(),
         checkpoint.reference(),
-        LearnerState.statistics_of(pool)[: len(before)],
+        LearnerState.seen_in(pool, pool.tasks[: len(before)]),
         tuple(before),
         pool.index.lost,
     )

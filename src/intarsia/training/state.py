@@ -1,7 +1,7 @@
 """What the learner knows: carried from task to task, each step makes a new one of it."""
 
-from collections.abc import Collection, Generator
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Generator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from intarsia.adapters.protocol import Adapter
 from intarsia.backbones.backbone import Backbone
-from intarsia.class_stats.statistics import ClassStatistics
+from intarsia.class_stats.statistics import ClassStatistics, SeenClasses
 from intarsia.curvature.protocol import Curvature
 from intarsia.data.stream import Task, TaskStream
 from intarsia.errors import InputError
@@ -34,7 +34,7 @@ class LearnerState:
         fisher: sum over the tasks prepared.
         total: S, the sum of the task vectors learned.
         reference: reference heads of all classes seen.
-        statistics: of the classes seen, task by task, without what each class has of its own.
+        seen: classes of the tasks prepared.
         tasks: names of the tasks prepared, in order.
         lost: tasks whose modules were dropped; their Fishers are part of the sum.
     """
@@ -42,28 +42,28 @@ class LearnerState:
     fisher: Curvature | None = None
     total: TaskVector | None = None
     reference: Head | None = None
-    statistics: tuple[ClassStatistics, ...] = ()
+    seen: SeenClasses = field(default_factory=SeenClasses)
     tasks: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, pool: Pool) -> "LearnerState":
         """As it stood after the pool's last task."""
-        statistics = cls.statistics_of(pool)
-        return cls(pool.fisher(), pool.total(), pool.reference(), statistics, pool.tasks, pool.index.lost)
+        seen = cls.seen_in(pool, pool.tasks)
+        return cls(pool.fisher(), pool.total(), pool.reference(), seen, pool.tasks, pool.index.lost)
 
     @staticmethod
-    def statistics_of(pool: Pool) -> tuple[ClassStatistics, ...]:
-        """Of its tasks, as they are carried."""
-        return tuple(pool.statistics([task])[0].shared() for task in pool.tasks)
+    def seen_in(pool: Pool, tasks: Sequence[str]) -> SeenClasses:
+        """The classes of some tasks of a pool."""
+        return SeenClasses(tuple(pool.statistics([task])[0].shared() for task in tasks))
 
-    def with_task(self, name: str, statistics: ClassStatistics, reference: Head, fisher: Curvature) -> "LearnerState":
+    def with_task(self, name: str, seen: SeenClasses, reference: Head, fisher: Curvature) -> "LearnerState":
         """After steps 1 to 4 of one more task."""
         return replace(
             self,
             fisher=fisher if self.fisher is None else self.fisher + fisher,
             reference=reference,
-            statistics=(*self.statistics, statistics.shared()),
+            seen=seen,
             tasks=(*self.tasks, name),
         )
 

@@ -4,7 +4,6 @@ They depend on neither method, adapter nor strength.
 """
 
 import math
-from collections.abc import Sequence
 from contextlib import closing
 
 import torch
@@ -12,10 +11,10 @@ from torch import Tensor
 
 from intarsia.backbones.backbone import Backbone
 from intarsia.backbones.forward import BATCH, Pixels, normalized, outputs
-from intarsia.class_stats.gaussians import Gaussians, class_means
+from intarsia.class_stats.gaussians import class_means
 from intarsia.class_stats.mixtures import fit_mixtures
 from intarsia.class_stats.prototypes import ClassPrototypes
-from intarsia.class_stats.statistics import PER_CLASS, ClassStatistics, per_class, sample
+from intarsia.class_stats.statistics import PER_CLASS, ClassStatistics, SeenClasses, per_class, sample
 from intarsia.curvature import CURVATURES, Curvature
 from intarsia.curvature.estimators import logit_vectors
 from intarsia.curvature.head_fisher import head_fisher
@@ -101,7 +100,7 @@ def reference_heads(
     features: Tensor,
     task: Task,
     known: Head | None,
-    statistics: Sequence[ClassStatistics],
+    seen: SeenClasses,
     settings: Settings,
     seeds: Seeds,
 ) -> Head:
@@ -114,17 +113,18 @@ def reference_heads(
         features: (N, D) of the task's images at theta0.
         task: the task.
         known: reference heads of the classes seen before it.
-        statistics: of all classes, the task's last.
+        seen: all classes, the task's last.
         settings: how they are trained.
         seeds: of the task.
     """
     if not settings.as_the_paper:
-        return initial_heads(Gaussians.join(s.gaussians() for s in statistics))
+        assert seen.joined is not None
+        return initial_heads(seen.joined)
     generator, labels, lr = seeds.generator("heads"), task.train.labels, settings.pretune_lr
     fresh = pretune_plainly(
         features, labels, len(task.classes), epochs=settings.pretune_epochs, lr=lr, generator=generator
     )
-    return align(fresh if known is None else Head.join([known, fresh]), statistics, lr=lr, generator=generator)
+    return align(fresh if known is None else Head.join([known, fresh]), seen.tasks, lr=lr, generator=generator)
 
 
 def fresh_head(features: Tensor, labels: Tensor, classes: int, settings: Settings, generator: torch.Generator) -> Head:
@@ -232,7 +232,7 @@ def fisher_of_head(
     ``earlier_only``: of those of earlier tasks, where there are any.
     """
     assert state.reference is not None
-    statistics = state.statistics[: state.tasks.index(prepared.task.name)] if earlier_only else state.statistics
+    statistics = state.seen.tasks[: state.tasks.index(prepared.task.name) if earlier_only else None]
     reference, rows = state.reference, prepared.rows
     weight, bias = torch.zeros_like(reference.weight[rows]), torch.zeros_like(reference.bias[rows])
     if statistics:

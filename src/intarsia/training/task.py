@@ -39,7 +39,7 @@ def prepare(
     statistics = class_statistics(features, task, settings, seeds)
     timings.lap("statistics")
     progress(f"{task.name}: class statistics", 1, 1)
-    seen = (*state.statistics, statistics.shared())
+    seen = state.seen.with_task(statistics)
     reference = reference_heads(features, task, state.reference, seen, settings, seeds)
     give_back_memory()  # of the features drawn for all classes: it would stay, unused, beside what the passes need
     timings.lap("heads")
@@ -49,7 +49,7 @@ def prepare(
 
     rows = slice(len(reference) - len(task.classes), len(reference))
     prepared = PreparedTask(task, number, rows, features, statistics, fisher, timings.seconds)
-    return prepared, state.with_task(task.name, statistics, reference, fisher)
+    return prepared, state.with_task(task.name, seen, reference, fisher)
 
 
 def finish(
