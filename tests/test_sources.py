@@ -398,6 +398,13 @@ def test_columns_that_are_not_clear_are_named_with_what_to_write(hub: Path) -> N
     with pytest.raises(InputError, match=r"several columns of labels.*image, fine, coarse.*:image,fine"):
         TaskStream.load(f"hf:{root}")
     assert TaskStream.load(f"hf:{root}:image,coarse").classes == ("a", "b")
+    coarse = {"coarse_label": datasets.ClassLabel(names=["a", "b"])}  # CIFAR-100's
+    cifar = labelled(hub, "cifar", lambda i: i % 2, datasets.ClassLabel(names=["x", "y"]), "fine_label", **coarse)
+    assert TaskStream.load(f"hf:{cifar}").classes == ("x", "y")
+    both = {"category": datasets.ClassLabel(names=["a", "b"])}
+    unclear = labelled(hub, "both", lambda i: i % 2, datasets.ClassLabel(names=["x", "y"]), "label", **both)
+    with pytest.raises(InputError, match=r"several columns of labels.*label, category"):
+        TaskStream.load(f"hf:{unclear}")
     assert TaskStream.load(f"hf:{root}:,fine").classes == ("x", "y")
     with pytest.raises(InputError, match=r"no column 'nonsense'.*image, fine, coarse"):
         TaskStream.load(f"hf:{root}:image,nonsense")

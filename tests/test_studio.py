@@ -23,6 +23,7 @@ from test_cli import refused
 
 from cases import QUICK, backbone, contents, stream
 from intarsia import InputError, LoRA, Pool, TaskStream, diagnose, evaluate, learn
+from intarsia.cli.pages.studio import Studio
 from intarsia.pool import merged
 from intarsia.report.pictures import picture
 from intarsia.store.lock import one_writer
@@ -363,6 +364,9 @@ def test_a_folder_can_be_named_on_this_machine_alone(copied: Path, tmp_path: Pat
         Learning(session(copied), folders=False).from_folder(tmp_path / "new", "new")
     with pytest.raises(InputError, match="no such folder"):
         Learning(session(copied)).from_folder(tmp_path / "nowhere", "new")
+    assert Studio(copied).is_private
+    assert not Studio(copied, host="0.0.0.0").is_private
+    assert not Studio(copied, share="yes").is_private
 
 
 # What is said

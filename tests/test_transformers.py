@@ -13,10 +13,11 @@ from networks import NETWORKS, RATIO, Network
 from safetensors.torch import load_file, save_file
 from test_timm_transforms import photo
 
-from cases import edit
+from cases import edit, stream
 from intarsia import Backbone, InputError
 from intarsia.backbones.libraries.transformers import transformers_preprocessing
 from intarsia.backbones.preprocessing import Preprocessing
+from intarsia.cli.learn import tell_of
 from intarsia.data.decoding import decode
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "dinov2-small-saliency"
@@ -140,7 +141,7 @@ def test_one_channel(tmp_path: Path) -> None:
     assert theta0.features(torch.zeros(2, 1, 32, 32)).shape == (2, 32)
 
 
-def test_half_precision_is_cast_and_said(dinov2: Path, tmp_path: Path) -> None:
+def test_half_precision_is_cast_and_said(dinov2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = copied(dinov2, tmp_path / "half")
     state = load_file(folder / "model.safetensors")
     save_file({k: v.half() for k, v in state.items()}, folder / "model.safetensors", {"format": "pt"})
@@ -148,6 +149,8 @@ def test_half_precision_is_cast_and_said(dinov2: Path, tmp_path: Path) -> None:
     theta0 = Backbone.load(f"hf/{folder}")
     assert theta0.cast_from == "float16"
     assert "cast from float16" in repr(theta0)
+    tell_of(stream(), theta0)
+    assert "its weights are float16, and are cast to float32" in " ".join(capsys.readouterr().err.split())
     assert theta0.features(torch.zeros(1, 3, 32, 32)).dtype == torch.float32
 
 

@@ -264,9 +264,11 @@ class Learn:
 
 
 def tell_of(stream: "TaskStream", theta0: "Backbone") -> None:
-    """What is to be known of the images before they are learned, on standard error."""
+    """What is to be known of weights and images before anything is learned, on standard error."""
     from intarsia.console import ERR
     from intarsia.data.fingerprint import notes_on
 
+    if theta0.cast_from:
+        ERR.print(f"{theta0.name}: its weights are {theta0.cast_from}, and are cast to float32")
     for note in notes_on(stream, theta0.preprocessing):
         ERR.print(f"{stream.name}: {note}")

@@ -87,6 +87,11 @@ class Studio:
         finally:
             blocks.close(verbose=False)
 
+    @property
+    def is_private(self) -> bool:
+        """Only who uses this machine reaches the page; folders of it may be named there."""
+        return self.host in LOOPBACK and self.share == "no"
+
     def _pool(self) -> None:
         from intarsia.studio.learning.process import Learning
         from intarsia.studio.measures import one_thread
@@ -98,7 +103,7 @@ class Studio:
         threads = one_thread() if pool.backbone.device.type == "cpu" else 1
         session = Session(pool.path, pool.backbone, self._images, per_class=self.per_class, threads=threads)
         tidy(session.home)
-        learning = Learning(session, self.where.backbone, folders=self.host in LOOPBACK)
+        learning = Learning(session, self.where.backbone, folders=self.is_private)
         try:
             self._answer(page(session, learning), session.uploads)
         finally:

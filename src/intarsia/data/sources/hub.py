@@ -23,7 +23,7 @@ from intarsia.errors import InputError, first_line, not_installed
 from intarsia.labels import listed
 
 LABELS = ("label", "labels", "fine_label", "class", "classes", "category", "target", "y")
-"""What a column of labels is called, where its type does not tell."""
+"""What a column of labels is called, where its type does not tell, or several have it."""
 
 
 def open_hub(where: str, asked: Asked) -> Source:
@@ -96,7 +96,10 @@ def _columns(spec: str, features: Mapping[str, Any], named: Sequence[str]) -> tu
 
     images = [name for name, kind in features.items() if isinstance(kind, datasets.Image) or _holds_bytes(kind)]
     by_type = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-    labels = by_type or [name for name in features if name.lower() in LABELS]
+    among = by_type or list(features)
+    labels = [name for name in among if name.lower() in LABELS]
+    if by_type and len(labels) != 1:
+        labels = by_type
     wanted = [*named, "", ""][:2]
 
     def one(what: str, given: str, candidates: Sequence[str]) -> str:
