@@ -252,7 +252,7 @@ def test_the_learning_rate_of_the_best_held_out_accuracy_is_taken(tmp_path: Path
 def test_learning_rates_suit_the_backbone(tmp_path: Path) -> None:
     """Those recommended for it, of other methods too; (IA)3's are the same for all, and what is asked for is taken."""
     photos, theta0, out = photographs(tmp_path) / "photos", small_vit(tmp_path), tmp_path / "out"
-    names, rates = ("l2", "ita-ia3", "ita-full"), {}
+    names, rates = ("l2", "ita-ia3", "ita-full", "tmc"), {}
     data = ("--data", f"folder:{photos}", "--backbone", theta0, "--epochs", 1, "--no-edits", "--threads", 1)
     result("compare", "--methods", *names, "--lr", "ita-full=0.001", "--out", out, *data)
     for name in names:
@@ -263,6 +263,7 @@ def test_learning_rates_suit_the_backbone(tmp_path: Path) -> None:
         "l2": suited(METHODS["l2"].settings.lr, "lora", sizes),
         "ita-ia3": METHODS["ita-ia3"].settings.lr,
         "ita-full": 0.001,
+        "tmc": suited(METHODS["tmc"].settings.lr, "full", sizes),
     }
 
 
@@ -401,7 +402,8 @@ def test_a_run_that_was_stopped_goes_on_and_measures_the_same(here: None, tmp_pa
     learned = (tmp_path / "out" / "ita-0" / "modules" / "animals" / "card.json").stat().st_mtime_ns
 
     again = compare(bench, ["ita"], out=tmp_path / "out", edits=False, say=said.append)[0]
-    assert said[-1] == "ita, seed 0: goes on where it was stopped"
+    assert said[-1] == "ita, seed 0: goes on where it was stopped; minutes and memory are of what is left"
+    assert json.loads((tmp_path / "out" / "ita-0.json").read_text())["resumed"]
     assert (tmp_path / "out" / "ita-0" / "modules" / "animals" / "card.json").stat().st_mtime_ns == learned
     assert again["final_accuracy"] == whole["final_accuracy"]
     assert Index.read(tmp_path / "out" / "ita-0").files == Index.read(tmp_path / "whole" / "ita-0").files
@@ -409,7 +411,13 @@ def test_a_run_that_was_stopped_goes_on_and_measures_the_same(here: None, tmp_pa
     with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
         patch.setattr("cells.silent", stop)
         compare(replace(bench, epochs=2), ["ita"], out=tmp_path / "out", edits=False, again=True, say=said.append)
-    compare(replace(bench, epochs=3), ["ita"], out=tmp_path / "out", edits=False, again=True, say=said.append)
+    with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cells.silent", stop)
+        other = replace(bench, epochs=3, rates={"l2": 0.5})
+        compare(other, ["ita", "l2"], out=tmp_path / "out", edits=False, again=True, say=said.append)
+    learned = (tmp_path / "out" / "ita-0" / "modules" / "animals" / "card.json").stat().st_mtime_ns
+    compare(replace(bench, epochs=3), ["ita"], out=tmp_path / "out", edits=False, say=said.append)
+    assert (tmp_path / "out" / "ita-0" / "modules" / "animals" / "card.json").stat().st_mtime_ns == learned
     card = json.loads((tmp_path / "out" / "ita-0" / "modules" / "animals" / "card.json").read_text())
     assert card["settings"]["epochs"] == 3  # of another budget nothing is taken
 

@@ -221,16 +221,39 @@ def spreading(classes: int, each: int, width: int) -> tuple[Tensor, Tensor]:
 def test_discriminant_is_mahalanobis_distance_under_all_classes_covariance_and_a_part_of_the_own(
     each: int, width: int
 ) -> None:
-    """But for what all classes have in common; exact, since factors hold the whole covariance of few images."""
+    """But for what all classes have in common, and what the squares are on average over the covariance of all; exact,
+    since factors hold the whole covariance of few images.
+    """
     features, labels = spreading(3, each, width)
     classes, x = Gaussians.of(features, labels, 3), randn(20, width, seed=99)
     expected = []
     for c in range(3):
         covariance = classes.covariance().dense() + OWN * features[labels == c].T.cov()
         away = x - classes.centres[c]
-        expected.append(-0.5 * (away * torch.linalg.solve(covariance, away.T).T).sum(1))
+        squares = width - torch.linalg.solve(covariance, classes.covariance().dense()).trace()
+        expected.append(-0.5 * ((away * torch.linalg.solve(covariance, away.T).T).sum(1) + squares))
     left = discriminant(classes)(x) - torch.stack(expected, 1)
     torch.testing.assert_close(left, left[:, :1].expand(-1, 3), rtol=1e-4, atol=1e-3)
+
+
+def test_a_class_of_few_images_is_answered_as_by_the_linear_discriminant_on_average() -> None:
+    """Its factors are short: beside classes of many images squares alone would be against it."""
+    features, labels = spreading(2, 300, 6)
+    both = Gaussians.of(torch.cat([features, features[:2] + 9]), torch.cat([labels, torch.tensor([2, 2])]), 3)
+    around = randn(20_000, 6, seed=8) @ both.covariance().basis().T
+    for c, centre in enumerate(both.centres):
+        more = discriminant(both)(around + centre) - linear_discriminant(both)(around + centre)
+        assert float(more[:, c].mean()) == pytest.approx(0, abs=0.03 * float(more[:, c].std()) + 1e-3)
+
+
+def test_factors_of_fewer_directions_are_filled_up_with_none() -> None:
+    x, y = spreading(2, 9, 20)
+    one, two = Gaussians.of(x, y, 2), Gaussians.of(*spreading(2, 15, 20), 2)
+    assert two.factors is not None
+    short = replace(two, factors=two.factors[:, :16])
+    padded = replace(two, factors=torch.cat([two.factors[:, :16], torch.zeros(2, 4, 20, dtype=torch.float64)], 1))
+    expected = discriminant(Gaussians.join([one, padded]))
+    torch.testing.assert_close(discriminant(Gaussians.join([one, short]))(x), expected(x))
 
 
 def test_a_class_that_spreads_more_answers_farther_out() -> None:
@@ -286,6 +309,11 @@ def test_classes_without_factors_have_the_linear_discriminant() -> None:
     whole = discriminant(both)
     again = Head.join([whole[:1], *whole[1:].split([2, 1])])
     torch.testing.assert_close(again(x), whole(x))
+    with pytest.raises(ValueError, match="with squares and heads without"):
+        Head.join([whole, whole.linear()])
+    for_a_day = {name: value for name, value in whole.tensors().items() if name != "expected"}
+    assert whole.expected is not None
+    torch.testing.assert_close(Head.from_tensors(for_a_day)(x), whole(x) + whole.expected / 2)
     offset = randn(20, seed=3).float()
     torch.testing.assert_close(whole.shifted(offset)(x.float() + offset), whole(x), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(HeadLayer(whole)(x.float()), whole(x))

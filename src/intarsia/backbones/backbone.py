@@ -21,7 +21,7 @@ from intarsia.backbones.names import BUILTIN, TARGETS, kind_of, match_targets, n
 from intarsia.backbones.preprocessing import Preprocessing
 from intarsia.backbones.probe import acting
 from intarsia.errors import InputError
-from intarsia.numerics import digest
+from intarsia.numerics import digest, wide
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -137,7 +137,7 @@ class Backbone:
         ``full``: the root mean square of their entries; ``lora``: that of the norms of their rows, one per output.
         """
         weights = self.trainable.values()
-        square = sum(float(w.double().square().sum()) for w in weights)
+        square = sum(float(wide(w).square().sum()) for w in weights)
         entries, rows = sum(w.numel() for w in weights), sum(len(w) for w in weights)
         return {"full": math.sqrt(square / entries), "lora": math.sqrt(square / rows)}
 

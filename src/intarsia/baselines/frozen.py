@@ -1,4 +1,4 @@
-"""No training at all: theta0's features and Fisher's linear discriminant of the class statistics."""
+"""No training at all: theta0's features and the discriminant of the class statistics."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from intarsia.training.steps import features_of
 
 @dataclass(frozen=True)
 class Frozen:
-    """The classes' means and their common covariance, task by task."""
+    """The classes' means, their common covariance and a part of each one's own, task by task."""
 
     about: ClassVar[str] = "no training: discriminant of theta0's features"
 

@@ -4,7 +4,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,12 +16,13 @@ from intarsia.adapters.protocol import Adapter
 from intarsia.backbones.backbone import Backbone
 from intarsia.baselines.protocol import TaskResult
 from intarsia.data.stream import TaskStream
+from intarsia.errors import InputError
 from intarsia.evaluation.editing import Editable
 from intarsia.pool import Pool
 from intarsia.progress import Progress, silent
 from intarsia.regularizers.l2 import L2
 from intarsia.regularizers.protocol import Regularizer
-from intarsia.store.index import INDEX, Index
+from intarsia.store.index import Index
 from intarsia.training.checkpoint import Checkpoint
 from intarsia.training.learner import learn
 from intarsia.training.settings import Settings
@@ -72,7 +73,9 @@ def _stopped(folder: Path, stream: TaskStream) -> bool:
     """Whether a run can go on there: while it learned, or when it had learned all tasks and was not yet measured."""
     if Checkpoint.of(folder).exists:
         return True
-    return (folder / INDEX).is_file() and Index.read(folder).tasks == tuple(task.name for task in stream)
+    with suppress(InputError):
+        return Index.read(folder).tasks == tuple(task.name for task in stream)
+    return False
 
 
 def results(pool: Pool, *, fisher: bool = True) -> Iterator[TaskResult]:

@@ -75,7 +75,7 @@ class Baseline(Protocol):
 def classifier(
     backbone: Backbone, network: nn.Module, head: Head, classes: Mapping[str, tuple[str, ...]]
 ) -> ComposedModel:
-    """A network of its own and one linear head over all classes (task -> class names, in the head's order)."""
+    """A network of its own and one head over all classes (task -> class names, in the head's order)."""
     return ComposedModel(network, head, classes, backbone.preprocessing, {}).to(backbone.device)
 
 

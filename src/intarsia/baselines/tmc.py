@@ -23,6 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from intarsia.adapters.full import Full
+from intarsia.adapters.protocol import Adapter
 from intarsia.backbones.backbone import Backbone
 from intarsia.backbones.forward import Pixels, outputs
 from intarsia.backbones.preprocessing import Preprocessing
@@ -124,6 +126,8 @@ class TMC:
     """A tangent model for every task, trained alone; their mean answers."""
 
     about: ClassVar[str] = "tangent models, their mean"
+    adapter: ClassVar[Adapter] = Full()
+    """What is trained of the network."""
 
     def train(
         self,

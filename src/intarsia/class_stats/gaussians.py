@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from intarsia.class_stats.shrinkage import Covariance, spread
 
@@ -63,6 +64,8 @@ class Gaussians:
             freedom += part.freedom
         if scatter is None:
             raise ValueError("no classes to join")
+        rank = max((factors.shape[1] for factors in own), default=0)
+        own = [F.pad(factors, (0, 0, 0, rank - factors.shape[1])) for factors in own]
         return cls(torch.cat(centres), scatter, freedom, torch.cat(own) if len(own) == len(centres) else None)
 
     def to(self, kind: torch.dtype) -> "Gaussians":
@@ -119,10 +122,10 @@ def leading(residual: Tensor, labels: Tensor, classes: int, within: Covariance) 
     most, width = int(torch.bincount(labels).max()), residual.shape[1]
     rank = min(RANK, width)
     start = torch.randn(most, rank, generator=torch.Generator().manual_seed(0), dtype=residual.dtype)
-    found = residual.new_zeros(classes, rank, width)
+    found, to_white = residual.new_zeros(classes, rank, width), within.whitening()
     for c in range(classes):
         own = residual[labels == c]
-        white = within.whiten(own)
+        white = own @ to_white
         basis = start[: len(own), : len(own)].to(own)
         for _ in range(ITERATIONS):
             basis = torch.linalg.qr(white @ (white.T @ basis)).Q

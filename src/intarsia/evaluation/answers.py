@@ -1,6 +1,6 @@
 """What models answer on test images, where each network's features are computed once.
 
-A head is linear on its network's features, so models that share a network share the features: a pool's mean in its
+A head works on its network's features, so models that share a network share the features: a pool's mean in its
 evaluation, in its confusions and beside its edits; the first module alone and the specialist of the first task.
 """
 

@@ -1,1 +1,1 @@
-"""Linear heads: pre-tuning, alignment, discriminant."""
+"""Heads: pre-tuning, alignment, discriminant."""

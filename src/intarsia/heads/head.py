@@ -2,41 +2,51 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 
-def logits(x: Tensor, weight: Tensor, bias: Tensor, factors: Tensor | None, offsets: Tensor | None) -> Tensor:
+def logits(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    factors: Tensor | None,
+    offsets: Tensor | None,
+    expected: Tensor | None,
+) -> Tensor:
     """(N, C): see ``Head``."""
     found = F.linear(x, weight, bias)
-    if factors is None or offsets is None:
+    if factors is None or offsets is None or expected is None:
         return found
     inside = F.linear(x, factors.flatten(0, 1)).view(-1, *offsets.shape) - offsets
-    return found + inside.square().sum(-1) / 2
+    return found + (inside.square().sum(-1) - expected) / 2
 
 
 @dataclass(frozen=True)
 class Head:
-    """A classifier: logits f W^T + b, and where a class has factors, + |factors f - offset|^2 / 2.
+    """A classifier: logits f W^T + b, and where a class has factors, + (|factors f - offset|^2 - expected) / 2.
 
     Args:
         weight: (C, D).
         bias: (C,).
         factors: (C, r, D); None of a linear head.
         offsets: (C, r); None of a linear head.
+        expected: (C,), what is taken off the squares; None of a linear head.
     """
 
     weight: Tensor
     bias: Tensor
     factors: Tensor | None = None
     offsets: Tensor | None = None
+    expected: Tensor | None = None
 
     def __call__(self, features: Tensor) -> Tensor:
         """Logits (N, C) of features (N, D), in the head's own type: a network in float64 has heads in float32."""
-        return logits(features.to(self.weight.dtype), self.weight, self.bias, self.factors, self.offsets)
+        x = features.to(self.weight.dtype)
+        return logits(x, self.weight, self.bias, self.factors, self.offsets, self.expected)
 
     def __len__(self) -> int:
         return len(self.weight)
@@ -66,34 +76,34 @@ class Head:
         bias, offsets = self.bias - self.weight @ offset, self.offsets
         if self.factors is not None and offsets is not None:
             offsets = offsets + self.factors @ offset
-        return Head(self.weight, bias, self.factors, offsets)
+        return replace(self, bias=bias, offsets=offsets)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a module keeps."""
-        found = {"weight": self.weight, "bias": self.bias}
-        if self.factors is not None and self.offsets is not None:
-            found |= {"factors": self.factors, "offsets": self.offsets}
-        return found
+        return {name: value for name, value in vars(self).items() if value is not None}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Head":
         """The inverse of ``tensors``."""
-        return cls(tensors["weight"], tensors["bias"], tensors.get("factors"), tensors.get("offsets"))
+        factors, offsets, expected = map(tensors.get, ("factors", "offsets", "expected"))
+        if offsets is not None and expected is None:  # as composed models had it for a day
+            expected = offsets.new_zeros(len(offsets))
+        return cls(tensors["weight"], tensors["bias"], factors, offsets, expected)
 
     @classmethod
     def join(cls, heads: Sequence["Head"]) -> "Head":
-        """The heads of several tasks as one over all their classes; all have factors of one rank, or none has any."""
-        weight, bias = torch.cat([h.weight for h in heads]), torch.cat([h.bias for h in heads])
-        factors = [h.factors for h in heads if h.factors is not None]
-        offsets = [h.offsets for h in heads if h.offsets is not None]
-        if not factors:
-            return cls(weight, bias)
-        return cls(weight, bias, torch.cat(factors), torch.cat(offsets))
+        """The heads of several tasks as one over all their classes; all have factors of one rank, or none has any.
+
+        Raises:
+            ValueError: some have factors, and some have none.
+        """
+        parts = [head.tensors() for head in heads]
+        if len({tuple(part) for part in parts}) > 1:
+            raise ValueError("heads with squares and heads without cannot be joined")
+        return cls(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Head":
-        factors = None if self.factors is None else change(self.factors)
-        offsets = None if self.offsets is None else change(self.offsets)
-        return Head(change(self.weight), change(self.bias), factors, offsets)
+        return Head(**{name: change(value) for name, value in self.tensors().items()})
 
     @classmethod
     def truncated_normal(cls, classes: int, width: int, generator: torch.Generator) -> "Head":

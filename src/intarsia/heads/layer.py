@@ -15,7 +15,7 @@ class HeadLayer(nn.Module):
     def __init__(self, head: Head) -> None:
         super().__init__()
         given = head.tensors()
-        for name in ("weight", "bias", "factors", "offsets"):
+        for name in ("weight", "bias", "factors", "offsets", "expected"):
             copied = nn.Parameter(given[name].detach().clone(), requires_grad=False) if name in given else None
             self.register_parameter(name, copied)
 
@@ -23,10 +23,11 @@ class HeadLayer(nn.Module):
     bias: Tensor
     factors: Tensor | None
     offsets: Tensor | None
+    expected: Tensor | None
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits (N, C)."""
-        return logits(features, self.weight, self.bias, self.factors, self.offsets)
+        return logits(features, self.weight, self.bias, self.factors, self.offsets, self.expected)
 
     def head(self) -> Head:
         """What it computes."""

@@ -5,8 +5,8 @@ On disk it is self-contained: neither the pool nor theta0's weights are needed t
     model.safetensors   network.*  the network's own state dict: less ``network.``, the library that names the
                                    architecture loads it strictly (``timm.create_model(name, num_classes=0)``)
                         head.weight (C, D), head.bias (C,): logits = features @ weight.T + bias, in the order of classes
-                        head.factors (C, r, D), head.offsets (C, r), where there are any: to the logit of class c is
-                        added half the square of factors[c] @ features - offsets[c]
+                        head.factors (C, r, D), head.offsets (C, r), head.expected (C,), where there are any: to the
+                        logit of class c is added half of |factors[c] @ features - offsets[c]|^2 - expected[c]
     model.json          format, architecture (library, name, arguments), preprocessing (size, resize, channels, mean,
                         std, interpolation), classes (task -> names), id2label (row of the head -> name), recipe
                         (coefficients, heads, theta0's name and hash), streams (task -> where its images were), hash

@@ -67,8 +67,8 @@ def compare(
             made again if everything that decides about their numbers is as it was; else they are set aside in it.
         jobs: runs at once; give each its share of the cores with ``bench.threads``.
         engine: Ray, whose workers make the runs, ``engine.workers`` at once in place of ``jobs``, with a thread each if
-            ``bench.threads`` is None. They read images and write to ``out`` themselves; a run whose worker dies is made
-            again.
+            ``bench.threads`` is None. They read images and write to ``out`` themselves; a run whose worker dies
+            is tried again.
         again: set aside all that is in the folder, and make every run anew.
         search: choose each method's learning rate first, among its own times each of these: by seed 0 on a fifth of
             the training images, held out.

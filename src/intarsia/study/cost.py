@@ -42,8 +42,8 @@ def expected(
     count = len(seeds) + searched
     if not count:
         return 0.0
-    if there:
-        return count * mean(record["minutes"] for record in there)
+    if whole := [record["minutes"] for record in there if not record.get("resumed")]:
+        return count * mean(whole)
     run, editing = _timed(bench, name)
     return (count * run + (editing if edits and 0 in seeds else 0.0)) / 60
 

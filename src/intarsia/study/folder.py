@@ -101,14 +101,13 @@ class Folder:
         """
         self._set_aside(f"{name}-{seed}.json", f"{name}-{seed}")
         into, begun = self.path / f"{name}-{seed}", self._begun(name, seed)
-        now, before = {"settings": settings, "made": made}, None
+        now, before = {"settings": {**settings, "bench": None}, "made": made}, None
         with suppress(InputError):
             before = read_json(begun)
-        if into.exists() and before != json.loads(json.dumps(now)):
+        if into.exists() and (found := difference(before, json.loads(json.dumps(now)))):
+            self.say(f"{name}, seed {seed}: {found}: what was learned of it before it was stopped is learned anew")
             with writing(into):
                 shutil.rmtree(into)
-        elif into.exists():
-            self.say(f"{name}, seed {seed}: goes on where it was stopped")
         write_json(now, begun)
         return into
 
@@ -133,7 +132,7 @@ class Folder:
     def _set_aside(self, *names: str) -> None:
         there = [self.path / name for name in names if (self.path / name).exists()]
         if not any(path.is_file() for path in there):
-            return  # what a run that did not end has written is written anew by its method
+            return  # a run has not ended: see ``make_room``
         number = 1
         while (target := self.path / EARLIER / str(number)).exists():
             number += 1

@@ -90,7 +90,10 @@ class Runs:
         self.say(self.named(name, seed))
         asked = {"settings": self.settings(name, seed), "made": self.made[seed]}
         into = self.folder.make_room(name, seed, **asked)
-        record = {"method": name, "seed": seed, **asked}
+        record: dict[str, Any] = {"method": name, "seed": seed, **asked}
+        if into.exists():
+            self.say(f"{self.named(name, seed)}: goes on where it was stopped; minutes and memory are of what is left")
+            record["resumed"] = True
         record |= {"code": code(), **cells.run(self.bench, name, seed, into, edits=self.edits)}
         if "error" in record:
             kind = DivergenceError if record["diverged"] else InputError

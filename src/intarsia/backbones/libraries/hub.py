@@ -1,21 +1,29 @@
-"""Whether the hub can be reached: asked once, so that a machine without a network is told so at once."""
+"""Whether the hub can be reached: asked first, so that a machine without a network is told so at once."""
 
 import os
 import socket
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from huggingface_hub import constants
 
 SECONDS = 5
+"""Until nobody is thought to be there."""
+KNOWN = 60
+"""Seconds."""
 
 
-@cache
 def reachable() -> bool:
-    """Whether a connection to the hub can be opened; behind a proxy that is not asked."""
+    """Whether a connection to the hub can be opened; behind a proxy that is not asked. Known for a minute."""
+    return _reachable(int(time.monotonic() / KNOWN))
+
+
+@lru_cache(1)
+def _reachable(_: int) -> bool:
     if constants.HF_HUB_OFFLINE:
         return False
     if urllib.request.getproxies():

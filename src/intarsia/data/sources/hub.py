@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from intarsia.backbones.libraries.hub import offline_if_unreachable
+from intarsia.backbones.libraries.hub import offline_if_unreachable, reachable
 from intarsia.backbones.locations import hub_parts
 from intarsia.data.files import ImageFile, Row
 from intarsia.data.sources.listing import PARTS, Listing, of_labels
@@ -46,6 +46,8 @@ def open_hub(where: str, asked: Asked) -> Source:
     notes = [f"the test images are those of split {tested!r}"] if tested in found and tested != "test" else []
     unused = [name for name, part in parts.items() if part not in (found["train"], found.get(tested))]
     notes += [f"left out: the splits {listed(unused)}"] if unused else []
+    if asked_for.revision and not Path(place).exists() and not reachable():
+        notes.append(f"the hub cannot be reached: this is what its cache has, be it {asked_for.revision} or another")
     files: dict[Side, dict[str, list[ImageFile]]] = {"train": {}, "test": {}}
     for side in SIDES:
         split = "train" if side == "train" else tested
