@@ -280,9 +280,9 @@ def test_factors_are_a_class_s_own_covariance() -> None:
     features[labels == 1, :RANK] *= 4
     classes = Gaussians.of(features, labels, 2)
     assert classes.factors is not None
-    white = classes.covariance().whiten(features[labels == 1] - classes.centres[1])
+    white = (features[labels == 1] - classes.centres[1]) @ classes.covariance().whitening()
     values = torch.linalg.eigvalsh(white.T.cov()).flip(0)
-    kept = classes.covariance().whiten(classes.factors[1]).square().sum()
+    kept = (classes.factors[1] @ classes.covariance().whitening()).square().sum()
     assert float(values[:RANK].sum()) * 0.9 < float(kept) < float(values[:RANK].sum()) * (1 + 1e-9)
 
 

@@ -92,10 +92,6 @@ class Covariance:
         inside = self.vectors.T @ (right / self.scale[:, None])
         return self.vectors @ (inside / (self.values + ridge)[:, None]) / self.scale[:, None]
 
-    def whiten(self, features: Tensor) -> Tensor:
-        """Centered features (N, D) -> (N, D), of covariance 1 if theirs is S."""
-        return features @ self.whitening()
-
     def whitening(self) -> Tensor:
         """W (D, D) with W W^T = S^-1: centered features f W have covariance 1 if theirs is S."""
         return self.vectors / self.scale[:, None] / self.values.sqrt()

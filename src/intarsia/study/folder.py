@@ -10,7 +10,6 @@ search.json, search/   learning rates that were tried on held-out training image
 earlier/               runs that were made with something else: nothing is overwritten
 """
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -86,8 +85,8 @@ class Folder:
             return None
         record = read_json(path)
         with reading(path):
-            before = {"settings": {**record["settings"], "bench": None}, "made with": record.get("made", {})}
-        found = difference(before, {"settings": {**settings, "bench": None}, "made with": made})
+            before = _deciding(record["settings"], record.get("made", {}))
+        found = difference(before, _deciding(settings, made))
         if found:
             self.say(f"{name}, seed {seed}: {found}: made again, the earlier run goes to {self.path / EARLIER}")
         return None if found else record
@@ -101,10 +100,10 @@ class Folder:
         """
         self._set_aside(f"{name}-{seed}.json", f"{name}-{seed}")
         into, begun = self.path / f"{name}-{seed}", self._begun(name, seed)
-        now, before = {"settings": {**settings, "bench": None}, "made": made}, None
+        now, before = _deciding(settings, made), None
         with suppress(InputError):
             before = read_json(begun)
-        if into.exists() and (found := difference(before, json.loads(json.dumps(now)))):
+        if into.exists() and (found := difference(before, now)):
             self.say(f"{name}, seed {seed}: {found}: what was learned of it before it was stopped is learned anew")
             with writing(into):
                 shutil.rmtree(into)
@@ -140,6 +139,11 @@ class Folder:
             target.mkdir(parents=True)
             for path in there:
                 path.rename(target / path.name)
+
+
+def _deciding(settings: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides about a run's numbers: what of the bench does is among its own settings and what it is made with."""
+    return {"settings": {**settings, "bench": None}, "made with": made}
 
 
 def _is_ours(name: str) -> bool:

@@ -8,14 +8,14 @@ the table, as those of files are.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 from intarsia.backbones.libraries.hub import offline_if_unreachable, reachable
-from intarsia.backbones.locations import hub_parts
+from intarsia.backbones.locations import hub_parts, is_folder
 from intarsia.data.files import ImageFile, Row
 from intarsia.data.sources.listing import PARTS, Listing, of_labels
 from intarsia.data.sources.source import SIDES, Asked, Side, Source
@@ -46,7 +46,7 @@ def open_hub(where: str, asked: Asked) -> Source:
     notes = [f"the test images are those of split {tested!r}"] if tested in found and tested != "test" else []
     unused = [name for name, part in parts.items() if part not in (found["train"], found.get(tested))]
     notes += [f"left out: the splits {listed(unused)}"] if unused else []
-    if asked_for.revision and not Path(place).exists() and not reachable():
+    if asked_for.revision and not is_folder(place) and not reachable():
         notes.append(f"the hub cannot be reached: this is what its cache has, be it {asked_for.revision} or another")
     files: dict[Side, dict[str, list[ImageFile]]] = {"train": {}, "test": {}}
     for side in SIDES:
@@ -64,7 +64,7 @@ def _load(place: str, revision: str | None, config: str | None) -> dict[str, Any
     except ImportError as error:
         raise not_installed(f"hf:{place}", "datasets", "hf", error) from error
     try:
-        with nullcontext() if Path(place).exists() else offline_if_unreachable():
+        with _asking(place):
             found = datasets.load_dataset(place, config, revision=revision)
     except Exception as error:  # of the hub, the network, the files or the disk
         known = _configs(place, revision)
@@ -81,12 +81,17 @@ def _load(place: str, revision: str | None, config: str | None) -> dict[str, Any
     return {str(name): part for name, part in found.items()}
 
 
+def _asking(place: str) -> AbstractContextManager[None]:
+    """The hub is asked only for what is no folder, and if it can be reached."""
+    return nullcontext() if is_folder(place) else offline_if_unreachable()
+
+
 def _configs(place: str, revision: str | None) -> list[str]:
     """The configurations of a data set; none if they cannot be had."""
     import datasets  # noqa: PLC0415
 
     try:
-        with offline_if_unreachable():
+        with _asking(place):
             return datasets.get_dataset_config_names(place, revision=revision)
     except Exception:  # what went wrong is told already
         return []
@@ -98,8 +103,7 @@ def _columns(spec: str, features: Mapping[str, Any], named: Sequence[str]) -> tu
 
     images = [name for name, kind in features.items() if isinstance(kind, datasets.Image) or _holds_bytes(kind)]
     by_type = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-    among = by_type or list(features)
-    labels = [name for name in among if name.lower() in LABELS]
+    labels = [name for name in by_type or features if name.lower() in LABELS]
     if by_type and len(labels) != 1:
         labels = by_type
     wanted = [*named, "", ""][:2]
