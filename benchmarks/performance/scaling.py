@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -193,7 +194,7 @@ def together(asked: Scaling, folder: Path, tasks: Sequence[str]) -> tuple[float,
 def main() -> None:
     """Run it."""
     asked = tyro.cli(Scaling, description=__doc__)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):  # Ray prints what it says of workers
         found = measure(asked, Path(folder))
     if asked.json:
         print(json.dumps(found))
