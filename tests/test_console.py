@@ -71,3 +71,14 @@ def test_bars_take_a_name_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
         progress("x[/]: training", 1, 2)
     assert isinstance(err.file, StringIO)
     assert "x[/]: training" in err.file.getvalue()
+
+
+def test_lines_say_how_long_what_they_saw_begin_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    out, now = StringIO(), iter((5.0, 7.5, 9.0))
+    monkeypatch.setattr(shown_on, "ERR", Console(file=out, width=80))
+    monkeypatch.setattr(shown_on.time, "monotonic", lambda: next(now))
+    with shown() as progress:
+        progress("birds: features", 4, 8)
+        progress("birds: features", 8, 8)
+        progress("fish: Fisher", 1, 1)  # by a worker, beside other phases
+    assert out.getvalue() == "birds: features: 2.5 s\nfish: Fisher: done\n"

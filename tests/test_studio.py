@@ -411,6 +411,7 @@ def test_what_a_process_says_is_read() -> None:
     assert progress_of(()) == "starting"
     assert progress_of(("birds: training: 12 of 80", "a warning")) == "birds: training: 12 of 80"
     assert progress_of(("birds: training: 12 of 80", "birds: features: 0.1 s")) == "birds: features done"
+    assert progress_of(("birds: features: 0.1 s", "birds: class statistics: done")) == "birds: class statistics done"
 
 
 def test_without_gradio_one_line_says_what_to_install(

@@ -56,12 +56,14 @@ class _Lines:
         self._name, self._began, self._told = "", 0.0, 0.0
 
     def __call__(self, phase: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if phase != self._name:
+        now, seen = time.monotonic(), phase == self._name
+        if not seen:
             self._name, self._began, self._told = phase, self._told or now, now
         if done < total and now - self._told < OFTEN:
             return
-        took = f"{now - self._began:.1f} s" if done == total else f"{done} of {total}"
+        # what is heard of only at its end may have run beside other phases: since when is not known
+        ended = f"{now - self._began:.1f} s" if seen or total > 1 else "done"
+        took = ended if done == total else f"{done} of {total}"
         ERR.print(f"{phase}: {took}")
         self._told = now
 

@@ -275,6 +275,6 @@ def progress_of(said: tuple[str, ...]) -> str:
     for line in reversed(said):
         if found := re.fullmatch(r"(.+): (\d+) of (\d+)", line):
             return f"{found[1]}: {found[2]} of {found[3]}"
-        if re.fullmatch(r".+: [\d.]+ s", line):
+        if re.fullmatch(r".+: ([\d.]+ s|done)", line):
             return f"{line.rpartition(':')[0]} done"
     return "starting"
