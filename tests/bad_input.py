@@ -296,7 +296,7 @@ BAD: dict[str, list[Bad]] = {
         Bad("tasks joined by a comma", "evaluate pool --keep task01,task02"),
         Bad("a weight that is no number", "evaluate pool --weights task01=one"),
         Bad("a weight of a task that is not there", "evaluate pool --weights cars=1"),
-        Bad("a merge rule of some of the modules", "evaluate pool --keep task01 --rule ties"),
+        Bad("a merge rule with coefficients", "evaluate pool --weights task01=1 --rule ties"),
         Bad("Fishers that were not kept", "compose pool --rule fisher --out new"),
         Bad("every task dropped", "evaluate pool --drop task01 task02 task03"),
         Bad("a scale without negation", "unlearn pool task01 --scale 2"),

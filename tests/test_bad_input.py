@@ -110,7 +110,7 @@ SAYS: dict[str, tuple[str, ...]] = {
     "tasks joined by a comma": ("'task01,task02'", "--keep task01 task02"),
     "a weight that is no number": ("'task01=one'", "birds=.7"),
     "a weight of a task that is not there": ("'cars'", "task01, task02, task03"),
-    "a merge rule of some of the modules": ("--rule ties", "leave --keep, --drop and --weights out"),
+    "a merge rule with coefficients": ("--rule ties", "leave --weights out"),
     "Fishers that were not kept": ("'task01'", "--run.keep-fishers"),
     "every task dropped": ("--drop", "all tasks", "keep one"),
     "a scale without negation": ("2.0", "drop", "negate"),

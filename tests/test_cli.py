@@ -143,6 +143,8 @@ def test_merge_rules_of_others(pool: Path, world: Path) -> None:
         result("compose", pool, "--rule", rule, "--out", world / rule)
         written.add((world / rule / "model.safetensors").read_bytes())
     assert len(written) == len(RULES)
+    some = result("evaluate", pool, "--rule", "ties", "--drop", "earth")
+    assert some["tasks"] == ["cold", "other"]
     half, summed = (result("evaluate", pool, *more)["recipe"] for more in (("--scale", 0.5), ("--rule", "sum")))
     assert half["weights"] == dict.fromkeys(TASKS, pytest.approx(1 / 6))
     assert summed["name"] == "sum, scale 1"

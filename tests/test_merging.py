@@ -276,6 +276,18 @@ def test_a_pool_is_merged_by_a_rule(rule: Rule, with_fishers: Pool) -> None:
     assert merged(learned, rule, seed=7).recipe["name"] == f"{rule}, scale {scale:.4g}"
 
 
+def test_a_rule_merges_some_of_the_modules(pool: Pool) -> None:
+    """Half the sum of two is their mean: the specialist of both, whose heads and classes it has."""
+    pair = [pool.tasks[2], pool.tasks[0]]
+    found, expert = merged(pool, "sum", pair, scale=0.5), pool.specialize(pair)
+    assert found.classes == expert.classes
+    torch.testing.assert_close(found.state_dict(), expert.state_dict(), rtol=1e-4, atol=1e-5)
+    cut = merged_vector("ties", [pool.vector(task) for task in pool.tasks if task in pair], [], 0)
+    assert same(merged(pool, "ties", pair, scale=1).state_dict(), pool.with_vector(cut, "x", pair).state_dict())
+    with pytest.raises(InputError, match="'cars'"):
+        merged(pool, "ties", ["cars"])
+
+
 def test_the_heads_of_a_rule_are_those_of_the_nearest_combination(pool: Pool) -> None:
     taus = [pool.vector(task) for task in pool.tasks]
     some_of = pool.with_vector(0.7 * taus[0] + 0.2 * taus[1], "by hand")

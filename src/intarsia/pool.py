@@ -170,7 +170,7 @@ class Pool(StoredModules):
 
     def frozen(self, tasks: Sequence[str] | None = None) -> ComposedModel:
         """theta0 itself with the best heads that need no fine-tuning: the discriminant of the class statistics."""
-        chosen = tuple(t for t in self.learned() if tasks is None or t in tasks)
+        chosen = self.learned(tasks)
         head = discriminant(Gaussians.join(s.gaussians() for s in self.statistics(chosen)))
         return self._model(Recipe({}, chosen, "frozen"), copy.deepcopy(self.backbone.model), head, "compensated")
 
@@ -190,7 +190,7 @@ class Pool(StoredModules):
         """All but one task; see ``recipes.unlearn``. ``influenced_by(task)`` says what it still took part in."""
         return self.compose(recipes.unlearn(self.learned(), task, mode=mode, scale=scale))
 
-    def with_vector(self, vector: TaskVector, name: str) -> ComposedModel:
+    def with_vector(self, vector: TaskVector, name: str, tasks: Sequence[str] | None = None) -> ComposedModel:
         """theta0 plus a vector of another merge rule (see ``merging.rules``).
 
         The heads are those of the combination of task vectors that comes nearest to it.
@@ -198,19 +198,21 @@ class Pool(StoredModules):
         Args:
             vector: over the trainable weights.
             name: how to call the model.
+            tasks: whose task vectors were merged; the model answers with their classes. None: all.
 
         Raises:
-            InputError: it is over other weights than the pool's.
+            InputError: it is over other weights than the pool's, or the pool has no such task.
         """
+        chosen = self.learned(tasks)
         weights = self.backbone.trainable
         if {n: w.shape for n, w in weights.items()} != {n: tau.shape for n, tau in vector.items()}:
             raise InputError(f"{name}: a vector over other weights than the pool's: make it of its task vectors")
-        modules = [self.module(task) for task in self.learned()]
+        modules = [self.module(task) for task in chosen]
         parts = ((vector[n], [m.delta(n, self.adapter, w) for m in modules]) for n, w in weights.items())
-        nearest = Recipe(dict(zip(self.tasks, coefficients(parts), strict=True)), self.tasks, name)
+        nearest = Recipe(dict(zip(chosen, coefficients(parts), strict=True)), chosen, name)
         _, head, heads = self._heads(nearest, "prototypes", len(self.tasks))
         network = moved(self.backbone, lambda weight, theta0: vector[weight].to(theta0), name)
-        return self._model(Recipe({}, self.tasks, name), network, head, heads)
+        return self._model(Recipe({}, chosen, name), network, head, heads)
 
     def influenced_by(self, task: str) -> dict[str, list[str]]:
         """Other tasks whose modules saw something of ``task`` -> what: its fisher, statistics, vectors, prototypes."""
@@ -255,39 +257,34 @@ class Pool(StoredModules):
         )
         return model.to(backbone.device)
 
-    def learned(self) -> tuple[str, ...]:
-        """``tasks``, of a pool that has some.
-
-        Raises:
-            InputError: it has none.
-        """
-        if not self.tasks:
-            raise InputError(f"{self.path} holds no module yet: learn a task first")
-        return self.tasks
-
 
 def _is_ours(folder: Path) -> bool:
     """It is empty, or an unfinished run's that has no module yet."""
     return (folder / RUN).is_dir() or not any(folder.iterdir())
 
 
-def merged(pool: Pool, rule: Rule, *, scale: float | None = None, seed: int = 0) -> ComposedModel:
-    """The model of all modules of a pool by a rule with its paper's settings; see ``Pool.with_vector``.
+def merged(
+    pool: Pool, rule: Rule, tasks: Sequence[str] | None = None, *, scale: float | None = None, seed: int = 0
+) -> ComposedModel:
+    """The model of a pool's modules by a rule with its paper's settings; see ``Pool.with_vector``.
 
     Args:
         pool: with ``fisher``, one that keeps every task's own Fisher.
         rule: which.
+        tasks: whose modules are merged; None for all.
         scale: factor of the merged vector; if None, 1 for ``sum``, and else where the tasks' losses, quadratic around
-            theta0 with their Fishers, are least in sum (``rules.vectors.best_scale``).
+            theta0 with their Fishers (the pool's, where it keeps no task's own), are least in sum
+            (``rules.vectors.best_scale``).
         seed: of what ``dare`` drops.
 
     Raises:
-        InputError: the pool is empty, or has not the Fishers that are asked for.
+        InputError: the pool is empty, or has not the tasks or the Fishers that are asked for.
     """
-    vectors = [pool.vector(task) for task in pool.learned()]
-    fishers = [found for task in pool.tasks if isinstance(found := pool.fisher(task), DiagonalFisher)]
+    chosen = pool.learned(tasks)
+    vectors, own = [pool.vector(task) for task in chosen], {task: pool.fisher(task) for task in chosen}
+    fishers = [fisher for fisher in own.values() if isinstance(fisher, DiagonalFisher)]
     if rule == "fisher" and len(fishers) < len(vectors):
-        task = next(t for t in pool.tasks if not isinstance(pool.fisher(t), DiagonalFisher))
+        task = next(task for task, fisher in own.items() if not isinstance(fisher, DiagonalFisher))
         raise InputError(f"{pool.path} has no diagonal Fisher of {task!r} of its own: learn it with --run.keep-fishers")
     vector = merged_vector(rule, vectors, [fisher.mean() for fisher in fishers], seed)
     if scale is None and rule != "sum":
@@ -295,4 +292,4 @@ def merged(pool: Pool, rule: Rule, *, scale: float | None = None, seed: int = 0)
             raise InputError(f"{pool.path}: a scale is chosen by a diagonal Fisher, and it has none: give --scale")
         scale = best_scale(vector, vectors, [f.sums for f in fishers if len(fishers) == len(vectors)] or [of_all.sums])
     scale = 1.0 if scale is None else scale
-    return pool.with_vector(scale * vector, f"{rule}, scale {scale:.4g}")
+    return pool.with_vector(scale * vector, f"{rule}, scale {scale:.4g}", chosen)

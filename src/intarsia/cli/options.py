@@ -28,7 +28,7 @@ class Selection:
     weights: tuple[str, ...] = ()
     """Coefficients of any sign and sum: birds=.7 cars=.3."""
     rule: Literal["mean"] | Rule = "mean"
-    """How all modules are merged: their mean, or another rule (fisher needs a pool learned with --run.keep-fishers)."""
+    """How the modules are merged: their mean, or another rule (fisher needs a pool learned with --run.keep-fishers)."""
     scale: float | None = None
     """Factor of what is added to the backbone; chosen from the Fisher for a rule, else 1."""
 
@@ -39,9 +39,9 @@ class Selection:
         recipe = self.of(pool)
         if self.rule == "mean":
             return pool.compose(recipe.scaled(1.0 if self.scale is None else self.scale))
-        if self.keep or self.drop or self.weights:
-            raise InputError(f"--rule {self.rule} merges all modules: leave --keep, --drop and --weights out")
-        return merged(pool, self.rule, scale=self.scale)
+        if self.weights:
+            raise InputError(f"--rule {self.rule} has coefficients of its own: leave --weights out, or --rule")
+        return merged(pool, self.rule, recipe.tasks, scale=self.scale)
 
     def of(self, pool: "Pool") -> "Recipe":
         """What is asked for."""

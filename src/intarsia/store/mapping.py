@@ -1,9 +1,10 @@
 """A pool as a mapping: task -> module, and what is shown of it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
 from intarsia.errors import InputError
+from intarsia.labels import check_task
 from intarsia.store.module import Module
 from intarsia.store.store import Store
 
@@ -37,6 +38,22 @@ class StoredModules(Store, Mapping[str, Module]):
 
     def __contains__(self, task: object) -> bool:
         return task in self.tasks
+
+    def learned(self, only: Sequence[str] | None = None) -> tuple[str, ...]:
+        """``tasks``, of a pool that has some; or some of them, in the pool's order.
+
+        Raises:
+            InputError: the pool has none, or not those; or none is chosen, or one twice.
+        """
+        if not self.tasks:
+            raise InputError(f"{self.path} holds no module yet: learn a task first")
+        if only is None:
+            return self.tasks
+        for task in only:
+            check_task(task, self.tasks)
+        if not only or len(set(only)) < len(only):
+            raise InputError(f"tasks {list(only)}: expected one or more of the pool's, each named once")
+        return tuple(task for task in self.tasks if task in only)
 
     def __repr__(self) -> str:
         facts = self._facts()
