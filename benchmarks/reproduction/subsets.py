@@ -1,0 +1,99 @@
+"""Random subsets of a pool's modules, composed by every rule: accuracy on the test images of the subset's classes.
+
+    python benchmarks/reproduction/subsets.py --pools runs/compare/ita-0 runs/compare/iel-0 --out subsets.jsonl
+
+A line of JSON per pool, subset and rule, at the scale that the rule takes by itself. Subsets are drawn with a seed, the
+same for every pool of these tasks. Beside the rules: the frozen backbone with heads for the subset's classes.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import get_args
+
+import torch
+import tyro
+
+from intarsia import Pool, evaluate
+from intarsia.data.records import gathered
+from intarsia.machine import code, machine
+from intarsia.merging.choices import Rule
+from intarsia.merging.model import ComposedModel
+from intarsia.pool import merged
+
+RULES: tuple[Rule, ...] = tuple(rule for rule in get_args(Rule) if rule not in ("sum", "fisher"))
+"""``sum`` is the mean at another scale; ``fisher`` needs every task's own."""
+
+
+@dataclass(frozen=True)
+class Subsets:
+    """Which pools, and how many subsets."""
+
+    pools: tuple[Path, ...]
+    """Folders."""
+    sizes: tuple[int, ...] = (2, 5, 8)
+    """Modules of a subset."""
+    draws: int = 5
+    """Subsets of each size."""
+    seed: int = 0
+    """Of the draws."""
+    threads: int = 1
+    """Threads of torch."""
+    out: Path = Path("subsets.jsonl")
+    """Lines are added; what is there is not measured again."""
+
+
+def drawn(tasks: tuple[str, ...], asked: Subsets) -> Iterator[tuple[str, ...]]:
+    """Subsets, each in the pool's order, none twice."""
+    chance = Random(asked.seed)
+    for size in asked.sizes:
+        seen = set[tuple[str, ...]]()
+        while len(seen) < asked.draws:
+            chosen = tuple(sorted(chance.sample(range(len(tasks)), size)))
+            subset = tuple(tasks[place] for place in chosen)
+            if subset not in seen:
+                seen.add(subset)
+                yield subset
+
+
+def models(pool: Pool, subset: tuple[str, ...]) -> Iterator[tuple[str, Callable[[], ComposedModel]]]:
+    """What is compared: its name, and how it is made."""
+    yield "frozen", partial(pool.frozen, subset)
+    yield "mean", partial(pool.specialize, subset)
+    for rule in RULES:
+        yield rule, partial(merged, pool, rule, subset)
+
+
+def main() -> None:
+    """Run it."""
+    asked = tyro.cli(Subsets, description=__doc__)
+    torch.set_num_threads(asked.threads)
+    lines = asked.out.read_text().splitlines() if asked.out.exists() else []
+    done = {json.dumps(json.loads(line)["run"], sort_keys=True) for line in lines}
+    for path in asked.pools:
+        pool = Pool.open(path)
+        stream = gathered({task: pool.card(task).stream for task in pool.learned()})
+        for subset in drawn(pool.tasks, asked):
+            for name, made in models(pool, subset):
+                run = {
+                    "pool": path.name,
+                    "stream": stream.name,
+                    "seed": asked.seed,
+                    "tasks": list(subset),
+                    "rule": name,
+                }
+                if json.dumps(run, sort_keys=True) in done:
+                    continue
+                found = evaluate(made(), stream, history=False)
+                result = {"final_accuracy": found.final_accuracy, "task_il_accuracy": found.task_il_accuracy}
+                line = {"run": run, "result": result, "machine": machine(pool.backbone.device), "code": code()}
+                with asked.out.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+                print(json.dumps({**run, **result}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
