@@ -387,7 +387,7 @@ def test_a_comparison_that_is_killed_leaves_no_run(tmp_path: Path) -> None:
 
 
 def test_a_run_that_was_stopped_goes_on_and_measures_the_same(here: None, tmp_path: Path) -> None:
-    bench = Bench(source=Source(data="chalk", only=("animals", "vehicles", "music"), max_per_class=4), epochs=1)
+    bench = Bench(source=Source(data="chalk", only=("animals", "vehicles"), max_per_class=2), epochs=1)
     whole = compare(bench, ["ita"], out=tmp_path / "whole", edits=False, say=lambda _: None)[0]
     said: list[str] = []
 
