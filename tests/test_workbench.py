@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from negation import at_control
+from subsets import Subsets, drawn
 
 from intarsia import IEL, ITA, Backbone, LoRA, TaskStream, evaluate, learn
 from intarsia.training.recommended import recommended
@@ -50,3 +52,17 @@ def test_a_setting_that_needs_another_set_up_is_refused() -> None:
     strength, training = recommended("ita", "lora")
     with pytest.raises(ValueError, match="protocol paper: steps 1 to 4 had recommended"):
         Workbench(stream, 0).learn(Setting("ita", "lora", strength, replace(training, protocol="paper")))
+
+
+def test_negation_is_compared_where_the_others_have_kept_as_much() -> None:
+    points = [(0.0, 60.0, 50.0), (0.5, 40.0, 49.0), (1.0, 20.0, 45.0)]
+    assert at_control(points, 0.94) == (0.75, 30.0)
+    assert at_control(points, 0.8) is None
+
+
+def test_subsets_are_drawn_once_and_in_the_pools_order() -> None:
+    asked = Subsets(pools=(), sizes=(2, 3), draws=4)
+    found = list(drawn(tuple("abcd"), asked))
+    assert len(set(found)) == len(found) == 8
+    assert all(list(subset) == sorted(subset) for subset in found)
+    assert found == list(drawn(tuple("abcd"), asked))

@@ -6,20 +6,20 @@ A line of JSON per pool, subset and rule, at the scale that the rule takes by it
 same for every pool of these tasks. Beside the rules: the frozen backbone with heads for the subset's classes.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 import tyro
+from results import Ledger
 
-from intarsia import Pool, evaluate
+from intarsia import Pool, TaskStream, evaluate
 from intarsia.data.records import gathered
-from intarsia.machine import code, machine
+from intarsia.machine import machine
 from intarsia.merging.choices import Rule
 from intarsia.merging.model import ComposedModel
 from intarsia.pool import merged
@@ -67,32 +67,24 @@ def models(pool: Pool, subset: tuple[str, ...]) -> Iterator[tuple[str, Callable[
         yield rule, partial(merged, pool, rule, subset)
 
 
+def measured(make: Callable[[], ComposedModel], stream: TaskStream) -> dict[str, Any]:
+    """Accuracy on the test images of the model's tasks."""
+    found = evaluate(make(), stream, history=False)
+    return {"final_accuracy": found.final_accuracy, "task_il_accuracy": found.task_il_accuracy}
+
+
 def main() -> None:
     """Run it."""
     asked = tyro.cli(Subsets, description=__doc__)
     torch.set_num_threads(asked.threads)
-    lines = asked.out.read_text().splitlines() if asked.out.exists() else []
-    done = {json.dumps(json.loads(line)["run"], sort_keys=True) for line in lines}
+    ledger = Ledger(asked.out, machine(torch.device("cpu")))
     for path in asked.pools:
         pool = Pool.open(path)
         stream = gathered({task: pool.card(task).stream for task in pool.learned()})
         for subset in drawn(pool.tasks, asked):
-            for name, made in models(pool, subset):
-                run = {
-                    "pool": path.name,
-                    "stream": stream.name,
-                    "seed": asked.seed,
-                    "tasks": list(subset),
-                    "rule": name,
-                }
-                if json.dumps(run, sort_keys=True) in done:
-                    continue
-                found = evaluate(made(), stream, history=False)
-                result = {"final_accuracy": found.final_accuracy, "task_il_accuracy": found.task_il_accuracy}
-                line = {"run": run, "result": result, "machine": machine(pool.backbone.device), "code": code()}
-                with asked.out.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
-                print(json.dumps({**run, **result}), flush=True)
+            for name, make in models(pool, subset):
+                run = {"pool": path.name, "stream": stream.name, "tasks": list(subset), "rule": name}
+                ledger.once(run, partial(measured, make, stream))
 
 
 if __name__ == "__main__":
