@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cases import backbone
 from intarsia.backbones.locations import absolute, hub_parts, kept
 from intarsia.backbones.preprocessing import Preprocessing
 from intarsia.data.fingerprint import notes_on, repeated
@@ -210,7 +211,7 @@ def test_the_same_picture_twice_is_counted(tmp_path: Path) -> None:
     assert both.startswith("1 picture is in training and in test")
     assert "test/cat/again.png" in both.replace(os.sep, "/")
     assert classes.startswith("2 pictures are in two classes")
-    assert notes_on(load(root), SMALL) == [both, classes]
+    assert notes_on(load(root), backbone()) == [f"photos: {both}", f"photos: {classes}"]
 
 
 # ---- held out by what is in an image

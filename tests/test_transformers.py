@@ -17,8 +17,8 @@ from cases import edit, stream
 from intarsia import Backbone, InputError
 from intarsia.backbones.libraries.transformers import transformers_preprocessing
 from intarsia.backbones.preprocessing import Preprocessing
-from intarsia.cli.learn import tell_of
 from intarsia.data.decoding import decode
+from intarsia.data.fingerprint import notes_on
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "dinov2-small-saliency"
 RGB = SimpleNamespace(num_channels=3)
@@ -141,7 +141,7 @@ def test_one_channel(tmp_path: Path) -> None:
     assert theta0.features(torch.zeros(2, 1, 32, 32)).shape == (2, 32)
 
 
-def test_half_precision_is_cast_and_said(dinov2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_half_precision_is_cast_and_said(dinov2: Path, tmp_path: Path) -> None:
     folder = copied(dinov2, tmp_path / "half")
     state = load_file(folder / "model.safetensors")
     save_file({k: v.half() for k, v in state.items()}, folder / "model.safetensors", {"format": "pt"})
@@ -149,8 +149,7 @@ def test_half_precision_is_cast_and_said(dinov2: Path, tmp_path: Path, capsys: p
     theta0 = Backbone.load(f"hf/{folder}")
     assert theta0.cast_from == "float16"
     assert "cast from float16" in repr(theta0)
-    tell_of(stream(), theta0)
-    assert "its weights are float16, and are cast to float32" in " ".join(capsys.readouterr().err.split())
+    assert notes_on(stream(), theta0) == [f"hf/{folder}: its weights are float16, and are cast to float32"]
     assert theta0.features(torch.zeros(1, 3, 32, 32)).dtype == torch.float32
 
 

@@ -181,6 +181,7 @@ class Learn:
         from intarsia.adapters.records import build_adapter
         from intarsia.backbones.backbone import Backbone
         from intarsia.console import ERR, OUT, shown
+        from intarsia.data.fingerprint import notes_on
         from intarsia.machine import on_device
         from intarsia.parallel import processes
         from intarsia.regularizers.records import build_regularizer
@@ -198,8 +199,8 @@ class Learn:
         theta0 = Backbone.load(plan.backbone, targets=plan.targets).to(device)
         chosen = self._chosen(base, theta0.sizes)
         plan = replace(plan, chosen=chosen)
-        if here.leads:
-            tell_of(stream, theta0)
+        for note in notes_on(stream, theta0) if here.leads else ():
+            ERR.print(note)
         if self.run_.dry_run:
             how = Configuration(adapter, regularizer, chosen.settings, stream.augmentation)
             return self._estimate(theta0, stream, how, plan.keep_fishers)
@@ -261,14 +262,3 @@ class Learn:
         if not self.json:
             facts(cost.record())
         return cost.record()
-
-
-def tell_of(stream: "TaskStream", theta0: "Backbone") -> None:
-    """What is to be known of weights and images before anything is learned, on standard error."""
-    from intarsia.console import ERR
-    from intarsia.data.fingerprint import notes_on
-
-    if theta0.cast_from:
-        ERR.print(f"{theta0.name}: its weights are {theta0.cast_from}, and are cast to float32")
-    for note in notes_on(stream, theta0.preprocessing):
-        ERR.print(f"{stream.name}: {note}")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from intarsia.backbones.backbone import Backbone
 from intarsia.backbones.preprocessing import Preprocessing
 from intarsia.data.files import FileHashes, ImageFile
 from intarsia.data.image_set import ImageSet
@@ -59,14 +60,17 @@ def _labels(labels: Tensor) -> bytes:
     return json.dumps(labels.tolist()).encode()
 
 
-def notes_on(stream: TaskStream, preprocessing: Preprocessing) -> list[str]:
-    """What is to be known of a stream's images before they are learned, in words.
+def notes_on(stream: TaskStream, backbone: Backbone) -> list[str]:
+    """What is to be known of weights and images before anything is learned, in words.
 
-    What was left out, pictures that are there twice, and where decoded images go if they do not stay in memory.
+    Whether the weights were cast; which images were left out, pictures that are there twice, and where decoded images
+    go if they do not stay in memory.
     """
+    cast = f"{backbone.name}: its weights are {backbone.cast_from}, and are cast to float32"
     sets = [images for task in stream for images in (task.train, task.test) if images.files is not None]
-    where = sets[0].storage.told(sum(map(len, sets)), preprocessing) if sets else ""
-    return [*stream.notes, *repeated(stream), *([where] if where else [])]
+    where = sets[0].storage.told(sum(map(len, sets)), backbone.preprocessing) if sets else ""
+    notes = [*stream.notes, *repeated(stream), *([where] if where else [])]
+    return [*([cast] if backbone.cast_from else []), *(f"{stream.name}: {note}" for note in notes)]
 
 
 def repeated(stream: TaskStream) -> list[str]:

@@ -212,8 +212,8 @@ def _opened(
     first, theta0 = bench.stream(0), bench.theta0()
     folder = Folder(Path(out) if out is not None else Path(f"runs/compare-{first.name}"), say)
     folder.check(bench, again=again)
-    for note in notes_on(first, theta0.preprocessing):
-        say(f"{first.name}: {note}")
+    for note in notes_on(first, theta0):
+        say(note)
     files = folder.hashes()
     made = {
         seed: made_with(bench, theta0, first if seed == 0 else bench.stream(seed), files, progress)
