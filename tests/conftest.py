@@ -31,6 +31,11 @@ LONG = (
 )
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Three processes on two cores: half of the time goes into waiting for processes that tests have started."""
+    return max(1, 3 * (os.cpu_count() or 1) // 2)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest come first, so that none is left over at the end for one process of two."""
     first = {f"test_{name}": place for place, name in enumerate(LONG)}
