@@ -5,9 +5,9 @@ symmetric cross-entropy
 
     L = (1 - b) CE + b RCE,     RCE = -sum_c p_c log max(y_c, 1e-4) = -log(1e-4) (1 - p_y).
 
-Then the heads of all classes are aligned on draws from a Gaussian per class, logits divided by 0.1 |logits|. The
-aligned head answers; the next task begins with the heads as they were trained. Of the paper's hybrid slow learner,
-biases and norms are not trained: adapters are of weight matrices.
+Then the heads of all classes are aligned on draws from a Gaussian per class, logits divided by 0.1 of the mean length
+that they have within a task. The aligned head answers; the next task begins with the heads as they were trained. Of the
+paper's hybrid slow learner, biases and norms are not trained: adapters are of weight matrices.
 """
 
 import math
@@ -38,6 +38,8 @@ from intarsia.training.steps import features_of
 TEMPERATURE = 0.1
 LEAST = 1e-4
 """What a label that is zero counts as under the logarithm."""
+TINY = 1e-12
+"""Length of logits that are divided by it as it is."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +104,8 @@ class SLCA:
         joined = Head.join(heads)
         if len(heads) == 1:
             return joined
-        return align(
-            joined, tasks, normalized_cross_entropy, lr=self.head_lr, epochs=self.head_epochs, generator=generator
-        )
+        criterion = partial(normalized_cross_entropy, sizes=[len(head) for head in heads])
+        return align(joined, tasks, criterion, lr=self.head_lr, epochs=self.head_epochs, generator=generator)
 
 
 def symmetric_cross_entropy(logits: Tensor, labels: Tensor, *, reverse: float) -> Tensor:
@@ -113,7 +114,14 @@ def symmetric_cross_entropy(logits: Tensor, labels: Tensor, *, reverse: float) -
     return (1 - reverse) * F.cross_entropy(logits, labels) - reverse * math.log(LEAST) * (1 - likely).mean()
 
 
-def normalized_cross_entropy(draws: Sequence[Tensor], labels: Tensor) -> Tensor:
-    """Cross-entropy of logits (B, C) of one draw, each divided by 0.1 of its norm."""
+def normalized_cross_entropy(draws: Sequence[Tensor], labels: Tensor, *, sizes: Sequence[int]) -> Tensor:
+    """Cross-entropy of logits (B, C) of one draw, each divided by 0.1 of its mean norm over the tasks.
+
+    Args:
+        draws: the logits.
+        labels: (B,).
+        sizes: classes of every task, C together.
+    """
     (logits,) = draws
-    return F.cross_entropy(F.normalize(logits) / TEMPERATURE, labels)
+    length = torch.stack([own.norm(dim=1) for own in logits.split(list(sizes), 1)]).mean(0)[:, None]
+    return F.cross_entropy(logits / (TEMPERATURE * length.clamp_min(TINY)), labels)
