@@ -76,6 +76,7 @@ PEERS: list[tuple[str, float, dict[str, Any]]] = [
     ("slca++", 1e-3, {"slow": 0.01, "shared": True}),
     ("slca++", 3e-3, {"slow": 0.03, "shared": False}),
     *(("slca++", lr, {"slow": s, "shared": True, "head_epochs": 20}) for lr, s in ((1e-3, 0.01), (3e-4, 0.1))),
+    *(("slca++", 3e-4, {"slow": s, "shared": True, "head_epochs": 20}) for s in (0.01, 0.03)),
     *(("tuna", lr, {"shared": True, "continued": False}) for lr in (1e-3, 3e-3)),
     *(("tuna", lr, {"shared": True, "continued": True}) for lr in (1e-3, 3e-3)),
     ("tuna", 3e-3, {"shared": False, "continued": False}),
