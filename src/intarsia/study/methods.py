@@ -70,7 +70,7 @@ METHODS: Mapping[str, Method] = {
     "seed": Method(SEED(), Settings(lr=1e-3)),
     "tmc": Method(TMC(), Settings(lr=1e-4)),
     "ranpac": Method(RanPAC(width=5000, standardize=True), Settings(lr=3e-3)),
-    "slca++": Method(SLCA(slow=0.01, shared=True), Settings(lr=3e-4)),
+    "slca++": Method(SLCA(slow=0.01, shared=True, head_epochs=20), Settings(lr=3e-4)),
     "tuna": Method(TUNA(shared=True), Settings(lr=3e-3)),
     "lca": Method(LCA(), Settings(lr=3e-3)),
     "ewc-lora": Method(EWCLoRA(own_classes=False), Settings(lr=1e-4)),
