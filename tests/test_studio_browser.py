@@ -267,7 +267,7 @@ def look_at_new(page: Any, world: Path) -> str:
     page.get_by_label("Name of the task").fill("new")
     page.locator("#zip input[type=file]").set_input_files(world / "new.zip")
     page.locator("#zip").get_by_text("new.zip").wait_for()
-    page.get_by_label("Epochs").fill("150")
+    page.get_by_label("Epochs").fill("300")
     page.get_by_role("button", name="Look at the images").click()
     return shown(page, "#found", "training images")
 
