@@ -33,7 +33,7 @@ LONG = (
 
 def pytest_xdist_auto_num_workers() -> int:
     """Three processes on two cores: half of the time goes into waiting for processes that tests have started."""
-    return max(1, 3 * (os.cpu_count() or 1) // 2)
+    return 3 * (os.cpu_count() or 1) // 2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -160,9 +160,9 @@ def test_alignment_tells_drawn_classes_apart_whatever_mean_their_features_share(
         partial(normalized_cross_entropy, sizes=(2, 2)),
         lambda draws, labels: F.cross_entropy(draws[0], labels),
     ):
-        aligned = align(start, tasks, criterion, lr=0.1, epochs=10, generator=seeded(1))
+        aligned = align(start, tasks, criterion, lr=0.1, epochs=20, generator=seeded(1))
         assert float((start(x).argmax(1) == y).float().mean()) < 0.5
-        assert float((aligned(x).argmax(1) == y).float().mean()) > 0.98
+        assert float((aligned(x).argmax(1) == y).float().mean()) > 0.99
 
 
 def test_the_symmetric_cross_entropy_is_both_ways_at_once() -> None:

@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import torch
 import tyro
 from results import Ledger
 
-from intarsia import Pool, TaskStream, evaluate
-from intarsia.data.records import gathered
+from intarsia import Pool, TaskStream
+from intarsia.evaluation.metrics import target_and_control
 from intarsia.machine import machine
+from workbench import opened
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,10 @@ def negated(pool: Pool, stream: TaskStream, target: str, asked: Negation) -> dic
     points: list[tuple[float, float, float]] = []
     for scale in (0.0, *asked.scales):
         model = pool.unlearn(target, mode="negate", scale=scale) if scale else pool.mean()
-        rows = dict(zip(pool.tasks, evaluate(model, stream, history=False).accuracy_matrix[-1], strict=True))
-        points.append((scale, rows.pop(target), mean(rows.values())))
+        own, others = target_and_control(model, stream, target)
+        assert own is not None
+        assert others is not None
+        points.append((scale, own, others))
         if found := at_control(points, asked.keep):
             return {"points": points, "scale": found[0], "target_accuracy": found[1]}
     return {"points": points, "scale": None, "target_accuracy": None}
@@ -77,11 +79,9 @@ def main() -> None:
     asked = tyro.cli(Negation, description=__doc__)
     torch.set_num_threads(asked.threads)
     ledger = Ledger(asked.out, machine(torch.device("cpu")))
-    for path in asked.pools:
-        pool = Pool.open(path)
-        stream = gathered({task: pool.card(task).stream for task in pool.learned()})
+    for pool, stream in opened(asked.pools):
         for target in pool.tasks[: asked.targets or None]:
-            run = {"pool": path.name, "stream": stream.name, "target": target, "keep": asked.keep}
+            run = {"pool": pool.path.name, "stream": stream.name, "target": target, "keep": asked.keep}
             ledger.once(run, partial(negated, pool, stream, target, asked))
 
 

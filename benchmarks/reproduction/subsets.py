@@ -18,11 +18,11 @@ import tyro
 from results import Ledger
 
 from intarsia import Pool, TaskStream, evaluate
-from intarsia.data.records import gathered
 from intarsia.machine import machine
 from intarsia.merging.choices import Rule
 from intarsia.merging.model import ComposedModel
 from intarsia.pool import merged
+from workbench import opened
 
 RULES: tuple[Rule, ...] = tuple(rule for rule in get_args(Rule) if rule not in ("sum", "fisher"))
 """``sum`` is the mean at another scale; ``fisher`` needs every task's own."""
@@ -78,12 +78,10 @@ def main() -> None:
     asked = tyro.cli(Subsets, description=__doc__)
     torch.set_num_threads(asked.threads)
     ledger = Ledger(asked.out, machine(torch.device("cpu")))
-    for path in asked.pools:
-        pool = Pool.open(path)
-        stream = gathered({task: pool.card(task).stream for task in pool.learned()})
+    for pool, stream in opened(asked.pools):
         for subset in drawn(pool.tasks, asked):
             for name, make in models(pool, subset):
-                run = {"pool": path.name, "stream": stream.name, "tasks": list(subset), "rule": name}
+                run = {"pool": pool.path.name, "stream": stream.name, "tasks": list(subset), "rule": name}
                 ledger.once(run, partial(measured, make, stream))
 
 

@@ -6,9 +6,10 @@ is what ``intarsia learn`` and ``evaluate`` compute: the same ``prepare``, ``fin
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -19,6 +20,7 @@ from intarsia.backbones.backbone import Backbone
 from intarsia.backbones.names import BUILTIN
 from intarsia.class_stats.gaussians import Gaussians
 from intarsia.curvature.protocol import Curvature
+from intarsia.data.records import gathered
 from intarsia.data.stream import TaskStream
 from intarsia.evaluation.metrics import evaluate
 from intarsia.heads.discriminant import discriminant
@@ -27,6 +29,7 @@ from intarsia.merging.heads import Heads, compose_heads, prototype_tasks
 from intarsia.merging.merge import merge
 from intarsia.merging.model import ComposedModel
 from intarsia.merging.recipe import Recipe, mean, specialize
+from intarsia.pool import Pool
 from intarsia.regularizers.records import build_regularizer
 from intarsia.store.module import Module
 from intarsia.training.fine_tuning import Configuration
@@ -204,6 +207,13 @@ class Workbench:
         models = [self.compose(setting, modules, recipe) for recipe in recipes]
         found = [evaluate(model, self.stream, history=False).final_accuracy for model in models]
         return _mean(found) if found else None
+
+
+def opened(paths: Sequence[Path]) -> Iterator[tuple[Pool, TaskStream]]:
+    """Pools, each with the images that its cards name."""
+    for path in paths:
+        pool = Pool.open(path)
+        yield pool, gathered({task: pool.card(task).stream for task in pool.learned()})
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -45,6 +45,23 @@ def check_task(task: str, tasks: Sequence[str]) -> None:
         raise UnknownTaskError(f"unknown task {task!r}: the pool has {listed(tasks) or 'none yet'}{hint}")
 
 
+def some_of(tasks: Sequence[str], chosen: Sequence[str]) -> tuple[str, ...]:
+    """The tasks chosen, in the pool's order.
+
+    Args:
+        tasks: of the pool.
+        chosen: in any order.
+
+    Raises:
+        InputError: no task is chosen, an unknown one, or one twice.
+    """
+    for task in chosen:
+        check_task(task, tasks)
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise InputError(f"tasks {list(chosen)}: expected one or more of the pool's, each named once")
+    return tuple(task for task in tasks if task in chosen)
+
+
 def listed(names: Iterable[str], most: int = 20) -> str:
     """Names in a message, the first ones of many."""
     names = list(names)

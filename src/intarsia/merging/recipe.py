@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from intarsia.errors import InputError
-from intarsia.labels import check_task
+from intarsia.labels import check_task, some_of
 
 LARGEST = 3.4e38
 """What float32 holds."""
@@ -81,10 +81,7 @@ def specialize(tasks: Sequence[str], chosen: Sequence[str], *, all_classes: bool
     Raises:
         InputError: no task, an unknown one, or one named twice.
     """
-    _known(tasks, chosen)
-    if not chosen or len(set(chosen)) < len(chosen):
-        raise InputError(f"specialize to {list(chosen)}: expected one or more tasks, each named once")
-    kept = tuple(t for t in tasks if t in chosen)
+    kept = some_of(tasks, chosen)
     return Recipe({t: 1 / len(kept) for t in kept}, tuple(tasks) if all_classes else kept, f"only {', '.join(kept)}")
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
 from intarsia.errors import InputError
-from intarsia.labels import check_task
+from intarsia.labels import some_of
 from intarsia.store.module import Module
 from intarsia.store.store import Store
 
@@ -47,13 +47,7 @@ class StoredModules(Store, Mapping[str, Module]):
         """
         if not self.tasks:
             raise InputError(f"{self.path} holds no module yet: learn a task first")
-        if only is None:
-            return self.tasks
-        for task in only:
-            check_task(task, self.tasks)
-        if not only or len(set(only)) < len(only):
-            raise InputError(f"tasks {list(only)}: expected one or more of the pool's, each named once")
-        return tuple(task for task in self.tasks if task in only)
+        return self.tasks if only is None else some_of(self.tasks, only)
 
     def __repr__(self) -> str:
         facts = self._facts()
