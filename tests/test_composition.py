@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cases import ADAPTERS, GREY, KINDS, backbone, contents, inputs, module, same, seeded, shake, stream
-from intarsia import Backbone, ComposedModel, InputError, LoRA, Pool, TaskVector
+from cases import ADAPTERS, GREY, KINDS, QUICK, backbone, contents, inputs, module, same, seeded, shake, stream
+from intarsia import Backbone, ComposedModel, InputError, LoRA, Pool, TaskVector, learn
 from intarsia.adapters import Adapter
 from intarsia.class_stats.drift import FeatureDrift
 from intarsia.class_stats.gaussians import Gaussians
@@ -211,6 +212,20 @@ def test_bad_unlearning_is_refused() -> None:
         unlearn(NAMES, "cars", mode="negate", scale=float("nan"))
 
 
+@given(st.floats(0.1, 6.0), st.integers(1, 4))
+def test_a_scaled_mean_counts_no_task_more_than_once(scale: float, count: int) -> None:
+    tasks, sums = NAMES[:count], min(scale, float(count))
+    whole = mean(tasks, scale)
+    assert [*whole.weights.values()] == pytest.approx([sums / count] * count)
+    assert whole.name == ("mean" if sums == 1 else f"mean, scale {sums:g}")
+    assert specialize(NAMES, tasks, mean_scale=scale).weights == whole.weights
+    assert whole.first(tasks[:1]).weights == pytest.approx({tasks[0]: min(scale, 1.0)})
+    negated = unlearn(tasks, tasks[0], mode="negate", mean_scale=scale).weights
+    assert negated == {**whole.weights, tasks[0]: 0.0}
+    if count > 1:
+        assert unlearn(tasks, tasks[0], mean_scale=scale).weights == mean(tasks[1:], scale).weights
+
+
 def test_history_of_a_recipe_is_the_same_rule_over_the_first_tasks() -> None:
     assert mean(NAMES).first(NAMES[:2]).weights == {"birds": 0.5, "cars": 0.5}
     recipe = weighted(NAMES, {"birds": 0.5, "cars": 0.25, "dogs": 0.25})
@@ -306,6 +321,21 @@ def test_heads_of_the_mean_are_those_of_the_classes_in_it(pool: Pool) -> None:
     assert_heads(model, heads_on(pool, mean(pool.tasks), mean_classes(pool, 4)))
     assert model.before is not None
     assert_heads(model.before(3), heads_on(pool, mean(pool.tasks[:3]), mean_classes(pool, 3)))
+
+
+def test_models_of_a_pool_have_its_scale_and_heads_of_the_classes_there(tmp_path: Path) -> None:
+    training = replace(QUICK, mean_scale=1.5)
+    scaled = learn(backbone(), stream(3), training=training, out=tmp_path / "pool")
+    tasks = scaled.tasks
+    model = scaled.mean()
+    assert model.recipe["weights"] == pytest.approx(dict.fromkeys(tasks, 0.5))
+    assert model.recipe["heads"] == "prototypes"
+    assert_heads(model, heads_on(scaled, mean(tasks, 1.5), mean_classes(scaled, 3)))
+    assert model.before is not None
+    assert model.before(2).recipe["weights"] == pytest.approx(dict.fromkeys(tasks[:2], 0.75))
+    assert scaled.specialize(tasks[:1]).recipe["weights"] == {tasks[0]: 1.0}
+    assert scaled.unlearn(tasks[0]).recipe["weights"] == pytest.approx(dict.fromkeys(tasks[1:], 0.75))
+    assert Pool.open(scaled.path).mean_scale == 1.5
 
 
 def test_heads_near_the_mean_are_carried_from_there_and_others_from_theta0(pool: Pool) -> None:

@@ -16,24 +16,26 @@ from intarsia.class_stats.prototypes import ClassPrototypes, in_mean
 from intarsia.merging.merge import merge
 
 
-def features_in_mean(pool: Pool, task: int, count: int) -> Tensor:
-    """Features of a task's training images in the merged mean of the first so many modules."""
+def features_in_mean(pool: Pool, task: int, count: int, scale: float) -> Tensor:
+    """Features of a task's training images in the merged mean of the first so many modules, times the scale."""
     known = [pool.module(t) for t in pool.tasks[:count]]
-    network = merge(pool.backbone, pool.adapter, known, {m.card.task: 1 / count for m in known})
+    network = merge(pool.backbone, pool.adapter, known, {m.card.task: min(1.0, scale / count) for m in known})
     with torch.no_grad():
         return network(GREY.normalize(stream()[task].train.tensor(GREY)))
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS, ids=KINDS)
-@pytest.mark.parametrize("regularizer", [ITA(0.1), IEL(0.1)], ids=["ita", "iel"])
+@pytest.mark.parametrize(
+    ("regularizer", "scale"), [(ITA(0.1), 1.0), (ITA(0.1), 1.5), (IEL(0.1), 1.0)], ids=["ita", "scaled", "iel"]
+)
 def test_prototypes_are_measured_in_the_mean_of_the_modules(
-    adapter: Adapter, regularizer: ITA | IEL, tmp_path: Path
+    adapter: Adapter, regularizer: ITA | IEL, scale: float, tmp_path: Path
 ) -> None:
-    out = tmp_path / "pool"
-    pool = learn(backbone(), stream(), adapter=adapter, regularizer=regularizer, training=QUICK, out=out)
+    out, training = tmp_path / "pool", replace(QUICK, mean_scale=scale)
+    pool = learn(backbone(), stream(), adapter=adapter, regularizer=regularizer, training=training, out=out)
     for i, task in enumerate(pool.tasks):
         prototypes, labels = pool.module(task).prototypes, stream()[i].train.labels
-        before, after = (features_in_mean(pool, i, count) for count in (i, i + 1))
+        before, after = (features_in_mean(pool, i, count, scale) for count in (i, i + 1))
         expected = Gaussians.of(after, labels, 2)
         torch.testing.assert_close(prototypes.classes.centres, expected.centres, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(prototypes.classes.scatter, expected.scatter, rtol=1e-3, atol=1e-3)

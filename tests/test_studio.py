@@ -138,7 +138,7 @@ def test_lengths_and_cosines_are_those_of_the_vectors(opened: Session, pool: Poo
 
 
 def test_a_drag_is_one_step_back(opened: Session) -> None:
-    start = Step.mean(TASKS)
+    start = Step.mean(opened)
     steps, dragged = after([], start), [Composition.of(TASKS, {"task01": n / 10}, TASKS) for n in range(9)]
     for number, moved in enumerate(dragged):
         steps = after(steps, Step(moved, control="slider 0", at=number / 10))

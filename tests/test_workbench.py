@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from drift_maps import features_of
+from mean_scale import accuracy, scaled
 from negation import at_control
 from subsets import Subsets, drawn
 
 from intarsia import IEL, ITA, Backbone, LoRA, TaskStream, evaluate, learn
+from intarsia.class_stats.prototypes import in_mean
 from intarsia.training.recommended import recommended
 from watch import Told
 from workbench import Setting, Workbench
@@ -52,6 +55,20 @@ def test_a_setting_that_needs_another_set_up_is_refused() -> None:
     strength, training = recommended("ita", "lora")
     with pytest.raises(ValueError, match="protocol paper: steps 1 to 4 had recommended"):
         Workbench(stream, 0).learn(Setting("ita", "lora", strength, replace(training, protocol="paper")))
+
+
+def test_a_scale_is_measured_on_any_pool_as_if_it_had_been_learned_at_it(tmp_path: Path) -> None:
+    stream = TaskStream.load("sketches", max_per_class=3).subset(range(3))
+    _, training = recommended("ita", "lora")
+    found = []
+    for scale in (1.0, 2.0):
+        made = replace(training, epochs=1, mean_scale=scale)
+        pool = learn(Backbone.load(), stream, out=tmp_path / f"{scale:g}", training=made)
+        found.append(scaled(pool, stream, 2.0))
+    assert found[0] == found[1]
+    seen = in_mean([module.prototypes for module in pool.values()])
+    held = features_of(pool.backbone, pool.mean().network, [task.test for task in stream])
+    assert found[1]["carried"] == accuracy(seen, held, stream)
 
 
 def test_negation_is_compared_where_the_others_have_kept_as_much() -> None:

@@ -406,14 +406,14 @@ def _peer(bench: Workbench, name: str, settings: Settings, options: dict[str, An
 
 def _edit(bench: Workbench, setting: Setting) -> dict[str, Any]:
     learned = bench.learn(setting)
-    names = [m.card.task for m in learned]
+    names, scale = [m.card.task for m in learned], setting.training.mean_scale
 
     def edited(target: str) -> dict[str, Callable[[], ComposedModel]]:
         recipes = {
-            "drop": unlearn(names, target),
-            "negate 1/T": unlearn(names, target, mode="negate"),
-            "negate 0.5": unlearn(names, target, mode="negate", scale=0.5),
-            "negate 1": unlearn(names, target, mode="negate", scale=1.0),
+            "drop": unlearn(names, target, mean_scale=scale),
+            "negate 1/T": unlearn(names, target, mode="negate", mean_scale=scale),
+            "negate 0.5": unlearn(names, target, mode="negate", scale=0.5, mean_scale=scale),
+            "negate 1": unlearn(names, target, mode="negate", scale=1.0, mean_scale=scale),
             "specialize, own classes": specialize(names, [target]),
             "specialize, all classes": specialize(names, [target], all_classes=True),
         }

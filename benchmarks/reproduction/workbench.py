@@ -153,11 +153,12 @@ class Workbench:
     ) -> ComposedModel:
         """A recipe over the first modules learned; their mean, with its history, if none is given."""
         names = tuple(m.card.task for m in modules)
-        rule = recipe or mean(names)
+        scale = setting.training.mean_scale
+        rule = recipe or mean(names, scale)
         chosen = [m for m in modules if m.task in rule.tasks or rule.weights.get(m.task)]
         return self._model(
             merge(self.backbone, build_adapter(setting.adapter, setting.rank), modules, rule.weights),
-            compose_heads(chosen, rule, heads, modules if prototype_tasks(rule, names, heads) else ()),
+            compose_heads(chosen, rule, heads, modules if prototype_tasks(rule, names, heads, scale) else (), scale),
             rule.tasks,
             None if recipe else lambda count: self.compose(setting, modules[:count], heads=heads),
         )
@@ -203,7 +204,8 @@ class Workbench:
     def _pairs(self, setting: Setting, modules: Sequence[Module]) -> float | None:
         """Accuracy of specialists of two tasks (the first and second, third and fourth, ...) on those tasks' images."""
         names = [m.card.task for m in modules]
-        recipes = [specialize(names, pair) for pair in zip(names[::2], names[1::2], strict=False)]
+        couples, scale = zip(names[::2], names[1::2], strict=False), setting.training.mean_scale
+        recipes = [specialize(names, pair, mean_scale=scale) for pair in couples]
         models = [self.compose(setting, modules, recipe) for recipe in recipes]
         found = [evaluate(model, self.stream, history=False).final_accuracy for model in models]
         return _mean(found) if found else None

@@ -87,6 +87,11 @@ class Pool(StoredModules):
         return build_adapter(**self.index.adapter)
 
     @property
+    def mean_scale(self) -> float:
+        """Of the mean of task vectors in its models (``Training.mean_scale``)."""
+        return self.index.settings.get("mean_scale", 1.0)
+
+    @property
     def backbone(self) -> Backbone:
         """theta0, checked against the hash in the pool."""
         if self._backbone is None:
@@ -157,8 +162,8 @@ class Pool(StoredModules):
     def _heads(self, recipe: Recipe, heads: Heads, known: int) -> tuple[list[Module], Head, Heads]:
         """The modules a recipe needs, its heads, and of which kind they are."""
         modules = [self.module(t) for t in self.tasks if t in recipe.tasks or recipe.weights.get(t)]
-        prototypes = self._prototypes(modules, prototype_tasks(recipe, self.tasks[:known], heads))
-        return modules, compose_heads(modules, recipe, heads, prototypes), kind_of(recipe, heads, prototypes)
+        found = self._prototypes(modules, prototype_tasks(recipe, self.tasks[:known], heads, self.mean_scale))
+        return modules, compose_heads(modules, recipe, heads, found, self.mean_scale), kind_of(recipe, heads, found)
 
     def _prototypes(self, modules: Sequence[Module], tasks: Sequence[str]) -> tuple[Module | Trace, ...]:
         """Those in whose mean classes are looked up; none where that mean is known no more."""
@@ -175,20 +180,20 @@ class Pool(StoredModules):
         return self._model(Recipe({}, chosen, "frozen"), copy.deepcopy(self.backbone.model), head, "compensated")
 
     def mean(self) -> ComposedModel:
-        """Uniform weights over all tasks."""
-        return self.compose(recipes.mean(self.learned()))
+        """The mean of all task vectors, at the pool's scale."""
+        return self.compose(recipes.mean(self.learned(), self.mean_scale))
 
     def weighted(self, weights: Mapping[str, float]) -> ComposedModel:
         """Coefficients of the user's choice, of any sign and sum; see ``recipes.weighted``."""
         return self.compose(recipes.weighted(self.learned(), weights))
 
     def specialize(self, tasks: Sequence[str], *, all_classes: bool = False) -> ComposedModel:
-        """Uniform over some tasks, their classes only; see ``recipes.specialize``."""
-        return self.compose(recipes.specialize(self.learned(), tasks, all_classes=all_classes))
+        """The mean of some tasks, at the pool's scale, their classes only; see ``recipes.specialize``."""
+        return self.compose(recipes.specialize(self.learned(), tasks, all_classes, self.mean_scale))
 
     def unlearn(self, task: str, *, mode: str = "drop", scale: float | None = None) -> ComposedModel:
         """All but one task; see ``recipes.unlearn``. ``influenced_by(task)`` says what it still took part in."""
-        return self.compose(recipes.unlearn(self.learned(), task, mode=mode, scale=scale))
+        return self.compose(recipes.unlearn(self.learned(), task, mode, scale, self.mean_scale))
 
     def with_vector(self, vector: TaskVector, name: str, tasks: Sequence[str] | None = None) -> ComposedModel:
         """theta0 plus a vector of another merge rule (see ``merging.rules``).

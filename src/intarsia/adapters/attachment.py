@@ -75,15 +75,15 @@ class Attachment:
             for layer in self._adapted:
                 layer.enabled = True
 
-    def compose(self, total: Mapping[str, Tensor] | None, tasks: int) -> None:
-        """Train inside theta0 + (total + tau) / tasks from now on (IEL); ``(None, 1)`` is a module alone (ITA).
+    def compose(self, total: Mapping[str, Tensor] | None, divisor: float) -> None:
+        """Train inside theta0 + (total + tau) / divisor from now on; ``(None, 1)`` is a module alone.
 
         Raises:
             InputError: the adapter cannot hold such a total; the message names the weight.
         """
         for layer in self._adapted:
             try:
-                layer.compose(None if total is None else total[layer.name], tasks)
+                layer.compose(None if total is None else total[layer.name], divisor)
             except InputError as error:
                 raise InputError(f"{layer.name}: {error}") from error
 

@@ -122,11 +122,11 @@ class AdaptedLinear(nn.Module):
         other.adapter_parameters = self.adapter_parameters
         return other
 
-    def compose(self, total: Tensor | None, tasks: int) -> None:
-        """Train inside theta0 + (total + tau) / tasks; ``compose(None, 1)`` is a module alone."""
+    def compose(self, total: Tensor | None, divisor: float) -> None:
+        """Train inside theta0 + (total + tau) / divisor; ``compose(None, 1)`` is a module alone."""
         theta0 = self.linear.weight.detach()
-        self.scale = 1.0 / tasks
-        self.base = self.adapter.base(theta0, torch.zeros_like(theta0) if total is None else total / tasks)
+        self.scale = 1.0 / divisor
+        self.base = self.adapter.base(theta0, torch.zeros_like(theta0) if total is None else total / divisor)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O)."""

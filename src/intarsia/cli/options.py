@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which modules are composed; the mean of all if nothing is named."""
+    """Which modules are composed; the mean of all, at the pool's scale, if nothing is named."""
 
     keep: tuple[str, ...] = ()
     """Specialize to these tasks."""
@@ -28,7 +28,8 @@ class Selection:
     weights: tuple[str, ...] = ()
     """Coefficients of any sign and sum: birds=.7 cars=.3."""
     rule: Literal["mean"] | Rule = "mean"
-    """How the modules are merged: their mean, or another rule (fisher needs a pool learned with --run.keep-fishers)."""
+    """How the modules are merged: their mean, at the pool's scale, or another rule (fisher needs a pool learned with
+    --run.keep-fishers)."""
     scale: float | None = None
     """Factor of what is added to the backbone; chosen from the Fisher for a rule, else 1."""
 
@@ -62,7 +63,9 @@ class Selection:
             keep = tuple(t for t in tasks if t not in self.drop)
             if not keep:
                 raise InputError(f"--drop names all tasks of the pool, {', '.join(tasks)}: keep one or more")
-        return recipes.specialize(tasks, keep) if self.keep or self.drop else recipes.mean(tasks)
+        scale = pool.mean_scale
+        specific = self.keep or self.drop
+        return recipes.specialize(tasks, keep, mean_scale=scale) if specific else recipes.mean(tasks, scale)
 
     def without_files(self, tasks: Collection[str]) -> tuple["Selection", tuple[Path, ...]]:
         """Apart: the tasks and weights that are named, and files that were typed after them.

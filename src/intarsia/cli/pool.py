@@ -186,7 +186,7 @@ class Unlearn:
     mode: Literal["drop", "negate"] = "drop"
     """drop: the mean of the others, its classes gone. negate: subtract its vector, all heads kept."""
     scale: float | None = None
-    """With negate: how much of the vector to subtract; 1/T, its share in the mean of T, if not given."""
+    """With negate: how much of the vector to subtract; its share in the mean if not given."""
     out: Path | None = None
     """New folder to write the resulting model to."""
     source: Source = field(default_factory=Source)

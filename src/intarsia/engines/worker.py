@@ -18,6 +18,7 @@ from intarsia.engines.packing import pack, pack_fisher, pack_module, unpack, unp
 from intarsia.errors import InputError
 from intarsia.heads.head import Head
 from intarsia.machine import give_back_memory
+from intarsia.merging.recipe import scale_of
 from intarsia.progress import Timings
 from intarsia.training.fine_tuning import Configuration
 from intarsia.training.schedule import Seeds
@@ -180,7 +181,7 @@ class Worker:
         return data
 
     def place(self, name: str, number: int, module: bytes, total: bytes) -> bytes:
-        """Where a task's classes lie in the mean of the modules up to its own.
+        """Where a task's classes lie in the scaled mean of the modules up to its own.
 
         Args:
             name: of the task.
@@ -192,10 +193,10 @@ class Worker:
         earlier = {n: value.to(self.backbone.device) for n, value in unpack(total)[1]["total"].items()}
         task, settings = self.stream[name], self.job.configuration.settings
         with self.backbone.attach(self.job.configuration.adapter) as adapter:  # at tau = 0 before it is loaded
-            adapter.compose(earlier, number - 1)
+            adapter.compose(earlier, (number - 1) / scale_of(settings.mean_scale, number - 1))
             before = features_of(self.backbone, task, settings.precision)
             adapter.load(found.vector)
-            adapter.compose(earlier, number)
+            adapter.compose(earlier, number / scale_of(settings.mean_scale, number))
             after = features_of(self.backbone, task, settings.precision)
         prototypes = prototypes_of(before, after, task, settings)
         return pack({}, prototypes=prototypes.tensors())

@@ -195,7 +195,7 @@ def own_heads_accuracy(pool: Pool, stream: TaskStream, progress: Progress = sile
 
     These are the paper's own heads, joined as its reference code joins them; ``Pool.mean`` has better ones.
     """
-    model = pool.compose(recipes.mean(pool.learned()), heads="own")
+    model = pool.compose(recipes.mean(pool.learned(), pool.mean_scale), heads="own")
     told = within(progress, "heads as fine-tuned")
     return evaluate(model, stream, history=False, progress=told, answers=answers).final_accuracy
 

@@ -20,18 +20,19 @@ ROUNDING = 1e-9
 the last bit."""
 
 
-def prototype_tasks(recipe: Recipe, known: Sequence[str], heads: Heads) -> tuple[str, ...]:
+def prototype_tasks(recipe: Recipe, known: Sequence[str], heads: Heads, mean_scale: float = 1.0) -> tuple[str, ...]:
     """The tasks in whose mean classes are looked up: all that are known, or none (theta0), whichever is nearer.
 
     Args:
         recipe: what is composed; a module that answers alone is looked up in no mean.
         known: all tasks of the pool, in its order.
         heads: only ``prototypes`` ones are looked up in a mean.
+        mean_scale: of the mean that the pool's classes were measured in.
     """
     if heads != "prototypes" or _is_alone(recipe):
         return ()
-    weights = _compensating(recipe)
-    to_mean = sum(abs(weights.get(task, 0.0) - 1 / len(known)) for task in known)
+    weights, whole = _compensating(recipe, mean_scale), mean(known, mean_scale).weights
+    to_mean = sum(abs(weights.get(task, 0.0) - share) for task, share in whole.items())
     to_theta0 = sum(map(abs, weights.values())) + ROUNDING
     return tuple(known) if to_mean <= to_theta0 else ()
 
@@ -44,7 +45,11 @@ def kind_of(recipe: Recipe, heads: Heads, prototypes: Sequence[object]) -> Heads
 
 
 def compose_heads(
-    modules: Sequence[Module], recipe: Recipe, heads: Heads, prototypes: Sequence[Module | Trace] = ()
+    modules: Sequence[Module],
+    recipe: Recipe,
+    heads: Heads,
+    prototypes: Sequence[Module | Trace] = (),
+    mean_scale: float = 1.0,
 ) -> Head:
     """The heads of a recipe's tasks, joined.
 
@@ -59,12 +64,14 @@ def compose_heads(
         recipe: what is composed; no coefficient at all is theta0 with heads that were not fine-tuned.
         heads: which.
         prototypes: the tasks ``prototype_tasks`` names, in the pool's order: ``modules``, traces of the others.
+        mean_scale: of the mean that they were measured in.
     """
     answering = [m for m in modules if m.task in recipe.tasks]
     if kind_of(recipe, heads, prototypes) == "own":
         return Head.join([m.own_head() for m in answering])
     at_theta0 = {m.task: m.statistics.gaussians() for m in answering}
-    seen = _compensated(at_theta0, prototypes or modules, _compensating(recipe), bool(prototypes))
+    shares = mean([m.task for m in prototypes], mean_scale).weights if prototypes else {}
+    seen = _compensated(at_theta0, prototypes or modules, _compensating(recipe, mean_scale), shares)
     rows = discriminant(Gaussians.join(seen[m.task] for m in answering))
     heads_of = rows.split([len(m.head) for m in answering])
     if not recipe.weights:
@@ -82,30 +89,30 @@ def _is_alone(recipe: Recipe) -> bool:
     )
 
 
-def _compensating(recipe: Recipe) -> Mapping[str, float]:
+def _compensating(recipe: Recipe, mean_scale: float) -> Mapping[str, float]:
     """The coefficients whose heads a recipe has."""
-    return mean(recipe.tasks).weights if recipe.heads_of_mean else recipe.weights
+    return mean(recipe.tasks, mean_scale).weights if recipe.heads_of_mean else recipe.weights
 
 
 def _compensated(
     at_theta0: Mapping[str, Gaussians],
     moving: Sequence[Module | Trace],
     weights: Mapping[str, float],
-    from_mean: bool,
+    shares: Mapping[str, float],
 ) -> Mapping[str, Gaussians]:
     """Task -> its classes in theta0 + sum_t w_t tau_t: where they are known to lie, and by drifts from there.
 
     Args:
         at_theta0: classes of the tasks that answer.
-        moving: all whose vectors take part, in the pool's order; with ``from_mean`` all of that mean.
+        moving: all whose vectors take part, in the pool's order; with ``shares`` all of that mean.
         weights: of the vectors.
-        from_mean: whether classes are known in the mean of ``moving``, or at theta0.
+        shares: their coefficients in the mean where the classes are known; empty if that is at theta0.
     """
-    seen, share = at_theta0, 0.0
-    if from_mean:
+    seen = at_theta0
+    if shares:
         looked_up = zip((m.task for m in moving), in_mean([m.prototypes for m in moving]), strict=True)
-        seen, share = {task: classes for task, classes in looked_up if task in at_theta0}, 1 / len(moving)
-    away = [(m.drift, weights.get(m.task, 0.0) - share) for m in moving]
+        seen = {task: classes for task, classes in looked_up if task in at_theta0}
+    away = [(m.drift, weights.get(m.task, 0.0) - shares.get(m.task, 0.0)) for m in moving]
     drifts = [(drift, w) for drift, w in away if w]
     if not drifts:
         return seen

@@ -20,6 +20,7 @@ class Recipe:
         tasks: the tasks whose classes the model answers with, in the pool's order.
         name: how to call it (``mean``, ``unlearn cars``, ...).
         heads_of_mean: answer with the heads of the mean of ``tasks``, whatever the coefficients.
+        mean_scale: of a mean, what its coefficients sum to.
 
     Raises:
         InputError: a coefficient that float32 does not hold, or that is no number.
@@ -29,6 +30,7 @@ class Recipe:
     tasks: tuple[str, ...]
     name: str
     heads_of_mean: bool = False
+    mean_scale: float = 1.0
 
     def __post_init__(self) -> None:
         for task, w in self.weights.items():
@@ -39,9 +41,14 @@ class Recipe:
                 )
 
     def first(self, tasks: Sequence[str]) -> "Recipe":
-        """The same rule when only ``tasks`` had been learned: coefficients rescaled to their old sum."""
+        """The same rule when only ``tasks`` had been learned: coefficients rescaled to their old sum.
+
+        A mean's is smaller where fewer tasks than its scale are left.
+        """
         kept = {t: w for t, w in self.weights.items() if t in tasks}
         before, now = math.fsum(self.weights.values()), math.fsum(kept.values())
+        if kept:
+            before *= scale_of(self.mean_scale, len(kept)) / scale_of(self.mean_scale, len(self.weights))
         rescaled = {t: w / now * before if now else 0.0 for t, w in kept.items()}
         return replace(self, weights=rescaled, tasks=tuple(t for t in self.tasks if t in tasks))
 
@@ -57,9 +64,14 @@ class Recipe:
         return self if scale == 1 else replace(self, weights=weights, name=f"{self.name}, scale {scale:g}")
 
 
-def mean(tasks: Sequence[str]) -> Recipe:
-    """w_t = 1/T."""
-    return Recipe({t: 1 / len(tasks) for t in tasks}, tuple(tasks), "mean")
+def scale_of(mean_scale: float, count: int) -> float:
+    """Factor of the mean of ``count`` task vectors: at most their number, so that none counts more than once."""
+    return min(mean_scale, float(count))
+
+
+def mean(tasks: Sequence[str], mean_scale: float = 1.0) -> Recipe:
+    """w_t = s/T, with s the scale, at most T."""
+    return _mean("mean", tasks, tasks, mean_scale)
 
 
 def weighted(tasks: Sequence[str], weights: Mapping[str, float]) -> Recipe:
@@ -75,24 +87,29 @@ def weighted(tasks: Sequence[str], weights: Mapping[str, float]) -> Recipe:
     return Recipe(dict(weights), tuple(t for t in tasks if t in weights), f"weighted {label}")
 
 
-def specialize(tasks: Sequence[str], chosen: Sequence[str], *, all_classes: bool = False) -> Recipe:
-    """Uniform over ``chosen``; answers with their classes only, or with all (``all_classes``).
+def specialize(
+    tasks: Sequence[str], chosen: Sequence[str], all_classes: bool = False, mean_scale: float = 1.0
+) -> Recipe:
+    """The mean of ``chosen``; answers with their classes only, or with all (``all_classes``).
 
     Raises:
         InputError: no task, an unknown one, or one named twice.
     """
     kept = some_of(tasks, chosen)
-    return Recipe({t: 1 / len(kept) for t in kept}, tuple(tasks) if all_classes else kept, f"only {', '.join(kept)}")
+    return _mean(f"only {', '.join(kept)}", kept, tasks if all_classes else kept, mean_scale)
 
 
-def unlearn(tasks: Sequence[str], task: str, *, mode: str = "drop", scale: float | None = None) -> Recipe:
+def unlearn(
+    tasks: Sequence[str], task: str, mode: str = "drop", scale: float | None = None, mean_scale: float = 1.0
+) -> Recipe:
     """``drop``: the mean of the others, classes of ``task`` gone. ``negate``: theta_P - scale tau_t, all heads kept.
 
     Args:
         tasks: all tasks of the pool.
         task: the one to unlearn.
         mode: ``drop`` or ``negate``.
-        scale: lambda of ``negate``; 1/T if None, which just takes the task's share of the mean away.
+        scale: lambda of ``negate``; if None the task's coefficient in the mean, which just takes its share away.
+        mean_scale: of the mean.
 
     Raises:
         InputError: the task is unknown, it is the only one (drop), the mode is unknown, or a scale comes with ``drop``.
@@ -104,14 +121,21 @@ def unlearn(tasks: Sequence[str], task: str, *, mode: str = "drop", scale: float
         others = tuple(t for t in tasks if t != task)
         if not others:
             raise InputError(f"{task!r} is the pool's only task: nothing is left without it")
-        return Recipe({t: 1 / len(others) for t in others}, others, f"unlearn {task} (drop)")
+        return _mean(f"unlearn {task} (drop)", others, others, mean_scale)
     if mode != "negate":
         raise InputError(f"unknown mode {mode!r}: expected drop or negate")
-    scale = 1 / len(tasks) if scale is None else scale
+    shares = mean(tasks, mean_scale).weights
+    scale = shares[task] if scale is None else scale
     if not math.isfinite(scale):
         raise InputError(f"scale {scale}: expected a finite number")
-    weights = {t: 1 / len(tasks) - (scale if t == task else 0.0) for t in tasks}
+    weights = {t: share - (scale if t == task else 0.0) for t, share in shares.items()}
     return Recipe(weights, tuple(tasks), f"unlearn {task} (negate, scale {scale:g})", heads_of_mean=True)
+
+
+def _mean(name: str, of: Sequence[str], answering: Sequence[str], mean_scale: float) -> Recipe:
+    scale = scale_of(mean_scale, len(of))
+    label = name if scale == 1 else f"{name}, scale {scale:g}"
+    return Recipe(dict.fromkeys(of, scale / len(of)), tuple(answering), label, mean_scale=mean_scale)
 
 
 def _known(tasks: Sequence[str], asked: Sequence[str] | Mapping[str, float]) -> None:

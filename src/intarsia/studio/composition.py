@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from intarsia.merging import recipe as recipes
 from intarsia.merging.choices import Rule
 from intarsia.merging.model import ComposedModel
-from intarsia.merging.recipe import Recipe
+from intarsia.merging.recipe import Recipe, scale_of
 from intarsia.pool import Pool, merged
 
 MEAN, TIES, OWN = "Mean of all", "TIES", "Own mix"
@@ -60,9 +60,9 @@ class Composition:
         return replace(self, weights=tuple((task, factor * w) for task, w in self.weights), rule=None)
 
 
-def mean(tasks: Sequence[str]) -> Composition:
-    """Equal coefficients that sum to 1."""
-    return _uniform(tasks, tasks)
+def mean(tasks: Sequence[str], mean_scale: float = 1.0) -> Composition:
+    """Equal coefficients: of the mean, at the pool's scale."""
+    return _uniform(tasks, tasks, mean_scale)
 
 
 def presets(tasks: Sequence[str]) -> list[str]:
@@ -71,16 +71,17 @@ def presets(tasks: Sequence[str]) -> list[str]:
     return [OWN, MEAN, *(ONLY + t for t in tasks), *(ALL_BUT + t for t in tasks if many), *([TIES] if many else [])]
 
 
-def preset(name: str, tasks: Sequence[str]) -> Composition:
+def preset(name: str, tasks: Sequence[str], mean_scale: float = 1.0) -> Composition:
     """The composition of a preset's name."""
     if name == TIES:
-        return replace(mean(tasks), rule="ties")
+        return replace(mean(tasks, mean_scale), rule="ties")
     if name != MEAN and name.startswith(ALL_BUT):
-        return _uniform(tasks, [task for task in tasks if task != name.removeprefix(ALL_BUT)])
+        return _uniform(tasks, [task for task in tasks if task != name.removeprefix(ALL_BUT)], mean_scale)
     if name != MEAN and name.startswith(ONLY):
-        return _uniform(tasks, [task for task in tasks if task == name.removeprefix(ONLY)])
-    return mean(tasks)
+        return _uniform(tasks, [task for task in tasks if task == name.removeprefix(ONLY)], mean_scale)
+    return mean(tasks, mean_scale)
 
 
-def _uniform(tasks: Sequence[str], chosen: Sequence[str]) -> Composition:
-    return Composition.of(tasks, dict.fromkeys(chosen, 1 / max(1, len(chosen))), chosen)
+def _uniform(tasks: Sequence[str], chosen: Sequence[str], mean_scale: float) -> Composition:
+    share = scale_of(mean_scale, len(chosen)) / max(1, len(chosen))
+    return Composition.of(tasks, dict.fromkeys(chosen, share), chosen)

@@ -161,7 +161,7 @@ class Session:
 
     def mean(self) -> Composition:
         """The composition that others are set beside."""
-        return compositions.mean(self.tasks)
+        return compositions.mean(self.tasks, self.pool.mean_scale)
 
     def measured(self, composition: Composition) -> Measured:
         """A composition on the sample."""

@@ -23,7 +23,7 @@ from intarsia.baselines.tmc import TMC
 from intarsia.curvature.choices import CurvatureKind
 from intarsia.regularizers.l2 import L2
 from intarsia.regularizers.records import build_regularizer, regularizer_record
-from intarsia.training.recommended import recommended
+from intarsia.training.recommended import MEAN_SCALE, recommended
 from intarsia.training.settings import Settings
 
 
@@ -74,7 +74,7 @@ METHODS: Mapping[str, Method] = {
     "tuna": Method(TUNA(shared=True), Settings(lr=3e-3)),
     "lca": Method(LCA(), Settings(lr=3e-3)),
     "ewc-lora": Method(EWCLoRA(own_classes=False), Settings(lr=1e-4)),
-    "l2": Method(Modules(L2(0.1), LoRA()), Settings(lr=3e-3)),
+    "l2": Method(Modules(L2(0.1), LoRA()), Settings(lr=3e-3, mean_scale=MEAN_SCALE["ita"])),
     "ita": _cell("ita", "lora"),
     "ita-full": _cell("ita", "full"),
     "ita-ia3": _cell("ita", "ia3"),

@@ -20,6 +20,7 @@ from intarsia.data.choices import Augmentation
 from intarsia.errors import DivergenceError
 from intarsia.heads.head import Head
 from intarsia.heads.trained_head import RegularizedHead
+from intarsia.merging.recipe import scale_of
 from intarsia.parallel.processes import current
 from intarsia.progress import Progress, Timings, silent
 from intarsia.regularizers.protocol import FLOOR, Penalty, Regularizer
@@ -113,13 +114,13 @@ def fine_tune(
     head = starting_head(prepared, state, settings, seeds, backbone.device, through_mean=through)
     with backbone.attach(_adapter(configuration), seeds.generator("adapter")) as adapter:
         timings.lap("regularizer")
-        before = prepared.features
-        if state.total is not None:
-            before = _features_in_mean(backbone, prepared, adapter, state.total, number - 1, settings, progress)
+        before, total = prepared.features, state.total
+        if total is not None:
+            before = _features_in_mean(backbone, prepared, adapter, total, number - 1, settings, progress)
         timings.lap("drift")
-        adapter.compose(state.total if through else None, number if through else 1)
-        if through and state.total is not None and settings.iel_start == "mean":
-            adapter.start_at(state.total * (1 / (number - 1)))
+        adapter.compose(total if through else None, number if through else 1)
+        if through and total is not None and settings.iel_start == "mean":
+            adapter.start_at(total * (1 / (number - 1)))
         timings.lap("regularizer")
         losses = _train(backbone, prepared, adapter, head, penalty, configuration, seeds, checkpoint, progress)
         vector, parameters = adapter.vector(), adapter.state()
@@ -128,10 +129,9 @@ def fine_tune(
             if not math.isfinite(size):
                 raise DivergenceError(_diverged(configuration, task.name, f"the {what} is not finite after training"))
         timings.lap("training")
-        alone = _features_in_mean(backbone, prepared, adapter, None, 1, settings, progress)
-        after = alone
-        if state.total is not None:
-            after = _features_in_mean(backbone, prepared, adapter, state.total, number, settings, progress)
+        after = alone = _features_in_mean(backbone, prepared, adapter, None, 1, settings, progress)
+        if total is not None:
+            after = _features_in_mean(backbone, prepared, adapter, total, number, settings, progress)
         timings.lap("drift")
     return FineTunedTask(
         vector=vector,
@@ -177,8 +177,8 @@ def _features_in_mean(
     settings: Settings,
     progress: Progress,
 ) -> Tensor:
-    """(N, D) of the task's images in theta0 + (total + tau) / tasks."""
-    adapter.compose(total, tasks)
+    """(N, D) of the task's images in the scaled mean of some tasks, theta0 + s (total + tau) / tasks."""
+    adapter.compose(total, tasks / scale_of(settings.mean_scale, tasks))
     return features_of(backbone, prepared.task, settings.precision, progress)
 
 

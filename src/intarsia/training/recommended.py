@@ -27,6 +27,10 @@ as high as its weights are as large: AdamW's steps are as long as the learning r
 DRIFT_PENALTY = {"ita": 0.0, "iel": 1.0}
 """Weight of the feature-drift penalty."""
 
+MEAN_SCALE = {"ita": 1.5, "iel": 1.0}
+"""Factor of the mean of task vectors. IEL's modules are trained through it; of ITA's, which are trained alone, the mean
+keeps less than each holds (chosen as docs/results.md says)."""
+
 RANK = 16
 """LoRA's."""
 
@@ -76,7 +80,12 @@ def recommended(method: str, adapter: str, sizes: Mapping[str, float] = SIZES) -
     """
     ours = "iel" if method == "iel" else "ita"
     lr, strength, epochs = RECOMMENDED[ours, adapter if (ours, adapter) in RECOMMENDED else "lora"]
-    return strength, Settings(epochs=epochs, lr=suited(lr, adapter, sizes), drift_penalty=DRIFT_PENALTY[ours])
+    return strength, Settings(
+        epochs=epochs,
+        lr=suited(lr, adapter, sizes),
+        drift_penalty=DRIFT_PENALTY[ours],
+        mean_scale=MEAN_SCALE[ours],
+    )
 
 
 def suited(lr: float, adapter: str, sizes: Mapping[str, float]) -> float:

@@ -18,6 +18,7 @@ LATER: dict[str, Any] = {
     "curvature": "diagonal",
     "curvature_of": "tasks",
     "curvature_images": 256,
+    "mean_scale": 1.0,
 }
 """What a record need not say: what was done before there was the setting."""
 DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
@@ -82,6 +83,9 @@ class Training:
     """Of every task, or of the first alone."""
     curvature_images: int | None = None
     """Images per task; the diagonal takes all."""
+    mean_scale: float | None = None
+    """Factor of the mean of T task vectors in the models of a pool, at most T: modules that were trained alone share
+    less than each of them holds, and their mean falls short of it."""
     class_balanced: bool | None = None
     """For uneven classes: all come equally often, and class means of few images are drawn to the others."""
     seed: int | None = None
@@ -96,6 +100,7 @@ class Training:
             "warmup",
             "weight_decay",
             "drift_penalty",
+            "mean_scale",
             "lambda_h",
             "lambda_0",
             "pretune_lr",
@@ -158,6 +163,7 @@ class Settings(Training):
     curvature: CurvatureKind = "diagonal"
     curvature_of: CurvatureOf = "tasks"
     curvature_images: int = 256
+    mean_scale: float = 1.0
     class_balanced: bool = False
     seed: int = 0
 

@@ -20,6 +20,7 @@ from intarsia.data.stream import TaskStream
 from intarsia.errors import InputError
 from intarsia.exchange.peft.inward import Adaptation, base_of, fitted, read_adapter
 from intarsia.heads.pretraining import pretune
+from intarsia.merging.recipe import scale_of
 from intarsia.pool import Pool
 from intarsia.progress import Progress, silent
 from intarsia.regularizers.records import build_regularizer, regularizer_record
@@ -120,7 +121,7 @@ def measured(
     with backbone.attach(pool.adapter) as attachment:
 
         def features(total: TaskVector | None, tasks: int) -> Tensor:
-            attachment.compose(total, tasks)
+            attachment.compose(total, tasks / scale_of(settings.mean_scale, tasks))
             return features_of(backbone, task, settings.precision, progress)
 
         before = prepared.features if number == 1 else features(state.total, number - 1)

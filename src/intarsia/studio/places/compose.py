@@ -51,7 +51,7 @@ def build(session: Session, seen: gr.State, history: gr.State) -> None:
         notice(f"Saved as {called}, in the folder {session.models.name} of the pool.")
 
     def begun(_: str) -> tuple[list[Step], Markup]:
-        step = Step.mean(session.tasks)
+        step = Step.mean(session)
         return [step], _shown(session, step)
 
     history.change(lambda: "", None, more, show_progress="hidden")
@@ -62,7 +62,7 @@ def build(session: Session, seen: gr.State, history: gr.State) -> None:
 
 
 def _last(session: Session, steps: Sequence[Step]) -> Step:
-    return steps[-1] if steps else Step.mean(session.tasks)
+    return steps[-1] if steps else Step.mean(session)
 
 
 def _shown(session: Session, step: Step) -> Markup:

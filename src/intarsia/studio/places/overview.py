@@ -9,6 +9,7 @@ from intarsia.data.stream import Task
 from intarsia.progress import Progress
 from intarsia.report.pictures import samples
 from intarsia.store.card import Influence
+from intarsia.studio import composition as compositions
 from intarsia.studio import draw
 from intarsia.studio.composition import Composition
 from intarsia.studio.messages import told
@@ -38,7 +39,7 @@ def build(session: Session, seen: gr.State) -> None:
     seen.change(safe(lambda _: (_cosines(session), "")), seen, [cosines, gaps], show_progress="minimal")
 
     def measured(progress: gr.Progress = gr.Progress()) -> Markup:  # noqa: B008  gradio finds it by its default
-        return gaps_of(session, session.mean(), advance(progress))
+        return gaps_of(session, compositions.mean(session.tasks), advance(progress))
 
     measure.click(safe(measured), None, gaps)
 

@@ -35,9 +35,9 @@ class Step:
     at: float = 0.0
 
     @classmethod
-    def mean(cls, tasks: Sequence[str]) -> "Step":
+    def mean(cls, session: Session) -> "Step":
         """What a tab begins with."""
-        return cls(compositions.mean(tasks), preset=compositions.MEAN)
+        return cls(session.mean(), preset=compositions.MEAN)
 
     @property
     def composed(self) -> Composition:
@@ -75,8 +75,9 @@ class Controls:
     answers: gr.CheckboxGroup
 
     @classmethod
-    def of(cls, tasks: Sequence[str]) -> "Controls":
+    def of(cls, session: Session) -> "Controls":
         """Of a pool's tasks, set to the mean."""
+        tasks = session.tasks
         with gr.Row(elem_classes="save"):
             preset = gr.Dropdown(
                 compositions.presets(tasks),
@@ -91,7 +92,7 @@ class Controls:
             undo = gr.Button("Undo", elem_id="undo", scale=1, min_width=90, size="md")
         sliders = [
             gr.Slider(-1, 1, value=round(w, 3), step=0.01, interactive=True, label=task)
-            for task, w in compositions.mean(tasks).weights
+            for task, w in session.mean().weights
         ]
         scale = gr.Slider(0, 3, value=1, step=0.05, interactive=True, label="Factor of all coefficients")
         answers = gr.CheckboxGroup(
@@ -127,7 +128,7 @@ def controls_of(
         shown: where the worth of the last step stands.
         show: a step -> its worth.
     """
-    tasks, controls = session.tasks, Controls.of(session.tasks)
+    tasks, controls = session.tasks, Controls.of(session)
 
     def moved(which: str) -> Callable[..., tuple[Any, ...]]:
         def handler(steps: list[Step], factor: float, answering: list[str], *w: float) -> tuple[Any, ...]:
@@ -140,7 +141,7 @@ def controls_of(
     def chosen(steps: list[Step], name: str) -> tuple[Any, ...]:
         if name == compositions.OWN:
             return gr.skip(), gr.skip(), *(gr.skip() for _ in controls.all)
-        step = Step(compositions.preset(name, tasks), 1.0, name, "preset", time.monotonic())
+        step = Step(compositions.preset(name, tasks, session.pool.mean_scale), 1.0, name, "preset", time.monotonic())
         return after(steps, step), show(step), *values(step)
 
     def undone(steps: list[Step]) -> tuple[Any, ...]:

@@ -45,7 +45,7 @@ def build(session: Session, seen: gr.State, history: gr.State) -> None:
         paths = [*(named or []), *([shot] if shot else [])]
         if not paths:
             return Markup("")
-        composed = session.model((steps[-1] if steps else Step.mean(session.tasks)).composed)
+        composed = session.model((steps[-1] if steps else Step.mean(session)).composed)
         models = {
             "Your composition": composed,
             "Frozen backbone": session.frozen(),

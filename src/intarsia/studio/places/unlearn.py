@@ -108,21 +108,20 @@ def _measured(session: Session, task: str, amount: float) -> Markup:
 
 
 def _curve(session: Session, task: str, amount: float, progress: gr.Progress) -> Markup:
-    told_of, count = advance(progress), len(session.tasks)
+    told_of, share = advance(progress), session.mean().weights[0][1]
     sides = []
     for number, lam in enumerate(AMOUNTS, start=1):
-        sides.append((1 / count - lam, *_sides(session, task, NEGATE, lam)))
+        sides.append((share - lam, *_sides(session, task, NEGATE, lam)))
         told_of("compositions", number, len(AMOUNTS))
     sides.reverse()
     lines = {task: [(x, own or 0.0) for x, own, _ in sides], "other tasks": [(x, c or 0.0) for x, _, c in sides]}
     return draw.curve(
-        f"Accuracy over the coefficient of {task}, from its share in the mean, {1 / count:.2f}, down; all classes "
-        "compete.",
+        f"Accuracy over the coefficient of {task}, from its share in the mean, {share:.2f}, down; all classes compete.",
         lines,
         f"coefficient of {task}",
         "accuracy, %",
         limits=(0.0, 100.0),
-        at=1 / count - amount,
+        at=share - amount,
     )
 
 
