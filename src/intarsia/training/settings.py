@@ -62,8 +62,8 @@ class Training:
     """Put the mean feature of every batch back to where it was at theta0 before the head sees it: a drift that all
     images share is undone in the composed model too, and left in, the first steps would chase nothing else."""
     drift_penalty: float | None = None
-    """Weight of that drift in the loss, squared, over the variance of the features: small drifts compose linearly. It
-    pays with IEL, whose specialists it keeps; the mean is better without."""
+    """Weight of that drift in the loss, squared, over the variance of the features: small drifts compose linearly, which
+    IEL's specialists need."""
     iel_start: Literal["mean", "zero"] | None = None
     """Where IEL's task vector begins: at the mean of those before it, where IEL's own regularizer is least and the
     composed model stays what it was, or at zero."""
@@ -84,8 +84,7 @@ class Training:
     curvature_images: int | None = None
     """Images per task; the diagonal takes all."""
     mean_scale: float | None = None
-    """Factor of the mean of T task vectors in the models of a pool, at most T: modules that were trained alone share
-    less than each of them holds, and their mean falls short of it."""
+    """Factor of the mean of task vectors, at most their number."""
     class_balanced: bool | None = None
     """For uneven classes: all come equally often, and class means of few images are drawn to the others."""
     seed: int | None = None
