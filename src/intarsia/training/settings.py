@@ -53,7 +53,7 @@ class Training:
     step: Step | None = None
     """The regularizer's step: implicit (proximal), explicit and before AdamW's (decoupled), in the loss (coupled)."""
     normalize_fisher: bool | None = None
-    """Divide the Fisher by its mean over the trainable weights, so that one strength travels between backbones."""
+    """Divide the Fisher by its mean: one strength suits all backbones."""
     lambda_h: float | None = None
     """Pull of the head's Fisher towards its reference head."""
     lambda_0: float | None = None
@@ -62,8 +62,8 @@ class Training:
     """Put the mean feature of every batch back to where it was at theta0 before the head sees it: a drift that all
     images share is undone in the composed model too, and left in, the first steps would chase nothing else."""
     drift_penalty: float | None = None
-    """Weight of that drift in the loss, squared, over the variance of the features: small drifts compose linearly, which
-    IEL's specialists need."""
+    """Weight of that drift in the loss, squared, over the variance of the features: small drifts compose linearly. It
+    pays with IEL, whose specialists it keeps; the mean is better without."""
     iel_start: Literal["mean", "zero"] | None = None
     """Where IEL's task vector begins: at the mean of those before it, where IEL's own regularizer is least and the
     composed model stays what it was, or at zero."""
