@@ -55,9 +55,9 @@ class Training:
     normalize_fisher: bool | None = None
     """Divide the Fisher by its mean: one strength suits all backbones."""
     lambda_h: float | None = None
-    """Pull of the head's Fisher towards its reference head."""
+    """Fisher pull of the head to its reference."""
     lambda_0: float | None = None
-    """Plain pull of the head towards the same."""
+    """Plain pull of the head to the same."""
     center_features: bool | None = None
     """Put the mean feature of every batch back to where it was at theta0 before the head sees it: a drift that all
     images share is undone in the composed model too, and left in, the first steps would chase nothing else."""
@@ -84,7 +84,7 @@ class Training:
     curvature_images: int | None = None
     """Images per task; the diagonal takes all."""
     mean_scale: float | None = None
-    """Factor of the mean of task vectors, at most their number."""
+    """Factor of a mean of T vectors, at most T."""
     class_balanced: bool | None = None
     """For uneven classes: all come equally often, and class means of few images are drawn to the others."""
     seed: int | None = None
