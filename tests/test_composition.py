@@ -212,13 +212,14 @@ def test_bad_unlearning_is_refused() -> None:
         unlearn(NAMES, "cars", mode="negate", scale=float("nan"))
 
 
-@given(st.floats(0.1, 6.0), st.integers(1, 4))
+@given(st.floats(1.0, 6.0), st.integers(1, 4))
 def test_a_scaled_mean_counts_no_task_more_than_once(scale: float, count: int) -> None:
     tasks, sums = NAMES[:count], min(scale, float(count))
     whole = mean(tasks, scale)
     assert [*whole.weights.values()] == pytest.approx([sums / count] * count)
     assert whole.name == ("mean" if sums == 1 else f"mean, scale {sums:g}")
-    assert specialize(NAMES, tasks, mean_scale=scale).weights == whole.weights
+    fewer = {t: 1 / count for t in tasks} if count < len(NAMES) - 1 else whole.weights
+    assert specialize(NAMES, tasks, mean_scale=scale).weights == fewer
     assert whole.first(tasks[:1]).weights == pytest.approx({tasks[0]: min(scale, 1.0)})
     negated = unlearn(tasks, tasks[0], mode="negate", mean_scale=scale).weights
     assert negated == {**whole.weights, tasks[0]: 0.0}
@@ -305,13 +306,15 @@ def assert_heads(model: ComposedModel, expected: Head) -> None:
     torch.testing.assert_close(model.head.bias, expected.bias, rtol=1e-3, atol=1e-3)
 
 
-def mean_classes(pool: Pool, count: int) -> dict[str, Gaussians]:
+def mean_classes(pool: Pool, count: int, *, scaled: bool = False) -> dict[str, Gaussians]:
     """Where the classes of the first so many tasks lie in their mean: its own prototypes, then every later step."""
     found: dict[str, Gaussians] = {}
+    known = [pool.module(task).prototypes for task in pool.tasks[:count]]
+    known = [(one.scaled if scaled else None) or one for one in known]
     for i, task in enumerate(pool.tasks[:count]):
-        classes = pool.module(task).prototypes.classes
-        for later in pool.tasks[i + 1 : count]:
-            classes = shifted(classes, [(pool.module(later).prototypes.step, 1.0)], classes.centres)
+        classes = known[i].classes
+        for later in known[i + 1 :]:
+            classes = shifted(classes, [(later.step, 1.0)], classes.centres)
         found[task] = classes
     return found
 
@@ -330,10 +333,16 @@ def test_models_of_a_pool_have_its_scale_and_heads_of_the_classes_there(tmp_path
     model = scaled.mean()
     assert model.recipe["weights"] == pytest.approx(dict.fromkeys(tasks, 0.5))
     assert model.recipe["heads"] == "prototypes"
-    assert_heads(model, heads_on(scaled, mean(tasks, 1.5), mean_classes(scaled, 3)))
+    at_scale = mean_classes(scaled, 3, scaled=True)
+    assert_heads(model, heads_on(scaled, mean(tasks, 1.5), at_scale))
+    assert_heads(scaled.unlearn(tasks[0], mode="negate"), model.head.head())
+    plain = scaled.weighted(mean(tasks).weights)
+    assert_heads(plain, heads_on(scaled, mean(tasks), mean_classes(scaled, 3)))
+    assert not torch.allclose(plain.head.weight, model.head.weight, rtol=1e-3)
     assert model.before is not None
     assert model.before(2).recipe["weights"] == pytest.approx(dict.fromkeys(tasks[:2], 0.75))
     assert scaled.specialize(tasks[:1]).recipe["weights"] == {tasks[0]: 1.0}
+    assert scaled.specialize(tasks[1:]).recipe["weights"] == scaled.unlearn(tasks[0]).recipe["weights"]
     assert scaled.unlearn(tasks[0]).recipe["weights"] == pytest.approx(dict.fromkeys(tasks[1:], 0.75))
     assert Pool.open(scaled.path).mean_scale == 1.5
 

@@ -1,6 +1,7 @@
 """Class prototypes: what a module remembers of its classes in the mean is what the merged mean shows of its images."""
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -33,9 +34,11 @@ def test_prototypes_are_measured_in_the_mean_of_the_modules(
 ) -> None:
     out, training = tmp_path / "pool", replace(QUICK, mean_scale=scale)
     pool = learn(backbone(), stream(), adapter=adapter, regularizer=regularizer, training=training, out=out)
-    for i, task in enumerate(pool.tasks):
+    for (i, task), at in product(enumerate(pool.tasks), {1.0, scale}):
         prototypes, labels = pool.module(task).prototypes, stream()[i].train.labels
-        before, after = (features_in_mean(pool, i, count, scale) for count in (i, i + 1))
+        assert (prototypes.scaled is None) == (scale == 1 or i == 0)
+        prototypes = (prototypes.scaled if at > 1 else None) or prototypes
+        before, after = (features_in_mean(pool, i, count, at) for count in (i, i + 1))
         expected = Gaussians.of(after, labels, 2)
         torch.testing.assert_close(prototypes.classes.centres, expected.centres, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(prototypes.classes.scatter, expected.scatter, rtol=1e-3, atol=1e-3)
@@ -61,7 +64,10 @@ def test_classes_follow_every_later_step() -> None:
 
 
 def test_tensors_and_from_tensors_are_inverse() -> None:
-    prototypes = ClassPrototypes.of(randn(20, 4, seed=1), randn(20, 4, seed=2), torch.arange(20) % 2, 2)
-    again = ClassPrototypes.from_tensors(prototypes.tensors())
-    assert same(prototypes.tensors(), again.tensors())
+    labels = torch.arange(20) % 2
+    plain, scaled = (ClassPrototypes.of(randn(20, 4, seed=s), randn(20, 4, seed=s + 1), labels, 2) for s in (1, 5))
+    for prototypes in (plain, replace(plain, scaled=scaled)):
+        again = ClassPrototypes.from_tensors(prototypes.tensors())
+        assert same(prototypes.tensors(), again.tensors())
+        assert (again.scaled is None) == (prototypes.scaled is None)
     assert again.classes.freedom == 18

@@ -66,7 +66,7 @@ def test_a_scale_is_measured_on_any_pool_as_if_it_had_been_learned_at_it(tmp_pat
         pool = learn(Backbone.load(), stream, out=tmp_path / f"{scale:g}", training=made)
         found.append(scaled(pool, stream, 2.0))
     assert found[0] == found[1]
-    seen = in_mean([module.prototypes for module in pool.values()])
+    seen = in_mean([module.prototypes.scaled or module.prototypes for module in pool.values()])
     held = features_of(pool.backbone, pool.mean().network, [task.test for task in stream])
     assert found[1]["carried"] == accuracy(seen, held, stream)
 

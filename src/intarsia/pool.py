@@ -88,7 +88,7 @@ class Pool(StoredModules):
 
     @property
     def mean_scale(self) -> float:
-        """Of the mean of task vectors in its models (``Training.mean_scale``)."""
+        """Of the mean of all task vectors (``Training.mean_scale``)."""
         return self.index.settings.get("mean_scale", 1.0)
 
     @property
@@ -162,7 +162,7 @@ class Pool(StoredModules):
     def _heads(self, recipe: Recipe, heads: Heads, known: int) -> tuple[list[Module], Head, Heads]:
         """The modules a recipe needs, its heads, and of which kind they are."""
         modules = [self.module(t) for t in self.tasks if t in recipe.tasks or recipe.weights.get(t)]
-        found = self._prototypes(modules, prototype_tasks(recipe, self.tasks[:known], heads, self.mean_scale))
+        found = self._prototypes(modules, prototype_tasks(recipe, self.tasks[:known], heads))
         return modules, compose_heads(modules, recipe, heads, found, self.mean_scale), kind_of(recipe, heads, found)
 
     def _prototypes(self, modules: Sequence[Module], tasks: Sequence[str]) -> tuple[Module | Trace, ...]:
@@ -188,7 +188,7 @@ class Pool(StoredModules):
         return self.compose(recipes.weighted(self.learned(), weights))
 
     def specialize(self, tasks: Sequence[str], *, all_classes: bool = False) -> ComposedModel:
-        """The mean of some tasks, at the pool's scale, their classes only; see ``recipes.specialize``."""
+        """The mean of some tasks, their classes only; see ``recipes.specialize``."""
         return self.compose(recipes.specialize(self.learned(), tasks, all_classes, self.mean_scale))
 
     def unlearn(self, task: str, *, mode: str = "drop", scale: float | None = None) -> ComposedModel:

@@ -14,6 +14,8 @@ from torch import Tensor
 from intarsia.class_stats.drift import FeatureDrift, compensate, fit_drift
 from intarsia.class_stats.gaussians import Gaussians
 
+SCALED = "scaled."
+
 
 @dataclass(frozen=True)
 class ClassPrototypes:
@@ -22,10 +24,12 @@ class ClassPrototypes:
     Args:
         classes: of the task, in the features of mean(1 .. t).
         step: features of mean(1 .. t - 1) -> features of mean(1 .. t).
+        scaled: the same in the means times their scale; None where that is 1, or for a first task.
     """
 
     classes: Gaussians
     step: FeatureDrift
+    scaled: "ClassPrototypes | None" = None
 
     @classmethod
     def of(
@@ -44,12 +48,16 @@ class ClassPrototypes:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a module keeps."""
-        return {**self.classes.tensors(), **self.step.tensors()}
+        scaled = self.scaled.tensors() if self.scaled else {}
+        at_scale = {f"{SCALED}{name}": value for name, value in scaled.items()}
+        return {**self.classes.tensors(), **self.step.tensors(), **at_scale}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "ClassPrototypes":
         """The inverse of ``tensors``, classes in double precision again."""
-        return cls(Gaussians.from_tensors(tensors).double(), FeatureDrift.from_tensors(tensors))
+        at_scale = {name.removeprefix(SCALED): t for name, t in tensors.items() if name.startswith(SCALED)}
+        scaled = cls.from_tensors(at_scale) if at_scale else None
+        return cls(Gaussians.from_tensors(tensors).double(), FeatureDrift.from_tensors(tensors), scaled)
 
 
 def in_mean(prototypes: Sequence[ClassPrototypes]) -> list[Gaussians]:

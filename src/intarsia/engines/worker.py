@@ -18,12 +18,12 @@ from intarsia.engines.packing import pack, pack_fisher, pack_module, unpack, unp
 from intarsia.errors import InputError
 from intarsia.heads.head import Head
 from intarsia.machine import give_back_memory
-from intarsia.merging.recipe import scale_of
 from intarsia.progress import Timings
+from intarsia.task_vector import TaskVector
 from intarsia.training.fine_tuning import Configuration
 from intarsia.training.schedule import Seeds
 from intarsia.training.state import PreparedTask
-from intarsia.training.steps import class_statistics, curvature_at_theta0, features_of, prototypes_of
+from intarsia.training.steps import class_statistics, curvature_at_theta0, features_in_means, features_of, prototypes_of
 from intarsia.training.task import finish
 
 
@@ -181,7 +181,7 @@ class Worker:
         return data
 
     def place(self, name: str, number: int, module: bytes, total: bytes) -> bytes:
-        """Where a task's classes lie in the scaled mean of the modules up to its own.
+        """Where a task's classes lie in the mean of the modules up to its own.
 
         Args:
             name: of the task.
@@ -190,13 +190,11 @@ class Worker:
             total: the sum of the task vectors before it.
         """
         found, _ = unpack_module(module)
-        earlier = {n: value.to(self.backbone.device) for n, value in unpack(total)[1]["total"].items()}
+        earlier = TaskVector({n: x.to(self.backbone.device) for n, x in unpack(total)[1]["total"].items()})
         task, settings = self.stream[name], self.job.configuration.settings
         with self.backbone.attach(self.job.configuration.adapter) as adapter:  # at tau = 0 before it is loaded
-            adapter.compose(earlier, (number - 1) / scale_of(settings.mean_scale, number - 1))
-            before = features_of(self.backbone, task, settings.precision)
+            before = features_in_means(self.backbone, task, adapter, earlier, number - 1, settings)
             adapter.load(found.vector)
-            adapter.compose(earlier, number / scale_of(settings.mean_scale, number))
-            after = features_of(self.backbone, task, settings.precision)
+            after = features_in_means(self.backbone, task, adapter, earlier, number, settings)
         prototypes = prototypes_of(before, after, task, settings)
         return pack({}, prototypes=prototypes.tensors())

@@ -20,19 +20,18 @@ ROUNDING = 1e-9
 the last bit."""
 
 
-def prototype_tasks(recipe: Recipe, known: Sequence[str], heads: Heads, mean_scale: float = 1.0) -> tuple[str, ...]:
+def prototype_tasks(recipe: Recipe, known: Sequence[str], heads: Heads) -> tuple[str, ...]:
     """The tasks in whose mean classes are looked up: all that are known, or none (theta0), whichever is nearer.
 
     Args:
         recipe: what is composed; a module that answers alone is looked up in no mean.
         known: all tasks of the pool, in its order.
         heads: only ``prototypes`` ones are looked up in a mean.
-        mean_scale: of the mean that the pool's classes were measured in.
     """
     if heads != "prototypes" or _is_alone(recipe):
         return ()
-    weights, whole = _compensating(recipe, mean_scale), mean(known, mean_scale).weights
-    to_mean = sum(abs(weights.get(task, 0.0) - share) for task, share in whole.items())
+    weights = _compensating(recipe)
+    to_mean = sum(abs(weights.get(task, 0.0) - 1 / len(known)) for task in known)
     to_theta0 = sum(map(abs, weights.values())) + ROUNDING
     return tuple(known) if to_mean <= to_theta0 else ()
 
@@ -64,14 +63,15 @@ def compose_heads(
         recipe: what is composed; no coefficient at all is theta0 with heads that were not fine-tuned.
         heads: which.
         prototypes: the tasks ``prototype_tasks`` names, in the pool's order: ``modules``, traces of the others.
-        mean_scale: of the mean that they were measured in.
+        mean_scale: of the pool: classes are known in its mean, and in that times the scale.
     """
     answering = [m for m in modules if m.task in recipe.tasks]
     if kind_of(recipe, heads, prototypes) == "own":
         return Head.join([m.own_head() for m in answering])
     at_theta0 = {m.task: m.statistics.gaussians() for m in answering}
-    shares = mean([m.task for m in prototypes], mean_scale).weights if prototypes else {}
-    seen = _compensated(at_theta0, prototypes or modules, _compensating(recipe, mean_scale), shares)
+    weights = _compensating(recipe)
+    shares, known = _nearer_mean(prototypes, weights, mean_scale) if prototypes else ({}, at_theta0)
+    seen = _compensated({t: known[t] for t in at_theta0}, at_theta0, prototypes or modules, weights, shares)
     rows = discriminant(Gaussians.join(seen[m.task] for m in answering))
     heads_of = rows.split([len(m.head) for m in answering])
     if not recipe.weights:
@@ -89,12 +89,27 @@ def _is_alone(recipe: Recipe) -> bool:
     )
 
 
-def _compensating(recipe: Recipe, mean_scale: float) -> Mapping[str, float]:
+def _compensating(recipe: Recipe) -> Mapping[str, float]:
     """The coefficients whose heads a recipe has."""
-    return mean(recipe.tasks, mean_scale).weights if recipe.heads_of_mean else recipe.weights
+    return mean(recipe.tasks, recipe.mean_scale).weights if recipe.heads_of_mean else recipe.weights
+
+
+def _nearer_mean(
+    prototypes: Sequence[Module | Trace], weights: Mapping[str, float], mean_scale: float
+) -> tuple[Mapping[str, float], Mapping[str, Gaussians]]:
+    """The coefficients of the mean of all, or of that times its scale, whichever is nearer; and the classes there."""
+
+    def distance(scale: float) -> float:
+        return sum(abs(weights.get(task, 0.0) - share) for task, share in mean(tasks, scale).weights.items())
+
+    tasks = [m.task for m in prototypes]
+    scale = min(1.0, mean_scale, key=distance)
+    known = in_mean([m.prototypes if scale == 1 else m.prototypes.scaled or m.prototypes for m in prototypes])
+    return mean(tasks, scale).weights, dict(zip(tasks, known, strict=True))
 
 
 def _compensated(
+    known: Mapping[str, Gaussians],
     at_theta0: Mapping[str, Gaussians],
     moving: Sequence[Module | Trace],
     weights: Mapping[str, float],
@@ -103,18 +118,15 @@ def _compensated(
     """Task -> its classes in theta0 + sum_t w_t tau_t: where they are known to lie, and by drifts from there.
 
     Args:
-        at_theta0: classes of the tasks that answer.
-        moving: all whose vectors take part, in the pool's order; with ``shares`` all of that mean.
+        known: classes of the tasks that answer, where the vectors have the coefficients ``shares``.
+        at_theta0: the same classes at theta0.
+        moving: all whose vectors take part, here or there, in the pool's order.
         weights: of the vectors.
-        shares: their coefficients in the mean where the classes are known; empty if that is at theta0.
+        shares: empty if the classes are known at theta0.
     """
-    seen = at_theta0
-    if shares:
-        looked_up = zip((m.task for m in moving), in_mean([m.prototypes for m in moving]), strict=True)
-        seen = {task: classes for task, classes in looked_up if task in at_theta0}
     away = [(m.drift, weights.get(m.task, 0.0) - shares.get(m.task, 0.0)) for m in moving]
     drifts = [(drift, w) for drift, w in away if w]
     if not drifts:
-        return seen
+        return known
     drift = FeatureDrift.weighted([d for d, _ in drifts], [w for _, w in drifts])
-    return {task: compensate(seen[task], drift, at_theta0[task].centres) for task in seen}
+    return {task: compensate(known[task], drift, at_theta0[task].centres) for task in known}

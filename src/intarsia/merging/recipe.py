@@ -92,11 +92,15 @@ def specialize(
 ) -> Recipe:
     """The mean of ``chosen``; answers with their classes only, or with all (``all_classes``).
 
+    It is scaled only where at most one task is left out: the classes of fewer are carried farther, and maps are exact
+    to first order only.
+
     Raises:
         InputError: no task, an unknown one, or one named twice.
     """
     kept = some_of(tasks, chosen)
-    return _mean(f"only {', '.join(kept)}", kept, tasks if all_classes else kept, mean_scale)
+    scale = mean_scale if len(kept) >= len(tasks) - 1 else 1.0
+    return _mean(f"only {', '.join(kept)}", kept, tasks if all_classes else kept, scale)
 
 
 def unlearn(
@@ -129,7 +133,8 @@ def unlearn(
     if not math.isfinite(scale):
         raise InputError(f"scale {scale}: expected a finite number")
     weights = {t: share - (scale if t == task else 0.0) for t, share in shares.items()}
-    return Recipe(weights, tuple(tasks), f"unlearn {task} (negate, scale {scale:g})", heads_of_mean=True)
+    name = f"unlearn {task} (negate, scale {scale:g})"
+    return Recipe(weights, tuple(tasks), name, heads_of_mean=True, mean_scale=mean_scale)
 
 
 def _mean(name: str, of: Sequence[str], answering: Sequence[str], mean_scale: float) -> Recipe:

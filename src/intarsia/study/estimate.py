@@ -117,7 +117,8 @@ def estimate(
     curved = tasks[:1] if training.curvature_of == "reference" else tasks
     fisher = s["fisher"] * sum(_curved(t, training) for t in curved) / _curved(timed, training)
     set_up = s["features"] * per_image + fisher + s["statistics"] * per_class + s["heads"] * heads
-    passes = 3 - 2 / len(tasks)  # for drift and prototypes: one in the first task, which is timed, then three
+    scaled = training.mean_scale != 1  # passes for drift and prototypes: one in the first task, which is timed
+    passes = sum(1 + 2 * (n > 0) + scaled * ((n > 0) + (n > 1)) for n in range(len(tasks))) / len(tasks)
     fine = (s["training"] * training.epochs + s["drift"] * passes) * per_image + s["regularizer"] * len(tasks)
     sums = 2 * _bytes(*backbone.trainable.values())
     decoded = sum(len(t.train) + len(t.test) for t in tasks) * _bytes(pixels[0])

@@ -20,7 +20,6 @@ from intarsia.data.choices import Augmentation
 from intarsia.errors import DivergenceError
 from intarsia.heads.head import Head
 from intarsia.heads.trained_head import RegularizedHead
-from intarsia.merging.recipe import scale_of
 from intarsia.parallel.processes import current
 from intarsia.progress import Progress, Timings, silent
 from intarsia.regularizers.protocol import FLOOR, Penalty, Regularizer
@@ -30,7 +29,7 @@ from intarsia.training.loop import Loss, adamw, network_to_train, train, trainin
 from intarsia.training.schedule import Batch, Seeds
 from intarsia.training.settings import Settings
 from intarsia.training.state import LearnerState, PreparedTask
-from intarsia.training.steps import features_of, mean_feature, prototypes_of, starting_head
+from intarsia.training.steps import features_in_means, mean_feature, prototypes_of, starting_head
 
 CPU = torch.device("cpu")
 LONGEST = 0.4
@@ -114,9 +113,9 @@ def fine_tune(
     head = starting_head(prepared, state, settings, seeds, backbone.device, through_mean=through)
     with backbone.attach(_adapter(configuration), seeds.generator("adapter")) as adapter:
         timings.lap("regularizer")
-        before, total = prepared.features, state.total
+        before, total = [prepared.features], state.total
         if total is not None:
-            before = _features_in_mean(backbone, prepared, adapter, total, number - 1, settings, progress)
+            before = features_in_means(backbone, task, adapter, total, number - 1, settings, progress)
         timings.lap("drift")
         adapter.compose(total if through else None, number if through else 1)
         if through and total is not None and settings.iel_start == "mean":
@@ -129,9 +128,10 @@ def fine_tune(
             if not math.isfinite(size):
                 raise DivergenceError(_diverged(configuration, task.name, f"the {what} is not finite after training"))
         timings.lap("training")
-        after = alone = _features_in_mean(backbone, prepared, adapter, None, 1, settings, progress)
+        alone = features_in_means(backbone, task, adapter, None, 1, settings, progress)[0]
+        after = [alone]
         if total is not None:
-            after = _features_in_mean(backbone, prepared, adapter, total, number, settings, progress)
+            after = features_in_means(backbone, task, adapter, total, number, settings, progress)
         timings.lap("drift")
     return FineTunedTask(
         vector=vector,
@@ -166,20 +166,6 @@ def _adapter(configuration: Configuration) -> Adapter:
     if configuration.settings.as_the_paper and isinstance(adapter, LoRA):
         return replace(adapter, narrow=True)
     return adapter
-
-
-def _features_in_mean(
-    backbone: Backbone,
-    prepared: PreparedTask,
-    adapter: Attachment,
-    total: TaskVector | None,
-    tasks: int,
-    settings: Settings,
-    progress: Progress,
-) -> Tensor:
-    """(N, D) of the task's images in the scaled mean of some tasks, theta0 + s (total + tau) / tasks."""
-    adapter.compose(total, tasks / scale_of(settings.mean_scale, tasks))
-    return features_of(backbone, prepared.task, settings.precision, progress)
 
 
 def _train(

@@ -99,7 +99,6 @@ class Training:
             "warmup",
             "weight_decay",
             "drift_penalty",
-            "mean_scale",
             "lambda_h",
             "lambda_0",
             "pretune_lr",
@@ -107,6 +106,8 @@ class Training:
         ):
             if (number := getattr(self, name)) is not None and not 0 <= number < float("inf"):
                 raise InputError(f"{name.replace('_', '-')} {number}: expected a finite number, 0 or more")
+        if self.mean_scale is not None and not 1 <= self.mean_scale < float("inf"):
+            raise InputError(f"mean-scale {self.mean_scale}: expected a finite number, 1 or more")
         if self.center_features and self.batch_size == 1:
             raise InputError(
                 "batch-size 1 with feature centering: the mean of one image is the image; use 2, or leave it out "

@@ -1,14 +1,17 @@
 """Steps 1 to 4 of a task: features at theta0, class statistics, reference heads, Fisher (docs/method.md section 3).
 
-They depend on neither method, adapter nor strength.
+They depend on neither method, adapter nor strength. Of step 6, where its classes lie in the means of the modules.
 """
 
 import math
+from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from intarsia.adapters.attachment import Attachment
 from intarsia.backbones.backbone import Backbone
 from intarsia.backbones.forward import BATCH, Pixels, normalized, outputs
 from intarsia.class_stats.gaussians import class_means
@@ -27,10 +30,12 @@ from intarsia.heads.head import Head
 from intarsia.heads.pretraining import pretune
 from intarsia.heads.trained_head import RegularizedHead
 from intarsia.machine import give_back_memory
+from intarsia.merging.recipe import scale_of
 from intarsia.numerics import Precision, autocast, products_in
 from intarsia.parallel.processes import current
 from intarsia.progress import Progress, silent
 from intarsia.regularizers.protocol import FLOOR
+from intarsia.task_vector import TaskVector
 from intarsia.training.schedule import Seeds
 from intarsia.training.settings import Settings
 from intarsia.training.state import LearnerState, PreparedTask
@@ -83,10 +88,30 @@ def class_statistics(features: Tensor, task: Task, settings: Settings, seeds: Se
     return ClassStatistics.of(features, labels, classes, mixtures, shrunken=settings.class_balanced)
 
 
-def prototypes_of(before: Tensor, after: Tensor, task: Task, settings: Settings) -> ClassPrototypes:
-    """Of step 6: see ``ClassPrototypes.of``."""
-    labels, classes = task.train.labels, len(task.classes)
-    return ClassPrototypes.of(before, after, labels, classes, shrunken=settings.class_balanced)
+def features_in_means(
+    backbone: Backbone,
+    task: Task,
+    adapter: Attachment,
+    total: TaskVector | None,
+    tasks: int,
+    settings: Settings,
+    progress: Progress = silent,
+) -> list[Tensor]:
+    """(N, D) of a task's images in the mean theta0 + (total + tau) / tasks, then in that times its scale, if not 1."""
+    found: dict[float, Tensor] = {}
+    for scale in (1.0, settings.mean_scale):
+        if (divisor := tasks / scale_of(scale, tasks)) not in found:
+            adapter.compose(total, divisor)
+            found[divisor] = features_of(backbone, task, settings.precision, progress)
+    plain, *scaled = found.values()
+    return [plain, *(scaled or [plain])] if settings.mean_scale != 1 else [plain]
+
+
+def prototypes_of(before: Sequence[Tensor], after: Sequence[Tensor], task: Task, settings: Settings) -> ClassPrototypes:
+    """Of step 6, in the means and, if features are given of them, in those times their scale."""
+    labels, classes, shrunken = task.train.labels, len(task.classes), settings.class_balanced
+    found = [ClassPrototypes.of(b, a, labels, classes, shrunken=shrunken) for b, a in zip(before, after, strict=True)]
+    return found[0] if len(found) == 1 else replace(found[0], scaled=found[1])
 
 
 def mean_feature(features: Tensor, task: Task, settings: Settings) -> Tensor:

@@ -20,7 +20,6 @@ from intarsia.data.stream import TaskStream
 from intarsia.errors import InputError
 from intarsia.exchange.peft.inward import Adaptation, base_of, fitted, read_adapter
 from intarsia.heads.pretraining import pretune
-from intarsia.merging.recipe import scale_of
 from intarsia.pool import Pool
 from intarsia.progress import Progress, silent
 from intarsia.regularizers.records import build_regularizer, regularizer_record
@@ -33,7 +32,7 @@ from intarsia.training.recommended import resolve
 from intarsia.training.schedule import Seeds
 from intarsia.training.settings import Settings
 from intarsia.training.state import LearnerState, PreparedTask
-from intarsia.training.steps import features_of, mean_feature, prototypes_of
+from intarsia.training.steps import features_in_means, mean_feature, prototypes_of
 from intarsia.training.task import prepare
 
 
@@ -120,14 +119,13 @@ def measured(
     assert state.reference is not None
     with backbone.attach(pool.adapter) as attachment:
 
-        def features(total: TaskVector | None, tasks: int) -> Tensor:
-            attachment.compose(total, tasks / scale_of(settings.mean_scale, tasks))
-            return features_of(backbone, task, settings.precision, progress)
+        def features(total: TaskVector | None, tasks: int) -> list[Tensor]:
+            return features_in_means(backbone, task, attachment, total, tasks, settings, progress)
 
-        before = prepared.features if number == 1 else features(state.total, number - 1)
+        before = [prepared.features] if number == 1 else features(state.total, number - 1)
         put(attachment, parameters)
-        alone = features(None, 1)
-        after = alone if number == 1 else features(state.total, number)
+        alone = features(None, 1)[0]
+        after = [alone] if number == 1 else features(state.total, number)
         norm = float(attachment.vector().norm())
     shift = mean_feature(alone - prepared.features, task, settings) * settings.center_features
     reference = state.reference[prepared.rows]
