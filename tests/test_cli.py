@@ -146,7 +146,7 @@ def test_merge_rules_of_others(pool: Path, world: Path) -> None:
     some = result("evaluate", pool, "--rule", "ties", "--drop", "earth")
     assert some["tasks"] == ["cold", "other"]
     half, summed = (result("evaluate", pool, *more)["recipe"] for more in (("--scale", 0.5), ("--rule", "sum")))
-    assert half["weights"] == dict.fromkeys(TASKS, pytest.approx(1 / 6))
+    assert half["weights"] == dict.fromkeys(TASKS, pytest.approx(1.5 / 6))
     assert summed["name"] == "sum, scale 1"
     free = result("evaluate", pool, "--weights", "cold=1.5", "earth=-.5")
     assert free["recipe"]["weights"] == {"cold": 1.5, "earth": -0.5}
@@ -159,7 +159,7 @@ def test_unlearn_names_what_still_carries_the_influence(pool: Path) -> None:
     assert found["after"]["target_accuracy"] is None
     assert found["influenced"] == {task: ["fisher", "statistics", "prototypes"] for task in ("earth", "other")}
     negated = result("unlearn", pool, "cold", "--mode", "negate", "--scale", 0.5)
-    assert negated["recipe"]["weights"]["cold"] == pytest.approx(1 / 3 - 0.5)
+    assert negated["recipe"]["weights"]["cold"] == pytest.approx(1.5 / 3 - 0.5)
     assert negated["after"]["target_accuracy"] is not None
     assert digest(pool) == before
 

@@ -49,7 +49,8 @@ def values(flag: Flag) -> st.SearchStrategy[Any]:
     """What a flag may be given."""
     if flag.choices:
         return st.sampled_from(flag.choices)
-    kinds = {bool: st.booleans(), int: st.integers(2, 10**6), float: st.floats(0, 1e6), str: st.text(min_size=1)}
+    least = 1 if flag.path[-1] == "mean_scale" else 0
+    kinds = {bool: st.booleans(), int: st.integers(2, 10**6), float: st.floats(least, 1e6), str: st.text(min_size=1)}
     return kinds[flag.kind]
 
 

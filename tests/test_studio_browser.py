@@ -154,7 +154,7 @@ def test_two_sliders_are_moved_and_the_numbers_are_those_of_evaluate(
 ) -> None:
     page = visit(address)
     go_to(page, "Compose")
-    start = shown(page, "#composed", "cold=0.5 earth=0.5")
+    start = shown(page, "#composed", "cold=0.75 earth=0.75")
     assert "= 0.0 against the mean" in start
     for task, value in (("cold", "0.9"), ("earth", "-0.4")):
         box = page.get_by_label(f"number input for {task}")
@@ -168,14 +168,14 @@ def test_two_sliders_are_moved_and_the_numbers_are_those_of_evaluate(
     assert within in text
     other = visit(address)
     go_to(other, "Compose")
-    shown(other, "#composed", "cold=0.5 earth=0.5")  # another tab has a composition of its own
+    shown(other, "#composed", "cold=0.75 earth=0.75")  # another tab has a composition of its own
     other.context.close()
     page.get_by_role("button", name="Measure on all test images").click()
     assert final.removesuffix(" %") in shown(page, "#more", "all test images").split("all\t")[1]
     page.get_by_role("button", name="Undo").click()
-    shown(page, "#composed", "cold=0.9 earth=0.5")
+    shown(page, "#composed", "cold=0.9 earth=0.75")
     page.get_by_role("button", name="Undo").click()
-    assert accuracies(shown(page, "#composed", "cold=0.5 earth=0.5"), ["cold", "earth"]) == accuracies(
+    assert accuracies(shown(page, "#composed", "cold=0.75 earth=0.75"), ["cold", "earth"]) == accuracies(
         start, ["cold", "earth"]
     )
     page.get_by_label("Preset").click()
@@ -209,14 +209,14 @@ def test_the_keyboard_alone_composes_and_unlearns(address: str, visit: Callable[
 
     tab_to("Compose")
     page.keyboard.press("Enter")
-    shown(page, "#composed", "cold=0.5 earth=0.5")
+    shown(page, "#composed", "cold=0.75 earth=0.75")
     tab_to("range slider for cold")
     slider = page.get_by_role("slider", name="range slider for cold")
     while (value := float(slider.input_value())) != 0.6:  # one by one: gradio may lose keys that come faster
         page.keyboard.press("ArrowRight" if value < 0.6 else "ArrowLeft")
         page.wait_for_timeout(100)
-    text = shown(page, "#composed", "cold=0.6 earth=0.5")
-    assert accuracies(text, ["cold", "earth"]) == said_by_evaluate(world, "cold=0.6", "earth=0.5")[0]
+    text = shown(page, "#composed", "cold=0.6 earth=0.75")
+    assert accuracies(text, ["cold", "earth"]) == said_by_evaluate(world, "cold=0.6", "earth=0.75")[0]
     page = visit(address, PHONE, "dark")
     page.get_by_role("tab", name="Pool", exact=True).wait_for()
     tab_to("Unlearn")
@@ -241,7 +241,7 @@ def test_the_keyboard_alone_composes_and_unlearns(address: str, visit: Callable[
     page.keyboard.press("Enter")
     page.get_by_text("Exported as unlearned").wait_for()
     recipe = result("ls", world / "pool" / "studio" / "models" / "unlearned")["recipe"]
-    assert recipe["weights"] == pytest.approx({"cold": 0.5, "earth": -0.05})
+    assert recipe["weights"] == pytest.approx({"cold": 0.75, "earth": 0.2})
 
 
 def test_pictures_are_tried(address: str, visit: Callable[..., Any], world: Path) -> None:
@@ -296,8 +296,8 @@ def test_a_task_is_learned_stopped_and_gone_on_with(
     go_to(page, "Pool")
     shown(page, "#modules", "grey, red")
     go_to(page, "Compose")
-    text = shown(page, "#composed", "cold=0.3333 earth=0.3333 new=0.3333")
-    assert accuracies(text, [*TASKS, "new"]) == said_by_evaluate(world, *(f"{t}={1 / 3}" for t in (*TASKS, "new")))[0]
+    text = shown(page, "#composed", "cold=0.5 earth=0.5 new=0.5")
+    assert accuracies(text, [*TASKS, "new"]) == said_by_evaluate(world, *(f"{t}=0.5" for t in (*TASKS, "new")))[0]
     page.get_by_label("range slider for new").wait_for()
     go_to(page, "Unlearn")
     page.get_by_label("Task to unlearn").click()
