@@ -71,3 +71,13 @@ def test_tensors_and_from_tensors_are_inverse() -> None:
         assert same(prototypes.tensors(), again.tensors())
         assert (again.scaled is None) == (prototypes.scaled is None)
     assert again.classes.freedom == 18
+
+
+def test_scaled_prototypes_of_another_width_are_refused(tmp_path: Path) -> None:
+    pool = learn(backbone(), stream(2), training=replace(QUICK, mean_scale=1.5), out=tmp_path / "pool")
+    module = pool.module(pool.tasks[1])
+    module.check_shapes()
+    narrow = ClassPrototypes.of(randn(20, 4, seed=1), randn(20, 4, seed=2), torch.arange(20) % 2, 2)
+    damaged = replace(module, prototypes=replace(module.prototypes, scaled=narrow))
+    with pytest.raises(ValueError, match=r"prototypes\.scaled\.centres is \(2, 4\), expected \(2, "):
+        damaged.check_shapes()

@@ -106,9 +106,13 @@ def features_of(theta0: Backbone, network: nn.Module, images: Sequence[ImageSet]
 
 def seen_in(stream: TaskStream, means: list[list[Tensor]], held: Sequence[Tensor]) -> Seen:
     """Features of a stream's training and held-out images, with their labels."""
+    return Seen(means, [task.train.labels for task in stream], torch.cat([*held]), held_labels(stream))
+
+
+def held_labels(stream: TaskStream) -> Tensor:
+    """(M,) of a stream's test images, over all classes."""
     counts = torch.tensor([0, *(len(task.classes) for task in stream)]).cumsum(0).tolist()
-    labels = torch.cat([task.test.labels + first for task, first in zip(stream, counts, strict=False)])
-    return Seen(means, [task.train.labels for task in stream], torch.cat([*held]), labels)
+    return torch.cat([task.test.labels + first for task, first in zip(stream, counts, strict=False)])
 
 
 def fitted(before: Tensor, after: Tensor, ridge: float) -> FeatureDrift:

@@ -12,13 +12,12 @@ Use pools that were learned with ``--validation``: their test images are held-ou
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
-from drift_maps import features_of
+from drift_maps import features_of, held_labels
 from results import Ledger
 from torch import Tensor, nn
 
@@ -49,9 +48,8 @@ class Scales:
 
 def accuracy(classes: Sequence[Gaussians], held: Sequence[Tensor], stream: TaskStream) -> float:
     """Of the discriminant of the classes, in percent, on features of the stream's test images."""
-    head, starts = discriminant(Gaussians.join(classes)), accumulate((len(t.classes) for t in stream), initial=0)
-    labels = torch.cat([task.test.labels + first for task, first in zip(stream, starts, strict=False)])
-    return 100 * float((head(torch.cat([*held])).argmax(1) == labels).double().mean())
+    right = discriminant(Gaussians.join(classes))(torch.cat([*held])).argmax(1) == held_labels(stream)
+    return 100 * float(right.double().mean())
 
 
 def scaled(pool: Pool, stream: TaskStream, scale: float) -> dict[str, Any]:

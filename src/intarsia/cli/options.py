@@ -64,8 +64,7 @@ class Selection:
             if not keep:
                 raise InputError(f"--drop names all tasks of the pool, {', '.join(tasks)}: keep one or more")
         scale = pool.mean_scale
-        specific = self.keep or self.drop
-        return recipes.specialize(tasks, keep, mean_scale=scale) if specific else recipes.mean(tasks, scale)
+        return recipes.specialize(tasks, keep, mean_scale=scale) if keep else recipes.mean(tasks, scale)
 
     def without_files(self, tasks: Collection[str]) -> tuple["Selection", tuple[Path, ...]]:
         """Apart: the tasks and weights that are named, and files that were typed after them.

@@ -31,7 +31,7 @@ def prototype_tasks(recipe: Recipe, known: Sequence[str], heads: Heads) -> tuple
     if heads != "prototypes" or _is_alone(recipe):
         return ()
     weights = _compensating(recipe)
-    to_mean = sum(abs(weights.get(task, 0.0) - 1 / len(known)) for task in known)
+    to_mean = _distance(weights, mean(known).weights)
     to_theta0 = sum(map(abs, weights.values())) + ROUNDING
     return tuple(known) if to_mean <= to_theta0 else ()
 
@@ -98,14 +98,15 @@ def _nearer_mean(
     prototypes: Sequence[Module | Trace], weights: Mapping[str, float], mean_scale: float
 ) -> tuple[Mapping[str, float], Mapping[str, Gaussians]]:
     """The coefficients of the mean of all, or of that times its scale, whichever is nearer; and the classes there."""
-
-    def distance(scale: float) -> float:
-        return sum(abs(weights.get(task, 0.0) - share) for task, share in mean(tasks, scale).weights.items())
-
     tasks = [m.task for m in prototypes]
-    scale = min(1.0, mean_scale, key=distance)
+    scale = min(1.0, mean_scale, key=lambda s: _distance(weights, mean(tasks, s).weights))
     known = in_mean([m.prototypes if scale == 1 else m.prototypes.scaled or m.prototypes for m in prototypes])
     return mean(tasks, scale).weights, dict(zip(tasks, known, strict=True))
+
+
+def _distance(weights: Mapping[str, float], shares: Mapping[str, float]) -> float:
+    """Sum of the differences to a mean's coefficients, over its tasks."""
+    return sum(abs(weights.get(task, 0.0) - share) for task, share in shares.items())
 
 
 def _compensated(

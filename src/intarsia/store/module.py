@@ -142,12 +142,16 @@ class Module:
             "statistics.scatter": (statistics.scatter, (d, d)),
             "drift.matrix": (self.drift.matrix, (d, d)),
             "drift.offset": (self.drift.offset, (d,)),
-            "prototypes.centres": (self.prototypes.classes.centres, (c, d)),
-            "prototypes.scatter": (self.prototypes.classes.scatter, (d, d)),
-            "prototypes.matrix": (self.prototypes.step.matrix, (d, d)),
-            "prototypes.offset": (self.prototypes.step.offset, (d,)),
         }
-        for name, own in {"statistics": statistics.factors, "prototypes": self.prototypes.classes.factors}.items():
+        factors = {"statistics": statistics.factors}
+        for name, seen in {"prototypes": self.prototypes, "prototypes.scaled": self.prototypes.scaled}.items():
+            if seen is not None:
+                expected[f"{name}.centres"] = seen.classes.centres, (c, d)
+                expected[f"{name}.scatter"] = seen.classes.scatter, (d, d)
+                expected[f"{name}.matrix"] = seen.step.matrix, (d, d)
+                expected[f"{name}.offset"] = seen.step.offset, (d,)
+                factors[name] = seen.classes.factors
+        for name, own in factors.items():
             if own is not None:
                 expected[f"{name}.factors"] = own, (c, own.shape[1] if own.ndim > 1 else 0, d)
         if mixtures is not None:

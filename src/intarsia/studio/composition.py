@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from intarsia.merging import recipe as recipes
 from intarsia.merging.choices import Rule
 from intarsia.merging.model import ComposedModel
-from intarsia.merging.recipe import Recipe, scale_of
+from intarsia.merging.recipe import Recipe
 from intarsia.pool import Pool, merged
 
 MEAN, TIES, OWN = "Mean of all", "TIES", "Own mix"
@@ -83,5 +83,4 @@ def preset(name: str, tasks: Sequence[str], mean_scale: float = 1.0) -> Composit
 
 
 def _uniform(tasks: Sequence[str], chosen: Sequence[str], mean_scale: float) -> Composition:
-    share = scale_of(mean_scale, len(chosen)) / max(1, len(chosen))
-    return Composition.of(tasks, dict.fromkeys(chosen, share), chosen)
+    return Composition.of(tasks, recipes.mean(chosen, mean_scale).weights if chosen else {}, chosen)
