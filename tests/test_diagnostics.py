@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cases import GREY, positive, randn, stream, vectors
 from intarsia import InputError, Pool, diagnose
+from intarsia.curvature import CURVATURES
 from intarsia.curvature.fisher import DiagonalFisher, DiagonalMetric
 from intarsia.curvature.jensen_gap import gap
 from intarsia.evaluation.kept import Kept
@@ -255,10 +256,12 @@ def test_other_weights_and_fewer_images(pool: Pool) -> None:
         diagnose(pool, stream(), weights={"task01": 0.75})
 
 
-def test_networks_are_counted(pool: Pool) -> None:
-    told: list[tuple[int, int]] = []
-    diagnose(pool, stream(), per_task=2, progress=lambda phase, done, total: told.append((done, total)))
-    assert told == [(i, 6) for i in range(1, 7)]
+def test_networks_and_curvatures_are_counted(pool: Pool) -> None:
+    told: list[tuple[str, int, int]] = []
+    diagnose(pool, stream(), per_task=2, progress=lambda *now: told.append(now))
+    steps = len(CURVATURES) + 2  # and the Fisher by layers, and all of it
+    assert told[:6] == [("networks", i, 6) for i in range(1, 7)]
+    assert told[6:] == [("curvatures", i, steps) for i in range(steps + 1)]
 
 
 def numbers(found: Any) -> list[float]:

@@ -1,22 +1,54 @@
 """Feature drift: an affine map is found again, drifts add up, carry classes along, and say what half a vector does."""
 
+import pytest
 import torch
 
 from cases import GREY, backbone, randn, seeded, shake, stream
 from intarsia import LoRA
-from intarsia.class_stats.drift import FeatureDrift, compensate, fit_drift
+from intarsia.class_stats.drift import RIDGES, FeatureDrift, compensate, fit_drift
 from intarsia.class_stats.gaussians import Gaussians
 
 
 def test_an_affine_drift_is_found_but_for_the_ridge() -> None:
     x, matrix, offset = randn(500, 6, seed=1) * 3 + 5, randn(6, 6, seed=2) / 4, randn(6, seed=3)
-    drift = fit_drift(x, x + x @ matrix + offset)
+    drift = fit_drift(x, x + x @ matrix + offset, [0.02])
     scale = x.std(0, correction=0)
     # The ridge shrinks standardised coefficients: (R + 0.02) B = R B_true with R the correlation.
     correlation = torch.corrcoef(x.T)
     shrunk = torch.linalg.solve(correlation + 0.02 * torch.eye(6), correlation @ (matrix * scale[:, None]))
     torch.testing.assert_close(drift.matrix, shrunk / scale[:, None], rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(drift(x).mean(0), (x + x @ matrix + offset).mean(0), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("images", "noise"), [(40, 0.1), (40, 3.0), (12, 0.1)])
+def test_the_ridge_is_the_best_by_generalized_cross_validation(images: int, noise: float) -> None:
+    """By the definition, with the matrix H (N, N) that makes predictions of drifts; also with fewer images than D."""
+    x = randn(images, 15, seed=1).double()
+    moved = x + x @ randn(15, 15, seed=2).double() / 8 + 1 + noise * randn(images, 15, seed=3)
+    white, away = (x - x.mean(0)) / x.std(0, correction=0), (moved - x) - (moved - x).mean(0)
+
+    def error(ridge: float) -> float:
+        hat = white @ torch.linalg.solve(white.T @ white + ridge * images * torch.eye(15), white.T)
+        return images * float((away - hat @ away).square().sum()) / (images - 1 - float(hat.trace())) ** 2
+
+    best = min(RIDGES, key=error)
+    assert RIDGES[0] < best < RIDGES[-1]
+    assert torch.equal(fit_drift(x, moved).matrix, fit_drift(x, moved, [best]).matrix)
+
+
+def test_what_follows_nothing_is_a_translation() -> None:
+    """More features than images, which drift at random: the linear part all but goes, the offset stays."""
+    x = randn(30, 60, seed=1)
+    drift = fit_drift(x, x + 2 + randn(30, 60, seed=2))
+    torch.testing.assert_close(drift(x).mean(0), (x + 2 + randn(30, 60, seed=2)).mean(0), rtol=1e-5, atol=1e-5)
+    assert float((x @ drift.matrix).std()) < 0.15
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_one_image_or_two_have_a_drift(images: int) -> None:
+    x = randn(images, 4, seed=1)
+    drift = fit_drift(x, x + 1)
+    torch.testing.assert_close(drift(x), x + 1)
 
 
 def test_a_feature_that_does_not_vary_drifts_by_a_constant() -> None:

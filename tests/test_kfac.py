@@ -34,7 +34,7 @@ from intarsia.curvature.choices import CurvatureKind, CurvatureOf
 from intarsia.curvature.kronecker.ekfac import ekfac
 from intarsia.curvature.kronecker.kfac import kfac, shampoo
 from intarsia.curvature.linearized import Tangent
-from intarsia.evaluation.gaps import predicted_gaps
+from intarsia.evaluation.gaps import layer_by_layer, predicted_gaps, whole_fisher_squares
 from intarsia.regularizers.quadratic import Quadratic
 from intarsia.store.verify import verify
 from intarsia.task_vector import TaskVector
@@ -502,7 +502,7 @@ def test_fine_tuning_in_another_step_uses_it_too() -> None:
 def test_diagnose_has_the_gap_under_every_curvature(tmp_path: Path) -> None:
     pool = learned(tmp_path, "kfac")
     found = diagnose(pool, stream(3), per_task=6)
-    assert set(found.predicted_gaps) == {*CURVATURES, "whole"}
+    assert set(found.predicted_gaps) == {*CURVATURES, "layers", "whole"}
     assert all(gap > 0 for gap in found.predicted_gaps.values())
 
 
@@ -518,6 +518,18 @@ def test_the_whole_gap_is_that_of_the_linearized_logits() -> None:
         expected += share * float(((p * slopes.square()).sum(1) - (p * slopes).sum(1).square()).mean()) / 2
     found = predicted_gaps(theta0, heads, images.split(3), taus, w)
     assert found["whole"] == pytest.approx(expected, rel=1e-10)
+
+
+def test_layer_by_layer_the_gap_is_that_of_task_vectors_on_one_weight_alone() -> None:
+    """By the definition: the whole gap of vectors that are zero but on one weight, summed over the weights."""
+    theta0, heads, images, w = backbone(0, torch.float64), head(3, 16), inputs(7), [0.5, 0.2, 0.3]
+    taus = [TaskVector({n: randn(*v.shape, seed=s) / 9 for n, v in theta0.trainable.items()}) for s in range(3)]
+    away = torch.eye(3, dtype=torch.float64) - torch.tensor(w, dtype=torch.float64)
+    alone = [[only(theta0, name, tau[name]) for tau in taus] for name in theta0.trainable]
+    squares = [whole_fisher_squares(theta0, heads, images.split(3), one, away) for one in alone]
+    expected = sum(x * s / 2 for each in squares for x, s in zip(w, each, strict=True))
+    found = layer_by_layer(theta0, heads, images.split(3), taus, w, estimator="exact")
+    assert found == pytest.approx(expected, rel=1e-8)
 
 
 def test_a_pool_without_a_diagonal_is_merged_at_a_scale_that_is_given(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 import tyro
@@ -22,7 +21,6 @@ from torch import Tensor, nn
 
 from intarsia.backbones.backbone import Backbone
 from intarsia.backbones.forward import outputs
-from intarsia.class_stats import drift
 from intarsia.class_stats.drift import FeatureDrift, compensate, fit_drift
 from intarsia.class_stats.gaussians import Gaussians
 from intarsia.data.image_set import ImageSet
@@ -115,12 +113,6 @@ def held_labels(stream: TaskStream) -> Tensor:
     return torch.cat([task.test.labels + first for task, first in zip(stream, counts, strict=False)])
 
 
-def fitted(before: Tensor, after: Tensor, ridge: float) -> FeatureDrift:
-    """``fit_drift`` with another ridge."""
-    with mock.patch.object(drift, "RIDGE", ridge):
-        return fit_drift(before, after)
-
-
 def affine(seen: Seen, steps: Sequence[FeatureDrift], *, covariance: bool = True) -> list[Gaussians]:
     """Every task's classes, moved by the steps after its own; their covariance, too, or not."""
     found: list[Gaussians] = []
@@ -191,7 +183,7 @@ def maps(seen: Seen) -> dict[str, list[Gaussians]]:
     """Every task's classes in the mean of all modules: as they are, and by each map."""
     every = range(seen.tasks)
     own = [seen.step(task) for task in every]
-    usual = [fitted(*step, ridge=drift.RIDGE) for step in own]
+    usual = [fit_drift(*step) for step in own]
     chain = affine(seen, usual)
     nowhere = [seen.classes(task + 1, task) for task in every]
     shift = [FeatureDrift(torch.zeros_like(u.matrix), (y - x).mean(0)) for u, (x, y) in zip(usual, own, strict=True)]
@@ -199,9 +191,10 @@ def maps(seen: Seen) -> dict[str, list[Gaussians]]:
         "measured on the classes' own images": [seen.classes(seen.tasks, task) for task in every],
         "none": nowhere,
         "translation": affine(seen, shift),
+        "affine, ridge by cross-validation": chain,
     }
     for ridge in (0.005, 0.02, 0.1, 0.5, 2.0):
-        found[f"affine, ridge {ridge:g}"] = affine(seen, [fitted(*step, ridge=ridge) for step in own])
+        found[f"affine, ridge {ridge:g}"] = affine(seen, [fit_drift(*step, [ridge]) for step in own])
     found["affine, covariances not moved"] = affine(seen, usual, covariance=False)
     for width in (0.2, 0.4):
         found[f"local weights, width {width:g}"] = moved(seen, [local(*step, width, None) for step in own], chain)
@@ -211,7 +204,7 @@ def maps(seen: Seen) -> dict[str, list[Gaussians]]:
         nets = [network(*step, hidden, steps, first) for step, first in zip(own, usual, strict=True)]
         found[f"affine, then a network of {hidden}"] = moved(seen, nets, chain)
     for later in (1, 3, seen.tasks - 1):
-        more = [fitted(*seen.step(task, later), ridge=drift.RIDGE) for task in every]
+        more = [fit_drift(*seen.step(task, later)) for task in every]
         found[f"affine, on images of the next {later} tasks as well"] = affine(seen, more)
     return found
 

@@ -18,11 +18,12 @@ from unittest import mock
 
 import torch
 import tyro
-from drift_maps import Seen, affine, features_of, fitted, seen_in
+from drift_maps import Seen, affine, features_of, seen_in
 
 from intarsia.backbones.backbone import Backbone
 from intarsia.backbones.names import BUILTIN
-from intarsia.class_stats import drift, gaussians
+from intarsia.class_stats import gaussians
+from intarsia.class_stats.drift import fit_drift
 from intarsia.class_stats.gaussians import Gaussians
 from intarsia.data.stream import TaskStream
 from intarsia.heads import discriminant
@@ -66,7 +67,7 @@ def classes_of(seen: Seen) -> Gaussians:
     """As a pool knows them: at theta0, or carried to the mean of all modules."""
     if len(seen.means) == 1:
         return Gaussians.join([seen.classes(0, task) for task in range(seen.tasks)])
-    steps = [fitted(*seen.step(task), ridge=drift.RIDGE) for task in range(seen.tasks)]
+    steps = [fit_drift(*seen.step(task)) for task in range(seen.tasks)]
     return Gaussians.join(affine(seen, steps))
 
 

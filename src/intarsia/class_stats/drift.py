@@ -15,7 +15,8 @@ from intarsia.class_stats.gaussians import Gaussians
 from intarsia.class_stats.shrinkage import moments, spread
 from intarsia.numerics import check_finite, eigen
 
-RIDGE = 0.02
+RIDGES = tuple(10.0 ** (half / 2 - 3) for half in range(10))
+"""Of which a fit takes one: 0.001 to 31.6, half a decade apart."""
 
 
 @dataclass(frozen=True)
@@ -57,28 +58,38 @@ class FeatureDrift:
         return cls(matrix, offset)
 
 
-def fit_drift(before: Tensor, after: Tensor) -> FeatureDrift:
+def fit_drift(before: Tensor, after: Tensor, ridges: Sequence[float] = RIDGES) -> FeatureDrift:
     """Ridge regression of after - before on before, standardised, the offset free.
 
-    argmin |Y - X M|^2 + 0.02 N |M|^2 on centered X and Y.
+    argmin |Y - X M|^2 + r N |M|^2 on centered X and Y. Of the ridges r the one is taken under which images that were
+    left out would be predicted best, by generalized cross-validation (Golub, Heath and Wahba 1979):
+    N |Y - X M|^2 / (N - 1 - tr H)^2, H the matrix that makes X M of Y. Few images of many features need a ridge that
+    is a hundred times that of many images of few.
 
     Args:
         before: (N, D).
         after: (N, D) of the same images, with other weights.
+        ridges: at least one.
 
     Raises:
         DivergenceError: a feature is not finite.
     """
-    x, drift = before.double(), after.double() - before.double()
+    x, drift, count = before.double(), after.double() - before.double(), len(before)
     check_finite(drift, "features before and after a change of the weights")
     mean, variance = moments(x)
     scale = spread(variance, mean.square() + variance)
-    white = (x - mean) / scale
-    gram = white.T @ white
-    gram.diagonal().add_(RIDGE * len(x))
-    values, vectors = eigen(gram, RIDGE * len(x))
-    inside = vectors.T @ (white.T @ (drift - drift.mean(0)))
-    matrix = vectors @ (inside / values[:, None]) / scale[:, None]
+    white, away = (x - mean) / scale, drift - drift.mean(0)
+    values, vectors = eigen(white.T @ white, 0.0)
+    inside = vectors.T @ (white.T @ away)
+    squares, total = inside.square().sum(1), away.square().sum()
+
+    def left_out(ridge: float) -> float:
+        shrunk = 1 / (values + ridge * count)
+        free = count - 1 - (values * shrunk).sum()
+        return float((total - (squares * shrunk * (2 - values * shrunk)).sum()).clamp_min(0) / free.square())
+
+    chosen = min(ridges, key=left_out)
+    matrix = vectors @ (inside / (values + chosen * count)[:, None]) / scale[:, None]
     offset = drift.mean(0) - mean @ matrix
     return FeatureDrift(matrix.to(before.dtype), offset.to(before.dtype))
 

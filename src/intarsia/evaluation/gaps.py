@@ -7,16 +7,23 @@ from torch import Tensor
 
 from intarsia.backbones.backbone import Backbone
 from intarsia.curvature import CURVATURES
+from intarsia.curvature.choices import Estimator
 from intarsia.curvature.jensen_gap import gap
 from intarsia.curvature.linearized import Tangent
 from intarsia.curvature.protocol import Curvature
+from intarsia.curvature.taps import pull_back
 from intarsia.heads.head import Head
+from intarsia.progress import Progress, silent
 from intarsia.task_vector import TaskVector, weighted_sum
 
 FACTORS = {"ekfac": "kfac", "soap": "shampoo"}
 """The curvature of whose factors one takes the eigenbases."""
 WHOLE = "whole"
 """The name of the Fisher of which nothing is left out."""
+LAYERS = "layers"
+"""The name of the Fisher of which all is left out that one weight does together with another: the most that a curvature
+of single weights sees where it is exact."""
+PHASE = "curvatures"
 
 
 def predicted_gaps(
@@ -27,8 +34,9 @@ def predicted_gaps(
     weights: Sequence[float],
     *,
     seed: int = 0,
+    progress: Progress = silent,
 ) -> dict[str, float]:
-    """Omega by curvature, each of the loss's Fisher on the same images: the table's, and the whole Fisher.
+    """Omega by curvature, each of the loss's Fisher on the same images: the table's, its blocks, all of it.
 
     Args:
         backbone: theta0.
@@ -37,18 +45,59 @@ def predicted_gaps(
         vectors: of the tasks.
         weights: that sum to 1.
         seed: of the random estimators.
+        progress: called with (curvatures seen, curvatures in all).
     """
-    found, made = dict[str, float](), dict[str, Curvature]()
-    for name, estimate in CURVATURES.items():
+    found, made, steps = dict[str, float](), dict[str, Curvature](), len(CURVATURES) + 2
+    for i, (name, estimate) in enumerate(CURVATURES.items()):
+        progress(PHASE, i, steps)
         generator, like = torch.Generator().manual_seed(seed), made.get(FACTORS.get(name, ""))
         curvature = estimate(backbone, head, batches, generator=generator, like=like)
         found[name] = gap(vectors, weights, curvature.mean(0.0))
         if name in FACTORS.values():
             made[name] = curvature
+    progress(PHASE, steps - 2, steps)
+    generator = torch.Generator().manual_seed(seed)
+    found[LAYERS] = layer_by_layer(backbone, head, batches, vectors, weights, generator=generator)
+    progress(PHASE, steps - 1, steps)
     w = torch.tensor(list(weights), dtype=torch.float64)
     away = torch.eye(len(w), dtype=torch.float64) - w  # of each vector from the mean of all
     squares = torch.tensor(whole_fisher_squares(backbone, head, batches, vectors, away), dtype=torch.float64)
+    progress(PHASE, steps, steps)
     return {**found, WHOLE: 0.5 * float(w @ squares)}
+
+
+def layer_by_layer(
+    backbone: Backbone,
+    head: Head,
+    batches: Sequence[Tensor],
+    vectors: Sequence[TaskVector],
+    weights: Sequence[float],
+    *,
+    estimator: Estimator = "rademacher",
+    generator: torch.Generator | None = None,
+) -> float:
+    """1/2 sum_t w_t sum_l E <G_l, tau_t - mean>^2: Omega under the Fisher's blocks of single weights, each exact.
+
+    Args:
+        backbone: theta0.
+        head: features -> logits.
+        batches: normalised images (B, C, H, W).
+        vectors: tau_t.
+        weights: w_t, that sum to 1.
+        estimator: which vectors are pushed back, once (see ``curvature.estimators``).
+        generator: of the random ones.
+    """
+    mean = weighted_sum(vectors, weights)
+    away, total = [tau - mean for tau in vectors], 0.0
+
+    def receive(name: str, a: Tensor, g: Tensor) -> None:
+        nonlocal total
+        for w, tau in zip(weights, away, strict=True):
+            total += w * float(((a @ tau[name].to(a).T) * g).sum((1, 2)).square().sum())
+
+    for batch in batches:
+        pull_back(backbone, head, batch, receive, estimator=estimator, probes=1, generator=generator)
+    return 0.5 * total / sum(map(len, batches))
 
 
 @torch.no_grad()

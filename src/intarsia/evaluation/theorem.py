@@ -52,7 +52,8 @@ class Diagnosis:
         mean_module_loss: sum_t w_t l(theta_t).
         true_gap: mean_module_loss - composed_loss; positive where composing helps.
         predicted_gap: Omega_F, F the diagonal Fisher of the pool.
-        predicted_gaps: Omega by curvature, on some of the images: that of the table, and of the ``whole`` Fisher.
+        predicted_gaps: Omega by curvature, on some of the images: those of the table, the Fisher's
+            exact blocks (``layers``), and the ``whole`` Fisher.
         remainder: true_gap - predicted_gap: what is not of second order at theta0, or where F is not the Hessian.
         gradient_norm: |g| at theta0 over the trainable weights; the theory wants it small.
         gradient_norm_before: the same under random heads, before any pre-tuning.
@@ -193,7 +194,7 @@ def diagnose(
         weights: coefficients that sum to 1; uniform if None.
         per_task: training images drawn from each task.
         seed: of that draw.
-        progress: called with (networks measured, networks in all).
+        progress: of the networks measured, and of the curvatures.
         keep: where every loss and gradient is kept as it is known.
 
     Raises:
@@ -217,7 +218,9 @@ def diagnose(
     share = [w[t] for t in names]
     predicted = gap(vectors, share, sample.fisher)
     few = sample if per_task <= DRAWN else Sample.draw(pool, stream, names, DRAWN, seed)
-    predictions = keep("gaps by curvature", lambda: predicted_gaps(*few.linear(), vectors, share, seed=seed))
+    predictions = keep(
+        "gaps by curvature", lambda: predicted_gaps(*few.linear(), vectors, share, seed=seed, progress=progress)
+    )
     width, generator = sample.head.weight.shape[1], torch.Generator().manual_seed(seed)
     untuned = Head.random(len(sample.head), width, generator).to(pool.backbone.device)
     return Diagnosis(

@@ -66,7 +66,7 @@ def diagnosis(found: Diagnosis, of: str = "") -> None:
     note = (
         "Losses: nats an image, under the aligned heads of all classes. |tau|: length of the task vector; |g|: of the "
         "loss's gradient. A diagonal Fisher leaves out what weights do together, all but the whole one what layers do "
-        "together; --figures draws the whole one over scales."
+        "together, that of layers nothing else; --figures draws the whole one over scales."
     )
     table(f"Modules alone {of}".rstrip(), ("task", "loss", "|tau|", "cosine to the composed vector"), rows, note)
     facts(theorem(found))
