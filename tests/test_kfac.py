@@ -32,7 +32,7 @@ from intarsia.adapters import AdaptedLinear, Adapter
 from intarsia.curvature import CURVATURES, Curvature, Metric
 from intarsia.curvature.choices import CurvatureKind, CurvatureOf
 from intarsia.curvature.kronecker.ekfac import ekfac
-from intarsia.curvature.kronecker.kfac import kfac, shampoo
+from intarsia.curvature.kronecker.kfac import kfac
 from intarsia.curvature.linearized import Tangent
 from intarsia.evaluation.gaps import layer_by_layer, predicted_gaps, whole_fisher_squares
 from intarsia.regularizers.quadratic import Quadratic
@@ -43,8 +43,7 @@ from intarsia.training.settings import Settings
 from intarsia.training.state import LearnerState
 from intarsia.training.task import prepare
 
-KINDS_OF_IT: tuple[CurvatureKind, ...] = ("kfac", "ekfac", "shampoo", "soap")
-IN_BASES = ("ekfac", "soap")
+KINDS_OF_IT: tuple[CurvatureKind, ...] = ("kfac", "ekfac")
 each_kind = pytest.mark.parametrize("kind", KINDS_OF_IT)
 
 
@@ -137,8 +136,7 @@ def test_along_random_directions_a_vision_transformers_drift_is_seen() -> None:
     assert max(errors["kfac"]) < 0.35, errors
     assert max(errors["ekfac"]) < 0.32, errors
     mean = {kind: sum(each) / len(each) for kind, each in errors.items()}
-    assert max(errors["soap"]) < 0.32, errors
-    assert max(mean["ekfac"], mean["soap"], mean["shampoo"]) < mean["kfac"] < 0.65 * mean["diagonal"], mean
+    assert mean["ekfac"] < mean["kfac"] < 0.65 * mean["diagonal"], mean
 
 
 def test_a_task_vector_that_the_features_see_is_seen_by_factors_and_not_by_a_diagonal() -> None:
@@ -155,16 +153,7 @@ def test_a_task_vector_that_the_features_see_is_seen_by_factors_and_not_by_a_dia
         assert min(seen[kind] for kind in KINDS_OF_IT) > 2 * seen["diagonal"], (name, seen)
 
 
-def test_whole_gradients_are_those_of_images_one_by_one() -> None:
-    """Shampoo's factors: E G G^T and E G^T G / E |G|^2."""
-    theta0, images = backbone(0, torch.float64), inputs(9)
-    metric = shampoo(theta0, None, images.split(4), estimator="exact").mean(0.0)
-    for name, g in gradients(theta0, images).items():
-        torch.testing.assert_close(metric.outputs[name], (g @ g.mT).sum((0, 1)) / 9)
-        torch.testing.assert_close(metric.inputs[name], (g.mT @ g).sum((0, 1)) / g.square().sum())
-
-
-def test_what_tokens_have_in_common_is_seen_by_whole_gradients_and_not_token_by_token() -> None:
+def test_what_tokens_have_in_common_is_seen_in_the_eigenbasis_and_not_token_by_token() -> None:
     """Features that are a mean of 8 tokens which are all alike: KFAC sees an eighth of the drift."""
     theta0 = split_backbone()
     images = inputs(12)[:, :, :1].expand(12, 1, 8, 8)
@@ -176,7 +165,7 @@ def test_what_tokens_have_in_common_is_seen_by_whole_gradients_and_not_token_by_
         for k in KINDS_OF_IT
     }
     assert seen["kfac"] < 0.2, seen
-    assert all(0.6 < seen[k] < 1.5 for k in ("ekfac", "shampoo", "soap")), seen
+    assert 0.6 < seen["ekfac"] < 1.5, seen
 
 
 def test_the_diagonal_in_the_eigenbasis_is_that_of_images_one_by_one() -> None:

@@ -94,10 +94,7 @@ CURVATURES: dict[str, dict[str, Any]] = {
     "diagonal": {},
     "kfac": {"curvature": "kfac"},
     "ekfac": {"curvature": "ekfac"},
-    "shampoo": {"curvature": "shampoo"},
-    "soap": {"curvature": "soap"},
     "ekfac of the first task": {"curvature": "ekfac", "curvature_of": "reference"},
-    "soap of the first task": {"curvature": "soap", "curvature_of": "reference"},
 }
 """Settings by name."""
 HELD_OUT = ("search", "peers", "curvatures")

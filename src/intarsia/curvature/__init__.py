@@ -18,20 +18,19 @@ __all__ = ["CURVATURES", "STORED", "Curvature", "Diagonalized", "Estimate", "Met
 def _curvatures() -> "dict[str, Estimate]":
     """Name -> how it is estimated."""
     from intarsia.curvature.fisher import diagonal_fisher  # noqa: PLC0415  loads torch
-    from intarsia.curvature.kronecker.ekfac import ekfac, soap  # noqa: PLC0415
-    from intarsia.curvature.kronecker.kfac import kfac, shampoo  # noqa: PLC0415
+    from intarsia.curvature.kronecker.ekfac import ekfac  # noqa: PLC0415
+    from intarsia.curvature.kronecker.kfac import kfac  # noqa: PLC0415
 
-    return {"diagonal": diagonal_fisher, "kfac": kfac, "ekfac": ekfac, "shampoo": shampoo, "soap": soap}
+    return {"diagonal": diagonal_fisher, "kfac": kfac, "ekfac": ekfac}
 
 
 def _stored() -> "dict[str, type[Curvature]]":
     """Name -> what it is read back as."""
     from intarsia.curvature.fisher import DiagonalFisher  # noqa: PLC0415  loads torch
-    from intarsia.curvature.kronecker.ekfac import EigenCorrected, GradientCorrected  # noqa: PLC0415
-    from intarsia.curvature.kronecker.kfac import GradientFactors, KroneckerFactors  # noqa: PLC0415
+    from intarsia.curvature.kronecker.ekfac import EigenCorrected  # noqa: PLC0415
+    from intarsia.curvature.kronecker.kfac import KroneckerFactors  # noqa: PLC0415
 
-    kinds = (DiagonalFisher, KroneckerFactors, EigenCorrected, GradientFactors, GradientCorrected)
-    return {kind.kind: kind for kind in kinds}
+    return {kind.kind: kind for kind in (DiagonalFisher, KroneckerFactors, EigenCorrected)}
 
 
 def __getattr__(name: str) -> Any:

@@ -3,5 +3,5 @@
 from typing import Literal
 
 Estimator = Literal["exact", "rademacher", "mc"]
-CurvatureKind = Literal["diagonal", "kfac", "ekfac", "shampoo", "soap"]
+CurvatureKind = Literal["diagonal", "kfac", "ekfac"]
 CurvatureOf = Literal["tasks", "reference"]

@@ -74,10 +74,10 @@ class Ray:
                 f"engine ray: {regularizer.kind} trains every module through those before it, one after another: use "
                 "ita, or leave the engine out"
             )
-        if settings.curvature in ("ekfac", "soap") or settings.curvature_of == "reference":
+        if settings.curvature == "ekfac" or settings.curvature_of == "reference":
             raise InputError(
                 f"engine ray: curvature {settings.curvature} of {settings.curvature_of} starts in the first task, for "
-                "which all others would wait: use --training.curvature diagonal, kfac or shampoo, "
+                "which all others would wait: use --training.curvature diagonal or kfac, "
                 "--training.curvature-of tasks, or leave the engine out"
             )
         if current().count > 1:

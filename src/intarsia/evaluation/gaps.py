@@ -16,7 +16,7 @@ from intarsia.heads.head import Head
 from intarsia.progress import Progress, silent
 from intarsia.task_vector import TaskVector, weighted_sum
 
-FACTORS = {"ekfac": "kfac", "soap": "shampoo"}
+FACTORS = {"ekfac": "kfac"}
 """The curvature of whose factors one takes the eigenbases."""
 WHOLE = "whole"
 """The name of the Fisher of which nothing is left out."""

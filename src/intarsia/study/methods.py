@@ -82,9 +82,9 @@ METHODS: Mapping[str, Method] = {
     "iel-full": _cell("iel", "full"),
     "iel-ia3": _cell("iel", "ia3"),
     "ita-kfac": _cell("ita", "lora", "kfac"),
-    "ita-soap": _cell("ita", "lora", "soap"),
+    "ita-ekfac": _cell("ita", "lora", "ekfac"),
     "iel-kfac": _cell("iel", "lora", "kfac"),
-    "iel-soap": _cell("iel", "lora", "soap"),
+    "iel-ekfac": _cell("iel", "lora", "ekfac"),
 }
 STANDARD = ("frozen", "joint", "finetune", "ewc", "l2", "derpp", "tmc", "seed", "ita", "iel")
 """What is compared if nothing is named."""

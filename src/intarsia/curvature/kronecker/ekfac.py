@@ -1,7 +1,7 @@
-"""The curvature's diagonal in the eigenbasis of Kronecker factors: EKFAC (arXiv 1806.03884), SOAP (2409.11321).
+"""The curvature's diagonal in the eigenbasis of Kronecker factors: EKFAC (arXiv 1806.03884).
 
-The eigenvectors L of B and R of A (of KFAC; of Shampoo's factors for SOAP) are taken once, on the images of the first
-task, the *reference set*. In that basis the curvature is taken as diagonal:
+The eigenvectors L of B and R of A (of KFAC) are taken once, on the images of the first task, the *reference set*. In
+that basis the curvature is taken as diagonal:
 
     D = sum over images of (L^T G R)^2,        F tau = L (D / N * (L^T tau R)) R^T
 
@@ -10,7 +10,7 @@ any further approximation. Taken on the reference set alone it needs nothing of 
 the order of the tasks, and the first one is regularized too (DELTA, arXiv 2605.18993).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from intarsia.backbones.backbone import Backbone
 from intarsia.curvature.choices import Estimator
 from intarsia.curvature.estimators import share_of
-from intarsia.curvature.kronecker.kfac import Head, KroneckerFactors, kfac, pulled_back, shampoo, under
+from intarsia.curvature.kronecker.kfac import Head, KroneckerFactors, kfac, pulled_back, under
 from intarsia.curvature.kronecker.metric import EigenMetric, eigenbasis
 from intarsia.curvature.protocol import Curvature
 from intarsia.curvature.squares import add_squares
@@ -103,12 +103,6 @@ class EigenCorrected:
         return cls(under("L", tensors), under("R", tensors), under("D", tensors), count)
 
 
-class GradientCorrected(EigenCorrected):
-    """The same in the eigenbasis of Shampoo's factors."""
-
-    kind: ClassVar[str] = "soap"
-
-
 def ekfac(
     backbone: Backbone,
     head: Head | None,
@@ -136,47 +130,21 @@ def ekfac(
         ValueError: probes below 1, or no image at all.
         InputError: a layer sees something else than whole images.
     """
-    how = {"estimator": estimator, "probes": probes, "generator": generator, "precision": precision}
-    return EigenCorrected(*_in_bases_of(kfac, backbone, head, batches, like, how))
-
-
-def soap(
-    backbone: Backbone,
-    head: Head | None,
-    batches: Iterable[Tensor],
-    *,
-    estimator: Estimator = "rademacher",
-    probes: int = 1,
-    generator: torch.Generator | None = None,
-    precision: Precision = "fp32",
-    like: Curvature | None = None,
-) -> GradientCorrected:
-    """The diagonal in the eigenbases of Shampoo's factors: arguments and errors are those of ``ekfac``."""
-    how = {"estimator": estimator, "probes": probes, "generator": generator, "precision": precision}
-    return GradientCorrected(*_in_bases_of(shampoo, backbone, head, batches, like, how))
-
-
-def _in_bases_of(
-    factors: Callable[..., KroneckerFactors],
-    backbone: Backbone,
-    head: Head | None,
-    batches: Iterable[Tensor],
-    like: Curvature | None,
-    how: dict[str, Any],
-) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor], Mapping[str, Tensor], int]:
-    """L and R, of ``like`` or of the batches' own factors, the sums D in them, and the number of images."""
+    how: dict[str, Any] = {"estimator": estimator, "probes": probes, "precision": precision}
     kept, later = list(batches), None
-    if (generator := how["generator"]) is not None:  # draws that do not depend on whether the bases are known
+    if generator is not None:  # draws that do not depend on whether the bases are known
         later = torch.Generator().manual_seed(int(torch.randint(2**31, (), generator=generator)))
     if isinstance(like, EigenCorrected):
         left, right = like.left, like.right
     else:
-        made = like if isinstance(like, KroneckerFactors) else factors(backbone, head, kept, **how)
+        given = isinstance(like, KroneckerFactors)
+        made = like if given else kfac(backbone, head, kept, generator=generator, **how)
         left, right = ({n: eigenbasis(x)[1] for n, x in part.items()} for part in (made.outputs, made.inputs))
     sums = {name: torch.zeros_like(w) for name, w in backbone.trainable.items()}
-    share = share_of(how["estimator"], how["probes"])
+    share = share_of(estimator, probes)
 
     def receive(name: str, a: Tensor, g: Tensor) -> None:
         add_squares(sums[name], a.to(right[name]) @ right[name], g.to(left[name]) @ left[name], share)
 
-    return left, right, sums, pulled_back(backbone, head, kept, receive, {**how, "generator": later})
+    count = pulled_back(backbone, head, kept, receive, {**how, "generator": later})
+    return EigenCorrected(left, right, sums, count)

@@ -1,4 +1,4 @@
-"""A curvature per layer as a Kronecker product of two small factors: KFAC (arXiv 1503.05671), Shampoo (1802.09568).
+"""A curvature per layer as a Kronecker product of two small factors: KFAC (arXiv 1503.05671).
 
 Of an image with tokens n, layer inputs a_n and gradients g_n of <outputs, v>, a random v, the weight's gradient is
 G = sum_n g_n a_n^T, and the layer's block of the curvature is E vec(G) vec(G)^T. With
@@ -8,14 +8,9 @@ G = sum_n g_n a_n^T, and the layer's block of the curvature is E vec(G) vec(G)^T
 KFAC puts tau -> B tau A in its place. It is exact where there is one token and g does not depend on a (a last linear
 layer), else as good as g and a are independent of each other and from token to token. (The mean is over the tokens that
 reach the outputs: in a last block that is read at its class token, over that one.) Where features are a mean of tokens,
-they are not independent: what the tokens of an image have in common adds up in G, and KFAC misses it. Shampoo's factors
-are of the whole gradient,
+they are not independent: what the tokens of an image have in common adds up in G, and KFAC misses it.
 
-    B = mean over images of G G^T              (O, O)        A = mean over images of G^T G / mean of |G|^2   (I, I)
-
-nearly the best of all Kronecker products (Morwani et al., arXiv 2406.17748), of the exact trace.
-
-By default both are of the Gauss-Newton matrix J^T J of the features (no head: TAK, arXiv 2602.17385, which takes it of
+By default it is of the Gauss-Newton matrix J^T J of the features (no head: TAK, arXiv 2602.17385, which takes it of
 normalized features; the heads here read features as they are).
 
 Tasks add up factor by factor: with shares n_u / N of the images, (sum_u n_u/N B_u) x (sum_u n_u/N A_u) stands for
@@ -89,13 +84,9 @@ class KroneckerFactors:
         """
         if self.count < 1:
             raise ValueError("a curvature of no images has no mean")
-        inputs = {name: a / self._norm(a) for name, a in self.inputs.items()}
+        inputs = {name: a / self.count for name, a in self.inputs.items()}
         unit_of = self._mean_diagonal(inputs) if unit else 1.0
         return KroneckerMetric({name: b / (self.count * unit_of) for name, b in self.outputs.items()}, inputs, floor)
-
-    def _norm(self, inputs: Tensor) -> float:
-        """What a sum A is divided by."""
-        return float(self.count)
 
     def _mean_diagonal(self, inputs: Mapping[str, Tensor]) -> float:
         """Of the mean over images: sum of tr B tr A over the number of weights, above zero."""
@@ -112,16 +103,6 @@ class KroneckerFactors:
     def from_tensors(cls, tensors: Mapping[str, Tensor], count: int) -> Self:
         """The inverse of ``tensors``."""
         return cls(under("B", tensors), under("A", tensors), count)
-
-
-class GradientFactors(KroneckerFactors):
-    """Sums over images of G G^T (``outputs``) and of G^T G (``inputs``)."""
-
-    kind: ClassVar[str] = "shampoo"
-
-    def _norm(self, inputs: Tensor) -> float:
-        """|G|^2 of all images."""
-        return max(float(wide(inputs).trace()), 1e-30)
 
 
 def kfac(
@@ -166,34 +147,6 @@ def kfac(
     count = pulled_back(backbone, head, batches, receive, how)
     inputs = {name: a * (count / max(passes[name], 1)) for name, a in inputs.items()}
     return KroneckerFactors(outputs, inputs, count)
-
-
-def shampoo(
-    backbone: Backbone,
-    head: Head | None,
-    batches: Iterable[Tensor],
-    *,
-    estimator: Estimator = "rademacher",
-    probes: int = 1,
-    generator: torch.Generator | None = None,
-    precision: Precision = "fp32",
-    like: Curvature | None = None,
-) -> GradientFactors:
-    """Factors of whole gradients: arguments and errors are those of ``kfac``.
-
-    No gradient (O, I) is written: G G^T = g^T (a a^T) g and G^T G = a^T (g g^T) a, with products of an image's tokens.
-    """
-    outputs, inputs = zeros(backbone)
-    share = share_of(estimator, probes)
-
-    def receive(name: str, a: Tensor, g: Tensor) -> None:
-        a, g = a.to(inputs[name]), g.to(outputs[name])
-        by_a, by_g = (a @ a.mT) @ g, (g @ g.mT) @ a
-        outputs[name].addmm_(g.flatten(0, 1).T, by_a.flatten(0, 1), alpha=share)
-        inputs[name].addmm_(a.flatten(0, 1).T, by_g.flatten(0, 1), alpha=share)
-
-    how = {"estimator": estimator, "probes": probes, "generator": generator, "precision": precision}
-    return GradientFactors(outputs, inputs, pulled_back(backbone, head, batches, receive, how))
 
 
 def zeros(backbone: Backbone) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
