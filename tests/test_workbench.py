@@ -65,7 +65,8 @@ def test_a_scale_is_measured_on_any_pool_as_if_it_had_been_learned_at_it(tmp_pat
         made = replace(training, epochs=1, mean_scale=scale)
         pool = learn(Backbone.load(), stream, out=tmp_path / f"{scale:g}", training=made)
         found.append(scaled(pool, stream, 2.0))
-    assert found[0] == found[1]
+    for what in ("carried", "real_classes"):  # two of three modules are carried from the mean that the pool knows
+        assert found[0][what] == found[1][what]
     seen = in_mean([module.prototypes.scaled or module.prototypes for module in pool.values()])
     held = features_of(pool.backbone, pool.mean().network, [task.test for task in stream])
     assert found[1]["carried"] == accuracy(seen, held, stream)
