@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,15 @@ from intarsia.cli.flags import FLAT, WIDTH, Flag, flags, help_of, parse
 from intarsia.cli.learn import Learn
 from intarsia.cli.main import VERBS, overview, parsed, verb_of
 from intarsia.cli.options import Selection, parse_weights
+from intarsia.curvature.choices import CurvatureKind
 from intarsia.data.stream import TaskStream
 from intarsia.errors import InputError
 from intarsia.regularizers.records import build_regularizer
 from intarsia.study.bench import Bench
 from intarsia.study.choice import Source
+from intarsia.study.methods import METHODS
 from intarsia.training.learner import hyperparameters
-from intarsia.training.recommended import RECOMMENDED, SIZES, paper, recommended, resolve
+from intarsia.training.recommended import KRONECKER, RECOMMENDED, SIZES, paper, recommended, resolve
 from intarsia.training.settings import Settings, Training
 
 ROOT = Path(__file__).parents[1]
@@ -78,7 +80,8 @@ def test_flags_and_python_come_to_the_same_settings(case: tuple[list[str], dict[
     asked = {"method": method, "adapter": adapter, "rank": rank, "strength": strength, "from_paper": from_paper}
     found = parsed(["learn", *arguments]).plan().chosen
     assert found == resolve(training, **asked)
-    usual, settings = (paper if from_paper else recommended)(method or "ita", adapter or "lora")
+    cell, curvature = (method or "ita", adapter or "lora"), said.get("curvature", "diagonal")
+    usual, settings = paper(*cell) if from_paper else recommended(*cell, curvature=curvature)
     assert found.strength == (usual if strength is None else strength)
     for f in fields(Settings):
         assert getattr(found.settings, f.name) == said.get(f.name, getattr(settings, f.name))
@@ -111,6 +114,18 @@ def test_recommended_learning_rates_grow_with_the_weights_they_are_for() -> None
         known = resolve(Training(lr=0.25), method=method, adapter=adapter)
         assert resolve(base=known, sizes=sizes) == known
     assert recommended("ita", "full", {"full": 0.0, "lora": 0.0})[1].lr == rates["ita", "full"]
+
+
+@pytest.mark.parametrize("method", ["ita", "iel"])
+@pytest.mark.parametrize("curvature", ["kfac", "ekfac"])
+def test_another_curvature_has_its_own_strength(method: str, curvature: CurvatureKind) -> None:
+    usual = resolve(method=method)
+    found = resolve(Training(curvature=curvature), method=method)
+    assert found.strength == KRONECKER != usual.strength
+    assert found.settings == replace(usual.settings, curvature=curvature)
+    assert resolve(Training(curvature=curvature), method=method, strength=0.5).strength == 0.5
+    assert resolve(Training(curvature="diagonal"), method=method) == usual
+    assert METHODS[f"{method}-{curvature}"].settings.curvature == curvature
 
 
 @pytest.mark.parametrize("adapter", [Full(), LoRA(4), IA3()], ids=["full", "lora", "ia3"])

@@ -1,7 +1,7 @@
 """What ``compare`` can run: ITA and IEL as the tool learns them, and the methods of others, each with its settings."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from intarsia.adapters.lora import LoRA
@@ -56,8 +56,7 @@ class Method:
 
 def _cell(method: str, adapter: str, curvature: CurvatureKind = "diagonal") -> Method:
     """ITA or IEL with an adapter, as the tool would learn it."""
-    strength, settings = recommended(method, adapter)
-    settings = replace(settings, curvature=curvature)
+    strength, settings = recommended(method, adapter, curvature=curvature)
     return Method(Modules(build_regularizer(method, strength), build_adapter(adapter)), settings)
 
 

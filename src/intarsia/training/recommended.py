@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from intarsia.curvature.choices import CurvatureKind
 from intarsia.training.settings import Settings, Training
 
 RECOMMENDED: dict[tuple[str, str], tuple[float, float, int]] = {
@@ -30,6 +31,9 @@ DRIFT_PENALTY = {"ita": 0.0, "iel": 1.0}
 MEAN_SCALE = {"ita": 1.5, "iel": 1.0}
 """Factor of the mean of task vectors. IEL's modules are trained through it; of ITA's, which are trained alone, the mean
 keeps less than each holds (chosen as docs/results.md says)."""
+
+KRONECKER = 0.01
+"""Strength under a Kronecker-factored curvature, normalized as the diagonal is, for ITA and IEL (chosen likewise)."""
 
 RANK = 16
 """LoRA's."""
@@ -70,21 +74,25 @@ class Hyperparameters:
         return {**own, "training": self.settings.record()}
 
 
-def recommended(method: str, adapter: str, sizes: Mapping[str, float] = SIZES) -> tuple[float, Settings]:
+def recommended(
+    method: str, adapter: str, sizes: Mapping[str, float] = SIZES, curvature: CurvatureKind = "diagonal"
+) -> tuple[float, Settings]:
     """Recommended strength and settings for a method and adapter; for others than ours, those of ITA and LoRA.
 
     Args:
         method: ``ita`` or ``iel``.
         adapter: its kind.
         sizes: of the backbone's weights (``Backbone.sizes``); the built-in one's if not given.
+        curvature: its kind, on which the strength depends.
     """
     ours = "iel" if method == "iel" else "ita"
     lr, strength, epochs = RECOMMENDED[ours, adapter if (ours, adapter) in RECOMMENDED else "lora"]
-    return strength, Settings(
+    return strength if curvature == "diagonal" else KRONECKER, Settings(
         epochs=epochs,
         lr=suited(lr, adapter, sizes),
         drift_penalty=DRIFT_PENALTY[ours],
         mean_scale=MEAN_SCALE[ours],
+        curvature=curvature,
     )
 
 
@@ -160,7 +168,8 @@ def resolve(
     """
     method, adapter = method or (base.method if base else "ita"), adapter or (base.adapter if base else "lora")
     if base is None or (base.method, base.adapter) != (method, adapter):
-        usual, settings = paper(method, adapter) if from_paper else recommended(method, adapter, sizes)
+        kind = (training and training.curvature) or "diagonal"
+        usual, settings = paper(method, adapter) if from_paper else recommended(method, adapter, sizes, kind)
         settings = settings if base is None else replace(settings, seed=base.settings.seed)
         base = Hyperparameters(method, adapter, RANK if base is None else base.rank, usual, settings)
     return Hyperparameters(
