@@ -1,13 +1,16 @@
 """The figures of docs/results.md, from the runs of a comparison and of ``results.py strengths``.
 
     cd benchmarks/reproduction/ledger && python ../drawings.py compare-chalk compare-sketches-cpu strengths-chalk.jsonl
+        --curves "accuracy:ITA LoRA=compare-chalk-scaled/ita" "accuracy:LCA=compare-chalk-peers/lca" ..
 
 gap.png, cosines.png and losses.png beside them are ``intarsia diagnose``'s.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import tyro
@@ -30,6 +33,8 @@ class Drawings:
     """The same, of runs with nothing beside them: what the times are drawn from."""
     strengths: tyro.conf.Positional[Path]
     """Lines of ``results.py strengths``."""
+    curves: tuple[str, ...] = ()
+    """Accuracy after each task, mean over the seeds: <figure>:<name>=<folder>/<method>."""
     out: Path = Path(__file__).resolve().parents[2] / "docs" / "figures"
     """Folder for the figures."""
 
@@ -44,6 +49,19 @@ def accuracy_against_strength(path: Path) -> dict[str, list[tuple[float, float]]
     return curves
 
 
+def curves_of(lines: Sequence[str]) -> dict[str, dict[str, list[float]]]:
+    """Figure -> name -> mean over the seeds of the accuracy on classes seen, after each task."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for line in lines:
+        figure, _, rest = line.partition(":")
+        name, _, place = rest.partition("=")
+        folder, method = Path(place).parent, Path(place).name
+        runs = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{method}-[0-9].json"))]
+        seen = [run["incremental_accuracy"] for run in runs]
+        found.setdefault(figure, {})[name] = [mean(after) for after in zip(*seen, strict=True)]
+    return found
+
+
 def _runs(folder: Path) -> dict[str, dict[str, Any]]:
     return {method: json.loads((folder / f"{method}-0.json").read_text()) for method in STANDARD}
 
@@ -54,7 +72,7 @@ def main(chosen: Drawings) -> None:
     matrix = {field: runs["iel"][field] for field in Evaluation.__dataclass_fields__ if field in runs["iel"]}
     drawn = {
         "matrix": figures.accuracy_matrix(Evaluation(**matrix)),
-        "accuracy": figures.accuracy_by_task({m: run["incremental_accuracy"] for m, run in runs.items()}),
+        **{name: figures.accuracy_by_task(curves) for name, curves in curves_of(chosen.curves).items()},
         "times": figures.times({m: [seconds_per_task(run, len(run["tasks"]))] for m, run in timed.items()}),
         "editing": figures.editing({m: runs[m]["edits"] for m in EDITED}),
         "strengths": figures.strengths(accuracy_against_strength(chosen.strengths)),

@@ -32,6 +32,7 @@ from intarsia.evaluation.metrics import Scores, evaluate
 from intarsia.machine import code, machine, on_device
 from intarsia.merging.model import ComposedModel
 from intarsia.merging.recipe import specialize, unlearn
+from intarsia.numerics import Precision
 from intarsia.regularizers.l2 import L2
 from intarsia.study.methods import METHODS
 from intarsia.training.recommended import recommended
@@ -148,6 +149,8 @@ class Results:
     """Of the plans ``peers`` and ``experts``, in place of their own; 0 for their own. For dry runs."""
     out: Path = Path("benchmarks/reproduction/results.jsonl")
     """Where a line a run goes."""
+    precision: Precision = "fp32"
+    """As ``intarsia learn --precision``."""
     threads: int = 2
     """Threads of torch."""
     device: str = "cpu"
@@ -194,7 +197,7 @@ def cells(chosen: Sequence[str]) -> list[Cell]:
 def setting_of(bench: Workbench, cell: Cell) -> Setting:
     """The tool's own settings for a method and adapter, on a backbone."""
     strength, training = recommended(*cell, bench.backbone.sizes)
-    return Setting(*cell, strength, training)
+    return Setting(*cell, strength, replace(training, precision=bench.base.precision))
 
 
 def parsed(text: str) -> tuple[Cell, float, int, float]:
@@ -459,7 +462,8 @@ def run(chosen: Results) -> None:
             }
             part |= {"backbone": chosen.backbone} if chosen.backbone != BUILTIN else {}
             part |= {"held_out": chosen.held_out} if chosen.held_out != 0.2 else {}
-            training = recommended("ita", "lora")[1]
+            part |= {"precision": chosen.precision} if chosen.precision != "fp32" else {}
+            training = replace(recommended("ita", "lora")[1], precision=chosen.precision)
             training = replace(training, epochs=chosen.epochs) if chosen.epochs else training
             bench = Workbench(loaded, seed, training, device, chosen.backbone)
             given = (chosen.settings,) if chosen.settings else ()
