@@ -152,7 +152,7 @@ class Compare:
     batch_size: int = 32
     """Images per step."""
     precision: Precision = "fp32"
-    """Of products in training, features and Fisher: tf32 and bf16 are faster on a card."""
+    """Of products in training, features and Fisher: tf32 and bf16 are faster on a card, bf16 on some processors too."""
     device: str = "auto"
     """cpu, cuda, mps, or the best there is."""
     threads: int | None = None
