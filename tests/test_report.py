@@ -72,7 +72,7 @@ def test_a_pools_page_holds_its_figures_its_tasks_and_what_was_measured(pool: Po
     ):
         assert words in parts.text
     assert sum(address.startswith("data:image/png") for address in parts.addresses) == 6 + 2 * len(pool.tasks)
-    assert list(told) == ["evaluating", "networks", "lines of weights"]
+    assert list(told) == ["evaluating", "networks", "curvatures", "lines of weights"]
     for steps in told.values():  # each told in order, to its end
         assert steps == [(done, steps[-1][1]) for done in range(1, steps[-1][1] + 1)]
 

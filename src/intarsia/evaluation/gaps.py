@@ -49,13 +49,12 @@ def predicted_gaps(
     """
     found, made, steps = dict[str, float](), dict[str, Curvature](), len(CURVATURES) + 2
     for i, (name, estimate) in enumerate(CURVATURES.items()):
-        progress(PHASE, i, steps)
         generator, like = torch.Generator().manual_seed(seed), made.get(FACTORS.get(name, ""))
         curvature = estimate(backbone, head, batches, generator=generator, like=like)
         found[name] = gap(vectors, weights, curvature.mean(0.0))
         if name in FACTORS.values():
             made[name] = curvature
-    progress(PHASE, steps - 2, steps)
+        progress(PHASE, i + 1, steps)
     generator = torch.Generator().manual_seed(seed)
     found[LAYERS] = layer_by_layer(backbone, head, batches, vectors, weights, generator=generator)
     progress(PHASE, steps - 1, steps)
