@@ -206,9 +206,9 @@ def parsed(text: str) -> tuple[Cell, float, int, float]:
     return cells([cell])[0], float(lr), int(epochs), float(strength)
 
 
-def setting_with(cell: Cell, lr: float, epochs: int, strength: float) -> Setting:
+def setting_with(cell: Cell, lr: float, epochs: int, strength: float, precision: Precision = "fp32") -> Setting:
     """The tool's own settings with some in the place of theirs."""
-    return Setting(*cell, strength, replace(recommended(*cell)[1], lr=lr, epochs=epochs))
+    return Setting(*cell, strength, replace(recommended(*cell)[1], lr=lr, epochs=epochs, precision=precision))
 
 
 def _frozen(bench: Workbench) -> dict[str, Any]:
@@ -337,7 +337,7 @@ def search(bench: Workbench, chosen: Sequence[str], given: Sequence[str] = ()) -
     yield {"name": "frozen"}, lambda: _frozen(bench)
     grid = [(cell, *one) for cell in cells(chosen) for one in SEARCHED["-".join(cell)]]
     for cell, lr, epochs, strength in [parsed(one) for one in given] or grid:
-        setting = setting_with(cell, lr, epochs, strength)
+        setting = setting_with(cell, lr, epochs, strength, bench.base.precision)
         name = f"{'-'.join(cell)} lr {lr:g} epochs {epochs} strength {strength:g}"
         yield {"name": name, "setting": setting.record()}, lambda s=setting: bench.measure(s, history=False)
 
@@ -366,7 +366,14 @@ def experts(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:
 def _budget(bench: Workbench, lr: float) -> Settings:
     """What every method compared is trained with, but for its learning rate."""
     base = bench.base
-    return Settings(lr=lr, epochs=base.epochs, batch_size=32, normalize_fisher=True, seed=base.seed)
+    return Settings(
+        lr=lr,
+        epochs=base.epochs,
+        batch_size=32,
+        normalize_fisher=True,
+        precision=base.precision,
+        seed=base.seed,
+    )
 
 
 def curvatures(bench: Workbench, chosen: Sequence[str]) -> Iterator[Run]:

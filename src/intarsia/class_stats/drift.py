@@ -78,7 +78,8 @@ def fit_drift(before: Tensor, after: Tensor, ridges: Sequence[float] = RIDGES) -
     check_finite(drift, "features before and after a change of the weights")
     mean, variance = moments(x)
     scale = spread(variance, mean.square() + variance)
-    white, away = (x - mean) / scale, drift - drift.mean(0)
+    shift = drift.mean(0)
+    white, away = (x - mean) / scale, drift - shift
     values, vectors = eigen(white.T @ white, 0.0)
     inside = vectors.T @ (white.T @ away)
     squares, total = inside.square().sum(1), away.square().sum()
@@ -90,7 +91,7 @@ def fit_drift(before: Tensor, after: Tensor, ridges: Sequence[float] = RIDGES) -
 
     chosen = min(ridges, key=left_out)
     matrix = vectors @ (inside / (values + chosen * count)[:, None]) / scale[:, None]
-    offset = drift.mean(0) - mean @ matrix
+    offset = shift - mean @ matrix
     return FeatureDrift(matrix.to(before.dtype), offset.to(before.dtype))
 
 

@@ -132,7 +132,9 @@ def kfac(
         ValueError: probes below 1, or no image at all.
         InputError: a layer sees something else than whole images.
     """
-    outputs, inputs = zeros(backbone)
+    weights = backbone.trainable
+    outputs = {name: w.new_zeros(len(w), len(w)) for name, w in weights.items()}
+    inputs = {name: w.new_zeros(w.shape[1], w.shape[1]) for name, w in weights.items()}
     passes, share = dict.fromkeys(inputs, 0), share_of(estimator, probes)
 
     def receive(name: str, a: Tensor, g: Tensor) -> None:
@@ -147,13 +149,6 @@ def kfac(
     count = pulled_back(backbone, head, batches, receive, how)
     inputs = {name: a * (count / max(passes[name], 1)) for name, a in inputs.items()}
     return KroneckerFactors(outputs, inputs, count)
-
-
-def zeros(backbone: Backbone) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """(O, O) and (I, I) by weight name."""
-    weights = backbone.trainable
-    outputs = {name: w.new_zeros(len(w), len(w)) for name, w in weights.items()}
-    return outputs, {name: w.new_zeros(w.shape[1], w.shape[1]) for name, w in weights.items()}
 
 
 def pulled_back(
