@@ -21,7 +21,10 @@ from intarsia.study.methods import METHODS
 from intarsia.training import fine_tuning
 from intarsia.training.schedule import Batch
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS"),  # of torch, in autograd's thread, once per process
+]
 NEAR: dict[str, Any] = {"rtol": 0.0, "atol": 0.02}
 HELD = ITA(1.0), IEL(1.0)
 STEPS: tuple[Step, ...] = ("proximal", "decoupled", "coupled")
