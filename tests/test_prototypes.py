@@ -38,7 +38,7 @@ def test_prototypes_are_measured_in_the_mean_of_the_modules(
         prototypes, labels = pool.module(task).prototypes, stream()[i].train.labels
         assert (prototypes.scaled is None) == (scale == 1 or i == 0)
         prototypes = (prototypes.scaled if at > 1 else None) or prototypes
-        before, after = (features_in_mean(pool, i, count, at) for count in (i, i + 1))
+        earlier, before, after = (features_in_mean(pool, i, max(count, 0), at) for count in (i - 1, i, i + 1))
         expected = Gaussians.of(after, labels, 2)
         torch.testing.assert_close(prototypes.classes.centres, expected.centres, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(prototypes.classes.scatter, expected.scatter, rtol=1e-3, atol=1e-3)
@@ -46,6 +46,10 @@ def test_prototypes_are_measured_in_the_mean_of_the_modules(
         torch.testing.assert_close(
             prototypes.step(before).mean(0), fit_drift(before, after)(before).mean(0), rtol=1e-4, atol=1e-4
         )
+        assert (prototypes.again is None) == (i < 2)
+        if prototypes.again:
+            expected = fit_drift(earlier, before)(earlier)
+            torch.testing.assert_close(prototypes.again(earlier), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_classes_follow_every_later_step() -> None:
@@ -63,21 +67,60 @@ def test_classes_follow_every_later_step() -> None:
         torch.testing.assert_close(found.scatter, expected.scatter, rtol=1e-9, atol=1e-9)
 
 
+def test_a_step_is_the_average_of_what_two_tasks_saw_of_it() -> None:
+    labels = torch.arange(60) % 3
+    x = [randn(60, 4, seed=s) for s in range(5)]
+    first, second = (ClassPrototypes.of(x[i], x[i + 1], labels, 3) for i in (0, 1))
+    third = ClassPrototypes.of(x[3], x[4], labels, 3, earlier=x[2])
+    assert third.again is not None and second.again is None
+    own, again, last = (torch.eye(4) + step.matrix for step in (second.step, third.again, third.step))
+    middle = first.classes.centres @ ((own + again) / 2).double() + (second.step.offset + third.again.offset) / 2
+    expected = middle @ last.double() + third.step.offset
+    torch.testing.assert_close(in_mean([first, second, third])[0].centres, expected, rtol=1e-5, atol=1e-5)
+    (alone, _) = in_mean([first, second])  # before there was a third task
+    torch.testing.assert_close(alone.centres, first.classes.centres @ own.double() + second.step.offset)
+
+
+def test_a_step_is_better_known_from_the_images_of_two_tasks() -> None:
+    """Of a noisy affine map, few images each: the classes lie nearer to where it brings them."""
+    labels, matrix, off = torch.arange(40) % 4, randn(16, 16, seed=1) / 8, 0.0
+    for seed in range(10):
+        tasks = [randn(40, 16, seed=100 * seed + t) for t in range(3)]
+        moved = [x + x @ matrix + randn(40, 16, seed=100 * seed + 50 + t) for t, x in enumerate(tasks)]
+        chain = [
+            ClassPrototypes.of(tasks[0], tasks[0], labels, 4),
+            ClassPrototypes.of(tasks[1], moved[1], labels, 4),
+            ClassPrototypes.of(moved[2], moved[2], labels, 4, earlier=tasks[2]),
+        ]
+        truth = chain[0].classes.centres @ (torch.eye(16) + matrix).double()
+        once = [*chain[:2], replace(chain[2], again=None)]
+        off += float((in_mean(chain)[0].centres - truth).norm() - (in_mean(once)[0].centres - truth).norm())
+    assert off < 0
+
+
 def test_tensors_and_from_tensors_are_inverse() -> None:
     labels = torch.arange(20) % 2
-    plain, scaled = (ClassPrototypes.of(randn(20, 4, seed=s), randn(20, 4, seed=s + 1), labels, 2) for s in (1, 5))
-    for prototypes in (plain, replace(plain, scaled=scaled)):
+    plain, scaled, third = (
+        ClassPrototypes.of(randn(20, 4, seed=s), randn(20, 4, seed=s + 1), labels, 2, earlier=earlier)
+        for s, earlier in ((1, None), (5, None), (9, randn(20, 4, seed=11)))
+    )
+    for prototypes in (plain, replace(plain, scaled=scaled), third, replace(third, scaled=replace(third, scaled=None))):
         again = ClassPrototypes.from_tensors(prototypes.tensors())
         assert same(prototypes.tensors(), again.tensors())
-        assert (again.scaled is None) == (prototypes.scaled is None)
+        for part in ("scaled", "again"):
+            assert (getattr(again, part) is None) == (getattr(prototypes, part) is None)
     assert again.classes.freedom == 18
+    assert again.scaled is not None and again.scaled.again is not None
 
 
-def test_scaled_prototypes_of_another_width_are_refused(tmp_path: Path) -> None:
-    pool = learn(backbone(), stream(2), training=replace(QUICK, mean_scale=1.5), out=tmp_path / "pool")
-    module = pool.module(pool.tasks[1])
+def test_prototypes_of_another_width_are_refused(tmp_path: Path) -> None:
+    pool = learn(backbone(), stream(3), training=replace(QUICK, mean_scale=1.5), out=tmp_path / "pool")
+    module = pool.module(pool.tasks[2])
     module.check_shapes()
     narrow = ClassPrototypes.of(randn(20, 4, seed=1), randn(20, 4, seed=2), torch.arange(20) % 2, 2)
-    damaged = replace(module, prototypes=replace(module.prototypes, scaled=narrow))
-    with pytest.raises(ValueError, match=r"prototypes\.scaled\.centres is \(2, 4\), expected \(2, "):
-        damaged.check_shapes()
+    for what, wrong in (
+        (r"scaled\.centres is \(2, 4\), expected \(2, ", {"scaled": narrow}),
+        (r"again\.matrix is \(4, 4\), expected", {"again": narrow.step}),
+    ):
+        with pytest.raises(ValueError, match=rf"prototypes\.{what}"):
+            replace(module, prototypes=replace(module.prototypes, **wrong)).check_shapes()

@@ -111,10 +111,10 @@ class Pool(StoredModules):
         """Tau of a task, dense."""
         return self.module(task).dense(self.adapter, self.backbone.trainable)
 
-    def total(self) -> TaskVector | None:
-        """S: the sum of all task vectors, added in the order they were learned; None for an empty pool."""
+    def total(self, tasks: Sequence[str] | None = None) -> TaskVector | None:
+        """S: the sum of all task vectors, or of some, added in the order they were learned; None of no task."""
         total: TaskVector | None = None
-        for task in self.tasks:
+        for task in self.tasks if tasks is None else tasks:
             total = self.vector(task) if total is None else total + self.vector(task)
         return total
 

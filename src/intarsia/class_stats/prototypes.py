@@ -4,6 +4,9 @@ A composition's features differ from theta0's by more than an affine map, and th
 is learned, its images are at hand and so is the mean of the first t modules: the module keeps where its classes lie in
 the features of that mean, and the *step* by which they came there from the mean of the first t - 1. The steps of later
 tasks, one after another, bring the classes of earlier ones into the mean of all.
+
+The images of one task are few to fit a map of all features on. So the next task's images are seen in the same two means
+once more, and a step is the average of both fits: one pass over the images more per task.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +17,7 @@ from torch import Tensor
 from intarsia.class_stats.drift import FeatureDrift, compensate, fit_drift
 from intarsia.class_stats.gaussians import Gaussians
 
-SCALED = "scaled."
+SCALED, AGAIN = "scaled.", "again."
 
 
 @dataclass(frozen=True)
@@ -24,16 +27,26 @@ class ClassPrototypes:
     Args:
         classes: of the task, in the features of mean(1 .. t).
         step: features of mean(1 .. t - 1) -> features of mean(1 .. t).
+        again: the step of the task before it, mean(1 .. t - 2) -> mean(1 .. t - 1), fitted on this task's images; None
+            for the first two, or where it was not measured.
         scaled: the same in the means times their scale; None where that is 1, or for a first task.
     """
 
     classes: Gaussians
     step: FeatureDrift
+    again: FeatureDrift | None = None
     scaled: "ClassPrototypes | None" = None
 
     @classmethod
     def of(
-        cls, before: Tensor, after: Tensor, labels: Tensor, classes: int, *, shrunken: bool = False
+        cls,
+        before: Tensor,
+        after: Tensor,
+        labels: Tensor,
+        classes: int,
+        *,
+        earlier: Tensor | None = None,
+        shrunken: bool = False,
     ) -> "ClassPrototypes":
         """Measure it.
 
@@ -42,22 +55,31 @@ class ClassPrototypes:
             after: (N, D) in mean(1 .. t).
             labels: (N,) in 0 .. classes - 1.
             classes: C.
+            earlier: (N, D) in mean(1 .. t - 2), from the third task on.
             shrunken: see ``Gaussians.of``.
         """
-        return cls(Gaussians.of(after, labels, classes, shrunken=shrunken), fit_drift(before, after))
+        again = None if earlier is None else fit_drift(earlier, before)
+        return cls(Gaussians.of(after, labels, classes, shrunken=shrunken), fit_drift(before, after), again)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a module keeps."""
-        scaled = self.scaled.tensors() if self.scaled else {}
-        at_scale = {f"{SCALED}{name}": value for name, value in scaled.items()}
-        return {**self.classes.tensors(), **self.step.tensors(), **at_scale}
+        parts = {AGAIN: self.again, SCALED: self.scaled}
+        more = {f"{of}{name}": value for of, part in parts.items() if part for name, value in part.tensors().items()}
+        return {**self.classes.tensors(), **self.step.tensors(), **more}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "ClassPrototypes":
         """The inverse of ``tensors``, classes in double precision again."""
-        at_scale = {name.removeprefix(SCALED): t for name, t in tensors.items() if name.startswith(SCALED)}
-        scaled = cls.from_tensors(at_scale) if at_scale else None
-        return cls(Gaussians.from_tensors(tensors).double(), FeatureDrift.from_tensors(tensors), scaled)
+        again, at_scale = (
+            {name.removeprefix(of): value for name, value in tensors.items() if name.startswith(of)}
+            for of in (AGAIN, SCALED)
+        )
+        return cls(
+            Gaussians.from_tensors(tensors).double(),
+            FeatureDrift.from_tensors(tensors),
+            FeatureDrift.from_tensors(again) if again else None,
+            cls.from_tensors(at_scale) if at_scale else None,
+        )
 
 
 def in_mean(prototypes: Sequence[ClassPrototypes]) -> list[Gaussians]:
@@ -67,7 +89,9 @@ def in_mean(prototypes: Sequence[ClassPrototypes]) -> list[Gaussians]:
     """
     seen: list[Gaussians] = []
     onward: FeatureDrift | None = None
+    again: FeatureDrift | None = None
     for one in reversed(prototypes):
         seen.append(compensate(one.classes, onward) if onward else one.classes)
-        onward = one.step.then(onward) if onward else one.step
+        step = FeatureDrift.weighted([one.step, again], [0.5, 0.5]) if again else one.step
+        onward, again = step.then(onward) if onward else step, one.again
     return seen[::-1]

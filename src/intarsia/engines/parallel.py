@@ -144,7 +144,8 @@ class Parallel:
         number, task = self._first + place, self.stream[place]
         module, _ = self._tuned[number] = unpack_module(self.calls.data(number, "tune"))
         if self.state.total is not None:
-            total = self.cluster.put(pack({}, total=self.state.total))
+            earlier = {} if self.state.earlier is None else {"earlier": self.state.earlier}
+            total = self.cluster.put(pack({}, total=self.state.total, **earlier))
             self.calls.ask(number, "place", task.name, number, self.calls.reference(number, "tune"), total)
         self.state = self.state.with_vector(module.dense(self.configuration.adapter, self.backbone.trainable))
         self._placed += 1

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from intarsia.backbones.backbone import Backbone
 from intarsia.class_stats.statistics import ClassStatistics
@@ -187,14 +188,20 @@ class Worker:
             name: of the task.
             number: its place among all tasks, 2 or more.
             module: what ``tune`` gave.
-            total: the sum of the task vectors before it.
+            total: the sum of the task vectors before it, and from the third task on that before the last of these.
         """
         found, _ = unpack_module(module)
-        earlier = TaskVector({n: x.to(self.backbone.device) for n, x in unpack(total)[1]["total"].items()})
+        sums = {
+            what: TaskVector({n: x.to(self.backbone.device) for n, x in tensors.items()})
+            for what, tensors in unpack(total)[1].items()
+        }
         task, settings = self.stream[name], self.job.configuration.settings
         with self.backbone.attach(self.job.configuration.adapter) as adapter:  # at tau = 0 before it is loaded
-            before = features_in_means(self.backbone, task, adapter, earlier, number - 1, settings)
+            earlier = list[Tensor]()
+            if "earlier" in sums:
+                earlier = features_in_means(self.backbone, task, adapter, sums["earlier"], number - 2, settings)
+            before = features_in_means(self.backbone, task, adapter, sums["total"], number - 1, settings)
             adapter.load(found.vector)
-            after = features_in_means(self.backbone, task, adapter, earlier, number, settings)
-        prototypes = prototypes_of(before, after, task, settings)
+            after = features_in_means(self.backbone, task, adapter, sums["total"], number, settings)
+        prototypes = prototypes_of(earlier, before, after, task, settings)
         return pack({}, prototypes=prototypes.tensors())

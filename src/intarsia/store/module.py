@@ -10,7 +10,7 @@ from torch import Tensor
 
 from intarsia.adapters.protocol import Adapter
 from intarsia.class_stats.drift import FeatureDrift
-from intarsia.class_stats.prototypes import ClassPrototypes
+from intarsia.class_stats.prototypes import AGAIN, ClassPrototypes
 from intarsia.class_stats.statistics import ClassStatistics
 from intarsia.errors import InputError
 from intarsia.heads.head import Head
@@ -148,8 +148,9 @@ class Module:
             if seen is not None:
                 expected[f"{name}.centres"] = seen.classes.centres, (c, d)
                 expected[f"{name}.scatter"] = seen.classes.scatter, (d, d)
-                expected[f"{name}.matrix"] = seen.step.matrix, (d, d)
-                expected[f"{name}.offset"] = seen.step.offset, (d,)
+                for of, step in {"": seen.step, AGAIN: seen.again or seen.step}.items():
+                    expected[f"{name}.{of}matrix"] = step.matrix, (d, d)
+                    expected[f"{name}.{of}offset"] = step.offset, (d,)
                 factors[name] = seen.classes.factors
         for name, own in factors.items():
             if own is not None:

@@ -113,7 +113,9 @@ def fine_tune(
     head = starting_head(prepared, state, settings, seeds, backbone.device, through_mean=through)
     with backbone.attach(_adapter(configuration), seeds.generator("adapter")) as adapter:
         timings.lap("regularizer")
-        before, total = [prepared.features], state.total
+        earlier, before, total = list[Tensor](), [prepared.features], state.total
+        if state.earlier is not None:
+            earlier = features_in_means(backbone, task, adapter, state.earlier, number - 2, settings, progress)
         if total is not None:
             before = features_in_means(backbone, task, adapter, total, number - 1, settings, progress)
         timings.lap("drift")
@@ -139,7 +141,7 @@ def fine_tune(
         head=head.trained().to(CPU),
         drift=fit_drift(prepared.features, alone),
         shift=mean_feature(alone - prepared.features, task, settings) * settings.center_features,
-        prototypes=prototypes_of(before, after, task, settings),
+        prototypes=prototypes_of(earlier, before, after, task, settings),
         measures={
             "losses": losses,
             "relative_norm": norm / float(TaskVector(backbone.trainable).norm()),

@@ -7,6 +7,7 @@ does not grow with their number, but for the heads and class statistics, which g
 
 from collections.abc import Callable, Collection, Generator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -235,18 +236,18 @@ def _learn(
 
 def _state(pool: Pool, checkpoint: Checkpoint, settings: Settings) -> LearnerState:
     """What the learner knows as it goes on; where every Fisher is taken first, as it began."""
+    there = LearnerState.of(pool)
     if settings.fisher_over != "others":
-        return LearnerState.of(pool)
-    before, fisher, running = checkpoint.asked()["before"], checkpoint.fisher(), pool.fisher()
+        return there
+    before, fisher, running = tuple(checkpoint.asked()["before"]), checkpoint.fisher(), there.fisher
     if fisher is None and running is not None:
         fisher = running - running  # of no image, in the bases of what is there
-    return LearnerState(
-        None if fisher is None else fisher.to(pool.backbone.device),
-        pool.total(),
-        checkpoint.reference(),
-        LearnerState.seen_in(pool, pool.tasks[: len(before)]),
-        tuple(before),
-        pool.index.lost,
+    return replace(
+        there,
+        fisher=None if fisher is None else fisher.to(pool.backbone.device),
+        reference=checkpoint.reference(),
+        seen=LearnerState.seen_in(pool, pool.tasks[: len(before)]),
+        tasks=before,
     )
 
 

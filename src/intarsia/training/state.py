@@ -37,6 +37,7 @@ class LearnerState:
         seen: classes of the tasks prepared.
         tasks: names of the tasks prepared, in order.
         lost: tasks whose modules were dropped; their Fishers are part of the sum.
+        earlier: S before the last of them.
     """
 
     fisher: Curvature | None = None
@@ -45,12 +46,13 @@ class LearnerState:
     seen: SeenClasses = field(default_factory=SeenClasses)
     tasks: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
+    earlier: TaskVector | None = None
 
     @classmethod
     def of(cls, pool: Pool) -> "LearnerState":
         """As it stood after the pool's last task."""
-        seen = cls.seen_in(pool, pool.tasks)
-        return cls(pool.fisher(), pool.total(), pool.reference(), seen, pool.tasks, pool.index.lost)
+        seen, (earlier, total) = cls.seen_in(pool, pool.tasks), _totals(pool)
+        return cls(pool.fisher(), total, pool.reference(), seen, pool.tasks, pool.index.lost, earlier)
 
     @staticmethod
     def seen_in(pool: Pool, tasks: Sequence[str]) -> SeenClasses:
@@ -69,7 +71,16 @@ class LearnerState:
 
     def with_vector(self, vector: TaskVector) -> "LearnerState":
         """After step 5 of one more task."""
-        return replace(self, total=vector if self.total is None else self.total + vector)
+        return replace(self, total=vector if self.total is None else self.total + vector, earlier=self.total)
+
+
+def _totals(pool: Pool) -> tuple[TaskVector | None, TaskVector | None]:
+    """S before the pool's last task, and S, added as ``with_vector`` does."""
+    if not pool.tasks:
+        return None, None
+    *first, last = pool.tasks
+    earlier, vector = pool.total(first), pool.vector(last)
+    return earlier, vector if earlier is None else earlier + vector
 
 
 @dataclass(frozen=True)

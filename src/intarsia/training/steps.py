@@ -107,10 +107,23 @@ def features_in_means(
     return [plain, *(scaled or [plain])] if settings.mean_scale != 1 else [plain]
 
 
-def prototypes_of(before: Sequence[Tensor], after: Sequence[Tensor], task: Task, settings: Settings) -> ClassPrototypes:
-    """Of step 6, in the means and, if features are given of them, in those times their scale."""
+def prototypes_of(
+    earlier: Sequence[Tensor], before: Sequence[Tensor], after: Sequence[Tensor], task: Task, settings: Settings
+) -> ClassPrototypes:
+    """Of step 6, in the means and, if features are given of them, in those times their scale.
+
+    Args:
+        earlier: features in the mean of all tasks but the last two; empty for the first two tasks.
+        before: in that of all but the last.
+        after: in that of all.
+        task: whose images they are of.
+        settings: how classes are measured.
+    """
     labels, classes, shrunken = task.train.labels, len(task.classes), settings.class_balanced
-    found = [ClassPrototypes.of(b, a, labels, classes, shrunken=shrunken) for b, a in zip(before, after, strict=True)]
+    found = [
+        ClassPrototypes.of(b, a, labels, classes, earlier=e, shrunken=shrunken)
+        for e, b, a in zip(earlier or [None] * len(before), before, after, strict=True)
+    ]
     return found[0] if len(found) == 1 else replace(found[0], scaled=found[1])
 
 

@@ -122,6 +122,7 @@ def measured(
         def features(total: TaskVector | None, tasks: int) -> list[Tensor]:
             return features_in_means(backbone, task, attachment, total, tasks, settings, progress)
 
+        earlier = [] if state.earlier is None else features(state.earlier, number - 2)
         before = [prepared.features] if number == 1 else features(state.total, number - 1)
         put(attachment, parameters)
         alone = features(None, 1)[0]
@@ -161,7 +162,7 @@ def measured(
         prepared.statistics,
         fit_drift(prepared.features, alone),
         shift,
-        prototypes_of(before, after, task, settings),
+        prototypes_of(earlier, before, after, task, settings),
     )
 
 
