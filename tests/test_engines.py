@@ -137,7 +137,7 @@ def test_whatever_the_order_of_the_workers_the_pool_is_that_of_one_process(adapt
 def test_workers_look_at_the_images_as_often_as_one_process_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the first of four tasks 2 passes for features; of the second 4: at theta0, in two means, and alone; of later ones 5, in three means."""
+    """Of four tasks: 2 passes for features of the first, 4 of the second (theta0, two means, alone), then 5 each."""
     passes: list[int] = []
     plain = steps.outputs
 
