@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -307,14 +308,19 @@ def assert_heads(model: ComposedModel, expected: Head) -> None:
 
 
 def mean_classes(pool: Pool, count: int, *, scaled: bool = False) -> dict[str, Gaussians]:
-    """Where the classes of the first so many tasks lie in their mean: its own prototypes, then every later step."""
+    """Where the classes of the first so many tasks lie in their mean: its own prototypes, then every later step.
+
+    A step is the average of what its own task and the next one saw of it.
+    """
     found: dict[str, Gaussians] = {}
     known = [pool.module(task).prototypes for task in pool.tasks[:count]]
     known = [(one.scaled if scaled else None) or one for one in known]
     for i, task in enumerate(pool.tasks[:count]):
         classes = known[i].classes
-        for later in known[i + 1 :]:
-            classes = shifted(classes, [(later.step, 1.0)], classes.centres)
+        for later, after in zip_longest(known[i + 1 :], known[i + 2 :]):
+            again = after.again if after else None
+            seen = [(later.step, 0.5), (again, 0.5)] if again else [(later.step, 1.0)]
+            classes = shifted(classes, seen, classes.centres)
         found[task] = classes
     return found
 

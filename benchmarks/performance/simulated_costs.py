@@ -112,7 +112,7 @@ def objects(asked: Setting) -> tuple[DiagonalFisher, Module, Tensor, dict[str, T
     labels = torch.arange(asked.images) % asked.classes
     statistics = ClassStatistics.of(features, labels, asked.classes, None)
     head = initial_heads(statistics.gaussians())
-    places = ClassPrototypes.of(features, features + 0.1, labels, asked.classes)
+    places = ClassPrototypes.of(features, features + 0.1, labels, asked.classes, earlier=features - 0.1)
     card = Card("task", tuple(f"class{i}" for i in range(asked.classes)), asked.images, {}, {}, {})
     drift = fit_drift(features, features + 0.1)
     return fisher, Module(card, vector, head, head, statistics, drift, features[0], places), features, weights

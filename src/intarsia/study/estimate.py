@@ -2,7 +2,7 @@
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -29,6 +29,8 @@ BATCHES = 4
 
 
 MIB = 2**20
+PER_CLASS = ("centres", "factors")
+"""What of class prototypes grows with the classes."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,8 @@ def estimate(
     fisher = s["fisher"] * sum(_curved(t, training) for t in curved) / _curved(timed, training)
     set_up = s["features"] * per_image + fisher + s["statistics"] * per_class + s["heads"] * heads
     scaled = training.mean_scale != 1  # passes for drift and prototypes: one in the first task, which is timed
-    passes = sum(1 + 2 * (n > 0) + scaled * ((n > 0) + (n > 1)) for n in range(len(tasks))) / len(tasks)
+    numbers = range(len(tasks))
+    passes = sum(1 + 2 * (n > 0) + (n > 1) + scaled * ((n > 0) + (n > 1) + (n > 2)) for n in numbers) / len(tasks)
     fine = (s["training"] * training.epochs + s["drift"] * passes) * per_image + s["regularizer"] * len(tasks)
     sums = 2 * _bytes(*backbone.trainable.values())
     decoded = sum(len(t.train) + len(t.test) for t in tasks) * _bytes(pixels[0])
@@ -183,9 +186,15 @@ def disk_of(pool: Pool, sizes: Sequence[Size], tasks: Sequence[Task]) -> float:
     counts, last = [len(task.classes) for task in tasks], sizes[-1]
     if len(tasks) == len(sizes) == 1:
         return last.module + sum(last.others.values())
-    first = sizes[0]
-    per_class = (last.module - first.module) / (last.classes - first.classes) if last.classes != first.classes else 0.0
+    first, prototypes = sizes[0], pool.module(pool.tasks[-1]).prototypes
+    step, scaled = _stored(prototypes.step.tensors()), prototypes.scaled  # what is kept in the mean times its scale
+    second = _stored(scaled.tensors()) if scaled else 0
+    each = sum(_stored({n: x}) for n, x in scaled.tensors().items() if n in PER_CLASS) / last.classes if scaled else 0
+    grown = last.module - second - first.module
+    per_class = grown / (last.classes - first.classes) if last.classes != first.classes else 0.0
     modules = sum(first.module + per_class * (count - first.classes) for count in counts)
+    modules += sum(second + each * (count - last.classes) for count in counts[1:])
+    modules += step * (1 + (second > 0)) * max(0, len(tasks) - 2)
     kinds = {name.partition("-")[0]: size for name, size in first.others.items()}  # the same file after one task
     wanted = replace(pool.index, tasks=tuple(task.name for task in tasks)).expected_files()
     here = pool.index.expected_files()
@@ -215,6 +224,11 @@ def _curved(task: Task, training: Settings) -> int:
     """The images of which a task's curvature is estimated."""
     count = len(task.train)
     return count if training.curvature == "diagonal" else min(count, training.curvature_images)
+
+
+def _stored(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes of tensors of a module on disk: single precision."""
+    return 4 * sum(tensor.numel() for tensor in tensors.values())
 
 
 def _bytes(*tensors: Tensor) -> int:
