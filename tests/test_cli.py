@@ -131,6 +131,11 @@ def test_evaluate_can_keep_drop_and_weight(pool: Path) -> None:
     assert kept["accuracy_matrix"] == dropped["accuracy_matrix"]
     weighted = result("evaluate", pool, "--weights", "cold=.7", "other=.3")
     assert weighted["recipe"]["weights"] == {"cold": 0.7, "other": 0.3}
+    answered = result("evaluate", pool, "--answer", "cold", "other")
+    assert answered["tasks"] == ["cold", "other"]
+    assert answered["recipe"]["weights"] == dict.fromkeys(TASKS, pytest.approx(1.5 / 3))
+    assert answered["recipe"]["name"] == "mean, scale 1.5, classes of cold, other"
+    assert answered["final_forgetting"] is None
 
 
 def test_merge_rules_of_others(pool: Path, world: Path) -> None:

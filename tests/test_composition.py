@@ -332,6 +332,20 @@ def test_heads_of_the_mean_are_those_of_the_classes_in_it(pool: Pool) -> None:
     assert_heads(model.before(3), heads_on(pool, mean(pool.tasks[:3]), mean_classes(pool, 3)))
 
 
+def test_a_mean_may_answer_with_the_classes_of_some_tasks(pool: Pool) -> None:
+    """The network of the mean of all, and of its logits those of these tasks, up to what a head may add to all."""
+    every, chosen = pool.mean(), pool.tasks[2:0:-1]
+    some = pool.mean(answer=chosen)
+    assert list(some.classes) == list(pool.tasks[1:3])
+    assert some.recipe["weights"] == every.recipe["weights"]
+    assert some.before is None and every.before is not None
+    assert same(dict(some.network.named_parameters()), dict(every.network.named_parameters()))
+    known = mean_classes(pool, 4)
+    assert_heads(some, heads_on(pool, mean(pool.tasks).answering(chosen), {t: known[t] for t in some.classes}))
+    with pytest.raises(InputError, match="unknown task 'nothing'"):
+        pool.mean(answer=["nothing"])
+
+
 def test_models_of_a_pool_have_its_scale_and_heads_of_the_classes_there(tmp_path: Path) -> None:
     training = replace(QUICK, mean_scale=1.5)
     scaled = learn(backbone(), stream(3), training=training, out=tmp_path / "pool")

@@ -95,6 +95,4 @@ def test_disk_is_counted_whatever_the_tasks_classes(tmp_path: Path, split: list[
     training = replace(QUICK, mean_scale=scale)
     cost = estimate(backbone(), of, Configuration(LoRA(2), ITA(0.5), training))
     learn(backbone(), of, out=tmp_path, adapter=LoRA(2), regularizer=ITA(0.5), training=training)
-    assert cost.disk_mib * 2**20 == pytest.approx(
-        size(tmp_path), rel=0.03 if scale > 1 else 0.01
-    )  # names
+    assert cost.disk_mib * 2**20 == pytest.approx(size(tmp_path), rel=0.03 if scale > 1 else 0.01)  # names

@@ -154,10 +154,10 @@ class Pool(StoredModules):
             first = recipe.tasks[:count]
             return self._composed(recipe.first(first), heads, self.tasks.index(first[-1]) + 1)
 
-        positive = all(w > 0 for w in recipe.weights.values())
+        whole = recipe.weights.keys() == set(recipe.tasks) and all(w > 0 for w in recipe.weights.values())
         network = merge(self.backbone, self.adapter, modules, recipe.weights)
         cards = {module.task: module.card for module in modules}
-        return self._model(recipe, network, joined, kind, before if positive else None, cards)
+        return self._model(recipe, network, joined, kind, before if whole else None, cards)
 
     def _heads(self, recipe: Recipe, heads: Heads, known: int) -> tuple[list[Module], Head, Heads]:
         """The modules a recipe needs, its heads, and of which kind they are."""
@@ -179,9 +179,9 @@ class Pool(StoredModules):
         head = discriminant(Gaussians.join(s.gaussians() for s in self.statistics(chosen)))
         return self._model(Recipe({}, chosen, "frozen"), copy.deepcopy(self.backbone.model), head, "compensated")
 
-    def mean(self) -> ComposedModel:
-        """The mean of all task vectors, at the pool's scale."""
-        return self.compose(recipes.mean(self.learned(), self.mean_scale))
+    def mean(self, *, answer: Sequence[str] = ()) -> ComposedModel:
+        """The mean of all task vectors, at the pool's scale; it may answer with the classes of some tasks only."""
+        return self.compose(recipes.mean(self.learned(), self.mean_scale).answering(answer))
 
     def weighted(self, weights: Mapping[str, float]) -> ComposedModel:
         """Coefficients of the user's choice, of any sign and sum; see ``recipes.weighted``."""

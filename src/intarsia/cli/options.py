@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from intarsia.pool import Pool
 
 
+NAMED = ("keep", "drop", "weights", "answer")
+"""Options of a selection that name tasks."""
+
+
 @dataclass(frozen=True)
 class Selection:
     """Which modules are composed; the mean of all, at the pool's scale, if nothing is named."""
@@ -27,6 +31,8 @@ class Selection:
     """Compose all tasks but these."""
     weights: tuple[str, ...] = ()
     """Coefficients of any sign and sum: birds=.7 cars=.3."""
+    answer: tuple[str, ...] = ()
+    """Compose all the same, and answer with the classes of these tasks only."""
     rule: Literal["mean"] | Rule = "mean"
     """How the modules are merged: their mean, at the pool's scale, or another rule (fisher needs a pool learned with
     --run.keep-fishers)."""
@@ -52,8 +58,12 @@ class Selection:
         given = [f"--{name}" for name in ("keep", "drop", "weights") if getattr(self, name)]
         if len(given) > 1:
             raise InputError(f"{' and '.join(given)} together: expected one of them")
+        if self.answer and (self.keep or self.drop or self.rule != "mean"):
+            other = given[0] if given else f"--rule {self.rule}"
+            raise InputError(f"--answer and {other} together: --answer goes with the mean, or with --weights")
+        one_by_one("--answer", self.answer, tasks)
         if self.weights:
-            return recipes.weighted(tasks, parse_weights(self.weights, tasks))
+            return recipes.weighted(tasks, parse_weights(self.weights, tasks)).answering(self.answer)
         one_by_one("--keep", self.keep, tasks)
         one_by_one("--drop", self.drop, tasks)
         keep = self.keep
@@ -63,8 +73,9 @@ class Selection:
             keep = tuple(t for t in tasks if t not in self.drop)
             if not keep:
                 raise InputError(f"--drop names all tasks of the pool, {', '.join(tasks)}: keep one or more")
-        scale = pool.mean_scale
-        return recipes.specialize(tasks, keep, mean_scale=scale) if keep else recipes.mean(tasks, scale)
+        if keep:
+            return recipes.specialize(tasks, keep, mean_scale=pool.mean_scale)
+        return recipes.mean(tasks, pool.mean_scale).answering(self.answer)
 
     def without_files(self, tasks: Collection[str]) -> tuple["Selection", tuple[Path, ...]]:
         """Apart: the tasks and weights that are named, and files that were typed after them.
@@ -87,9 +98,8 @@ class Selection:
                     kept.append(value)
             return tuple(kept)
 
-        keep, drop = tasks_only(self.keep, named=False), tasks_only(self.drop, named=False)
-        weights = tasks_only(self.weights, named=True)
-        return replace(self, keep=keep, drop=drop, weights=weights), tuple(files)
+        kept = {name: tasks_only(getattr(self, name), named=name == "weights") for name in NAMED}
+        return replace(self, **kept), tuple(files)
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,17 @@ class Recipe:
         rescaled = {t: w / now * before if now else 0.0 for t, w in kept.items()}
         return replace(self, weights=rescaled, tasks=tuple(t for t in self.tasks if t in tasks))
 
+    def answering(self, chosen: Sequence[str]) -> "Recipe":
+        """The same modules, and an answer among the classes of some of ``tasks`` only; all of them if none is chosen.
+
+        Raises:
+            InputError: an unknown task, or one named twice.
+        """
+        if not chosen:
+            return self
+        tasks = some_of(self.tasks, chosen)
+        return replace(self, tasks=tasks, name=f"{self.name}, classes of {', '.join(tasks)}")
+
     def scaled(self, scale: float) -> "Recipe":
         """All coefficients times ``scale``.
 
