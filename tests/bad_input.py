@@ -291,7 +291,7 @@ BAD: dict[str, list[Bad]] = {
         Bad("a task to unlearn that is not there", "unlearn pool cars"),
         Bad("`--keep` and `--weights`", "evaluate pool --keep task01 --weights task01=1"),
         Bad("`--answer` and `--keep`", "evaluate pool --answer task01 --keep task01 task02"),
-        Bad("`--answer` and a merge rule", "evaluate pool --answer task01 --rule ties"),
+        Bad("`--answer` and a merge rule", "evaluate pool --answer task01 --weights task01=1 --rule ties"),
         Bad("a task to answer that is not there", "evaluate pool --answer cars"),
         Bad("a weight that is not finite", "evaluate pool --weights task01=2 task02=nan"),
         Bad("a scale that is not finite", "evaluate pool --scale inf"),

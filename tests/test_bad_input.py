@@ -105,7 +105,7 @@ SAYS: dict[str, tuple[str, ...]] = {
     "a task to unlearn that is not there": ("'cars'", "task01, task02, task03"),
     "`--keep` and `--weights`": ("--keep", "--weights", "one of them"),
     "`--answer` and `--keep`": ("--answer", "--keep", "goes with the mean"),
-    "`--answer` and a merge rule": ("--answer", "--rule ties", "goes with the mean"),
+    "`--answer` and a merge rule": ("--answer and --rule ties", "goes with the mean, or with --weights"),
     "a task to answer that is not there": ("cars", "task01, task02, task03"),
     "a weight that is not finite": ("nan", "'task02'", "not finite"),
     "a scale that is not finite": ("scale inf", "finite number"),

@@ -136,6 +136,8 @@ def test_evaluate_can_keep_drop_and_weight(pool: Path) -> None:
     assert answered["recipe"]["weights"] == dict.fromkeys(TASKS, pytest.approx(1.5 / 3))
     assert answered["recipe"]["name"] == "mean, scale 1.5, classes of cold, other"
     assert answered["final_forgetting"] is None
+    other = result("evaluate", pool, "--weights", "cold=.7", "other=.3", "--answer", "earth")
+    assert (other["tasks"], other["recipe"]["weights"]) == (["earth"], {"cold": 0.7, "other": 0.3})
 
 
 def test_merge_rules_of_others(pool: Path, world: Path) -> None:

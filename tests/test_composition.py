@@ -333,7 +333,7 @@ def test_heads_of_the_mean_are_those_of_the_classes_in_it(pool: Pool) -> None:
 
 
 def test_a_mean_may_answer_with_the_classes_of_some_tasks(pool: Pool) -> None:
-    """The network of the mean of all, and of its logits those of these tasks, up to what a head may add to all."""
+    """The network of the mean of all, and the heads of these tasks' classes alone."""
     every, chosen = pool.mean(), pool.tasks[2:0:-1]
     some = pool.mean(answer=chosen)
     assert list(some.classes) == list(pool.tasks[1:3])
@@ -341,7 +341,9 @@ def test_a_mean_may_answer_with_the_classes_of_some_tasks(pool: Pool) -> None:
     assert some.before is None and every.before is not None
     assert same(dict(some.network.named_parameters()), dict(every.network.named_parameters()))
     known = mean_classes(pool, 4)
-    assert_heads(some, heads_on(pool, mean(pool.tasks).answering(chosen), {t: known[t] for t in some.classes}))
+    assert_heads(
+        some, heads_on(pool, mean(pool.tasks).answering(chosen, pool.tasks), {t: known[t] for t in some.classes})
+    )
     with pytest.raises(InputError, match="unknown task 'nothing'"):
         pool.mean(answer=["nothing"])
 

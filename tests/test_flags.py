@@ -32,9 +32,9 @@ from intarsia.regularizers.records import build_regularizer
 from intarsia.study.bench import Bench
 from intarsia.study.choice import Source
 from intarsia.study.methods import METHODS
-from intarsia.training.learner import hyperparameters
 from intarsia.training.recommended import KRONECKER, RECOMMENDED, SIZES, paper, recommended, resolve
 from intarsia.training.settings import Settings, Training
+from intarsia.training.state import hyperparameters
 
 ROOT = Path(__file__).parents[1]
 EVERYDAY = (

@@ -32,7 +32,7 @@ def test_a_benchmark_tells_every_row_as_it_is_found(tmp_path: Path, capsys: pyte
 
 @pytest.mark.parametrize("method", ["ita", "iel"])
 def test_the_workbench_learns_what_learn_learns(method: str, tmp_path: Path) -> None:
-    stream = TaskStream.load("sketches", max_per_class=2).subset(range(2))
+    stream = TaskStream.load("sketches", max_per_class=2).subset(range(3))
     strength, training = recommended(method, "lora")
     training = replace(training, epochs=1, seed=3)
     regularizer = ITA(strength) if method == "ita" else IEL(strength)
@@ -46,6 +46,7 @@ def test_the_workbench_learns_what_learn_learns(method: str, tmp_path: Path) -> 
         kept = pool.module(made.card.task)
         for name, tau in kept.dense(pool.adapter, pool.backbone.trainable).items():
             torch.testing.assert_close(made.dense(LoRA(16), bench.backbone.trainable)[name], tau)
+        assert (made.prototypes.again is None) == (kept.prototypes.again is None)
     found = evaluate(bench.compose(setting, modules), stream)
     assert found.accuracy_matrix == evaluate(pool.mean(), stream).accuracy_matrix
 

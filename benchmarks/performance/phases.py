@@ -146,7 +146,7 @@ def ratios(seconds: Mapping[str, float], classes: int) -> dict[str, tuple[float,
         "fisher_exact": (seconds["fisher exact"], exact, f"F + 2 x {classes} (B - F)"),
         **{f"step_{name}": (seconds[f"step {name}"], seconds[f"P {name}"], "P") for name in STEPS},
         **{f"curvature_{k}": (seconds[f"curvature {k}"], seconds["B few"], "B") for k in CURVATURES},
-        "drift": (seconds["drift"], 3 * seconds["F"], "3 F"),
+        "drift": (seconds["drift"], 4 * seconds["F"], "4 F"),  # of the third task on
         "composition": (seconds["composition"], seconds["read and add"], "read modules, add"),
         "evaluation": (seconds["evaluation"], seconds["F test"], "F"),
     }

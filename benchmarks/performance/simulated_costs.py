@@ -220,6 +220,11 @@ def constants(asked: Setting) -> tuple[Bytes, Constants]:
         )
 
 
+def sums_before(task: int) -> int:
+    """Sums of task vectors that the place of a task's classes needs: before it, and before the one before it."""
+    return 1 + (task > 2)
+
+
 @dataclass(frozen=True)
 class Planned:
     """Costs of a ViT-B/16 on a cluster.
@@ -257,12 +262,13 @@ class Planned:
     def worker(self, method: str, task: int) -> float:
         """See ``Costs``; what it is given and gives back is copied, unpacked and packed."""
         setting, size, cost = self.setting, self.size, self.cost
-        multiples = {"features": FEATURES, "fisher": FISHER, "tune": EPOCH * setting.epochs + PASS, "place": 2 * PASS}
+        means, tuned = 1 + sums_before(task), EPOCH * setting.epochs + PASS
+        multiples = {"features": FEATURES, "fisher": FISHER, "tune": tuned, "place": means * PASS}
         given = {
             "features": 0,
             "fisher": self.heads(task),
             "tune": size.features + size.fisher + self.together,
-            "place": size.module + size.fisher,
+            "place": size.module + sums_before(task) * size.fisher,
         }
         back = {
             "features": size.features + size.statistics,
@@ -276,7 +282,8 @@ class Planned:
     def sent(self, method: str, task: int) -> float:
         """See ``Costs``: heads, the sum of vectors; what is known of all tasks, once to each machine."""
         shared = self.together / min(self.setting.per_machine, self.tasks)
-        found = {"fisher": self.heads(task), "tune": shared, "place": self.size.fisher}.get(method, 0)
+        found = {"fisher": self.heads(task), "tune": shared, "place": sums_before(task) * self.size.fisher}
+        found = found.get(method, 0)
         return found / self.link
 
     def driver(self, step: str, task: int) -> dict[str, float]:
@@ -301,7 +308,11 @@ class Planned:
             "added": {"reduction": size.fisher * (take + cost.add) / GB},
             "together": {"reduction": self.together * (cost.pack + cost.copy) / GB},
             "total": {
-                "reduction": (size.module * take + size.fisher * (cost.dense + cost.add + cost.pack + cost.copy)) / GB
+                "reduction": (
+                    size.module * take
+                    + size.fisher * (cost.dense + cost.add + sums_before(task) * (cost.pack + cost.copy))
+                )
+                / GB
             },
             "written": {
                 "reduction": (size.module * take + size.fisher * (take + cost.add)) / GB,

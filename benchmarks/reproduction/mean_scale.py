@@ -62,11 +62,13 @@ def scaled(pool: Pool, stream: TaskStream, scale: float) -> dict[str, Any]:
     def classes_of(features: Tensor, place: int) -> Gaussians:
         return Gaussians.of(features, stream[place].train.labels, len(stream[place].classes))
 
-    known, last = list[ClassPrototypes](), network(0)
+    known, networks = list[ClassPrototypes](), [network(0)]
     for place, task in enumerate(stream):
-        earlier, last = last, network(place + 1)
-        before, after = (features_of(theta0, one, [task.train])[0] for one in (earlier, last))
-        known.append(ClassPrototypes.of(before, after, task.train.labels, len(task.classes)))
+        networks = [*networks[-2:], network(place + 1)]
+        *earlier, before, after = (features_of(theta0, one, [task.train])[0] for one in networks)
+        looked_back = earlier[0] if place > 1 else None
+        known.append(ClassPrototypes.of(before, after, task.train.labels, len(task.classes), earlier=looked_back))
+    last = networks[-1]
     held = features_of(theta0, last, [task.test for task in stream])
     seen = features_of(theta0, last, [task.train for task in stream])
     pairs = [specialize(tasks, pair, mean_scale=scale) for pair in zip(tasks[::2], tasks[1::2], strict=False)]

@@ -135,16 +135,16 @@ class Workbench:
         adapter = build_adapter(setting.adapter, setting.rank)
         regularizer = build_regularizer(setting.method, setting.strength)
         configuration = Configuration(adapter, regularizer, training, self.stream.augmentation)
-        total, modules = None, list[Module]()
+        (earlier, total), modules = (None, None), list[Module]()
         for one in self.prepared_tasks:
             prepared = one.prepared
-            state, others = replace(one.state, total=total), one.earlier
+            state, others = replace(one.state, total=total, earlier=earlier), one.earlier
             if training.fisher_over == "others":
-                state = replace(self.prepared_tasks[-1].state, total=total)
+                state = replace(self.prepared_tasks[-1].state, total=total, earlier=earlier)
                 assert state.fisher is not None
                 others = state.fisher - prepared.fisher
             learned, state = finish(self.backbone, prepared, state, others, configuration)
-            total = state.total
+            earlier, total = state.earlier, state.total
             modules.append(learned.module)
         return modules
 

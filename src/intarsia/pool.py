@@ -112,7 +112,7 @@ class Pool(StoredModules):
         return self.module(task).dense(self.adapter, self.backbone.trainable)
 
     def total(self, tasks: Sequence[str] | None = None) -> TaskVector | None:
-        """S: the sum of all task vectors, or of some, added in the order they were learned; None of no task."""
+        """S: the sum of all task vectors in the order they were learned, or of some as given; None of no task."""
         total: TaskVector | None = None
         for task in self.tasks if tasks is None else tasks:
             total = self.vector(task) if total is None else total + self.vector(task)
@@ -181,7 +181,7 @@ class Pool(StoredModules):
 
     def mean(self, *, answer: Sequence[str] = ()) -> ComposedModel:
         """The mean of all task vectors, at the pool's scale; it may answer with the classes of some tasks only."""
-        return self.compose(recipes.mean(self.learned(), self.mean_scale).answering(answer))
+        return self.compose(recipes.mean(self.learned(), self.mean_scale).answering(answer, self.tasks))
 
     def weighted(self, weights: Mapping[str, float]) -> ComposedModel:
         """Coefficients of the user's choice, of any sign and sum; see ``recipes.weighted``."""

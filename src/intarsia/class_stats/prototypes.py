@@ -6,7 +6,7 @@ the features of that mean, and the *step* by which they came there from the mean
 tasks, one after another, bring the classes of earlier ones into the mean of all.
 
 The images of one task are few to fit a map of all features on. So the next task's images are seen in the same two means
-once more, and a step is the average of both fits: one pass over the images more per task.
+once more, and a step is the average of both fits, weighted by images: one pass over the images more per task.
 """
 
 from collections.abc import Mapping, Sequence
@@ -61,6 +61,11 @@ class ClassPrototypes:
         again = None if earlier is None else fit_drift(earlier, before)
         return cls(Gaussians.of(after, labels, classes, shrunken=shrunken), fit_drift(before, after), again)
 
+    @property
+    def images(self) -> int:
+        """Of the task."""
+        return self.classes.freedom + len(self.classes.centres)
+
     def tensors(self) -> dict[str, Tensor]:
         """What a module keeps."""
         parts = {AGAIN: self.again, SCALED: self.scaled}
@@ -89,9 +94,12 @@ def in_mean(prototypes: Sequence[ClassPrototypes]) -> list[Gaussians]:
     """
     seen: list[Gaussians] = []
     onward: FeatureDrift | None = None
-    again: FeatureDrift | None = None
+    later: ClassPrototypes | None = None
     for one in reversed(prototypes):
         seen.append(compensate(one.classes, onward) if onward else one.classes)
-        step = FeatureDrift.weighted([one.step, again], [0.5, 0.5]) if again else one.step
-        onward, again = step.then(onward) if onward else step, one.again
+        step = one.step
+        if later and later.again:
+            share = one.images / (one.images + later.images)
+            step = FeatureDrift.weighted([step, later.again], [share, 1 - share])
+        onward, later = step.then(onward) if onward else step, one
     return seen[::-1]

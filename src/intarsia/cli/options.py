@@ -59,11 +59,11 @@ class Selection:
         if len(given) > 1:
             raise InputError(f"{' and '.join(given)} together: expected one of them")
         if self.answer and (self.keep or self.drop or self.rule != "mean"):
-            other = given[0] if given else f"--rule {self.rule}"
+            other = "--keep" if self.keep else "--drop" if self.drop else f"--rule {self.rule}"
             raise InputError(f"--answer and {other} together: --answer goes with the mean, or with --weights")
         one_by_one("--answer", self.answer, tasks)
         if self.weights:
-            return recipes.weighted(tasks, parse_weights(self.weights, tasks)).answering(self.answer)
+            return recipes.weighted(tasks, parse_weights(self.weights, tasks)).answering(self.answer, tasks)
         one_by_one("--keep", self.keep, tasks)
         one_by_one("--drop", self.drop, tasks)
         keep = self.keep
@@ -75,7 +75,7 @@ class Selection:
                 raise InputError(f"--drop names all tasks of the pool, {', '.join(tasks)}: keep one or more")
         if keep:
             return recipes.specialize(tasks, keep, mean_scale=pool.mean_scale)
-        return recipes.mean(tasks, pool.mean_scale).answering(self.answer)
+        return recipes.mean(tasks, pool.mean_scale).answering(self.answer, tasks)
 
     def without_files(self, tasks: Collection[str]) -> tuple["Selection", tuple[Path, ...]]:
         """Apart: the tasks and weights that are named, and files that were typed after them.

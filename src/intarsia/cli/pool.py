@@ -32,7 +32,8 @@ class Evaluate:
     """Folder of the pool, or of a merged model."""
     selection: Inline[Selection] = field(default_factory=Selection)
     matrix: Literal["yes", "no"] = "yes"
-    """Measure also the models after each task, for forgetting and the incremental average; no is faster."""
+    """Measure also the models after each task, for forgetting and the incremental average; no is faster. With --answer
+    there is none."""
     per_class: bool = False
     """Show the accuracy on each class as well."""
     source: Source = field(default_factory=Source)
@@ -75,8 +76,8 @@ class Predict:
     """Name the class of image files."""
 
     model: Positional[Path]
-    """Folder of a pool, of which the mean answers unless --keep, --drop, --weights or --rule says otherwise, or of a
-    merged model."""
+    """Folder of a pool, of which the mean answers unless --keep, --drop, --weights, --answer or --rule says otherwise,
+    or of a merged model."""
     images: Positional[tuple[Path, ...]] = ()
     """Image files, or folders, searched with all their subfolders."""
     selection: Inline[Selection] = field(default_factory=Selection)

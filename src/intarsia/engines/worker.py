@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from intarsia.backbones.backbone import Backbone
 from intarsia.class_stats.statistics import ClassStatistics
@@ -24,7 +23,14 @@ from intarsia.task_vector import TaskVector
 from intarsia.training.fine_tuning import Configuration
 from intarsia.training.schedule import Seeds
 from intarsia.training.state import PreparedTask
-from intarsia.training.steps import class_statistics, curvature_at_theta0, features_in_means, features_of, prototypes_of
+from intarsia.training.steps import (
+    class_statistics,
+    curvature_at_theta0,
+    features_before,
+    features_in_means,
+    features_of,
+    prototypes_of,
+)
 from intarsia.training.task import finish
 
 
@@ -181,27 +187,26 @@ class Worker:
         give_back_memory()
         return data
 
-    def place(self, name: str, number: int, module: bytes, total: bytes) -> bytes:
+    def place(self, name: str, number: int, module: bytes, sums: bytes) -> bytes:
         """Where a task's classes lie in the mean of the modules up to its own.
 
         Args:
             name: of the task.
             number: its place among all tasks, 2 or more.
             module: what ``tune`` gave.
-            total: the sum of the task vectors before it, and from the third task on that before the last of these.
+            sums: of the task vectors before it, and from the third task on of these but the last.
         """
         found, _ = unpack_module(module)
-        sums = {
+        summed = {
             what: TaskVector({n: x.to(self.backbone.device) for n, x in tensors.items()})
-            for what, tensors in unpack(total)[1].items()
+            for what, tensors in unpack(sums)[1].items()
         }
+        total = summed["total"]
         task, settings = self.stream[name], self.job.configuration.settings
         with self.backbone.attach(self.job.configuration.adapter) as adapter:  # at tau = 0 before it is loaded
-            earlier = list[Tensor]()
-            if "earlier" in sums:
-                earlier = features_in_means(self.backbone, task, adapter, sums["earlier"], number - 2, settings)
-            before = features_in_means(self.backbone, task, adapter, sums["total"], number - 1, settings)
+            at = self.backbone, task, adapter
+            earlier, before = features_before(*at, (summed.get("earlier"), total), number, settings)
             adapter.load(found.vector)
-            after = features_in_means(self.backbone, task, adapter, sums["total"], number, settings)
+            after = features_in_means(*at, total, number, settings)
         prototypes = prototypes_of(earlier, before, after, task, settings)
         return pack({}, prototypes=prototypes.tensors())

@@ -52,16 +52,20 @@ class Recipe:
         rescaled = {t: w / now * before if now else 0.0 for t, w in kept.items()}
         return replace(self, weights=rescaled, tasks=tuple(t for t in self.tasks if t in tasks))
 
-    def answering(self, chosen: Sequence[str]) -> "Recipe":
-        """The same modules, and an answer among the classes of some of ``tasks`` only; all of them if none is chosen.
+    def answering(self, chosen: Sequence[str], tasks: Sequence[str]) -> "Recipe":
+        """The same modules, and an answer among the classes of some tasks only; as it is if none is chosen.
+
+        Args:
+            chosen: in any order.
+            tasks: of the pool.
 
         Raises:
             InputError: an unknown task, or one named twice.
         """
         if not chosen:
             return self
-        tasks = some_of(self.tasks, chosen)
-        return replace(self, tasks=tasks, name=f"{self.name}, classes of {', '.join(tasks)}")
+        answers = some_of(tasks, chosen)
+        return replace(self, tasks=answers, name=f"{self.name}, classes of {', '.join(answers)}")
 
     def scaled(self, scale: float) -> "Recipe":
         """All coefficients times ``scale``.

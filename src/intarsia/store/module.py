@@ -25,7 +25,7 @@ class Trace:
 
     Args:
         task: whose module it is.
-        prototypes: the step from the mean before it.
+        prototypes: the step from the mean before it, and what it saw of the step before.
         drift: what the whole task vector does to features at theta0.
     """
 

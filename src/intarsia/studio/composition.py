@@ -40,6 +40,11 @@ class Composition:
             rule,
         )
 
+    @property
+    def named(self) -> dict[str, float]:
+        """Coefficients of the tasks that have one or answer."""
+        return {task: w for task, w in self.weights if w or task in self.answers}
+
     def recipe(self) -> Recipe:
         """That of ``Pool.compose``; where the tasks that answer are those with a coefficient, ``Pool.weighted``'s.
 
@@ -47,8 +52,7 @@ class Composition:
             InputError: no task answers, or a coefficient is not finite.
         """
         tasks = tuple(task for task, _ in self.weights)
-        named = {task: w for task, w in self.weights if w or task in self.answers}
-        found = recipes.weighted(tasks, named)
+        found = recipes.weighted(tasks, self.named)
         return replace(found, tasks=self.answers)
 
     def model(self, pool: Pool) -> ComposedModel:

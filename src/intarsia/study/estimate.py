@@ -123,7 +123,7 @@ def estimate(
     numbers = range(len(tasks))
     passes = sum(1 + 2 * (n > 0) + (n > 1) + scaled * ((n > 0) + (n > 1) + (n > 2)) for n in numbers) / len(tasks)
     fine = (s["training"] * training.epochs + s["drift"] * passes) * per_image + s["regularizer"] * len(tasks)
-    sums = 2 * _bytes(*backbone.trainable.values())
+    sums = (2 + (len(tasks) > 2)) * _bytes(*backbone.trainable.values())
     decoded = sum(len(t.train) + len(t.test) for t in tasks) * _bytes(pixels[0])
     if timed.train.files is not None:
         decoded = min(decoded, ROOM)

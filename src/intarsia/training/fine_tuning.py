@@ -29,7 +29,7 @@ from intarsia.training.loop import Loss, adamw, network_to_train, train, trainin
 from intarsia.training.schedule import Batch, Seeds
 from intarsia.training.settings import Settings
 from intarsia.training.state import LearnerState, PreparedTask
-from intarsia.training.steps import features_in_means, mean_feature, prototypes_of, starting_head
+from intarsia.training.steps import features_before, features_in_means, mean_feature, prototypes_of, starting_head
 
 CPU = torch.device("cpu")
 LONGEST = 0.4
@@ -113,11 +113,8 @@ def fine_tune(
     head = starting_head(prepared, state, settings, seeds, backbone.device, through_mean=through)
     with backbone.attach(_adapter(configuration), seeds.generator("adapter")) as adapter:
         timings.lap("regularizer")
-        earlier, before, total = list[Tensor](), [prepared.features], state.total
-        if state.earlier is not None:
-            earlier = features_in_means(backbone, task, adapter, state.earlier, number - 2, settings, progress)
-        if total is not None:
-            before = features_in_means(backbone, task, adapter, total, number - 1, settings, progress)
+        total, sums = state.total, (state.earlier, state.total)
+        earlier, before = features_before(backbone, task, adapter, sums, number, settings, progress)
         timings.lap("drift")
         adapter.compose(total if through else None, number if through else 1)
         if through and total is not None and settings.iel_start == "mean":
@@ -141,7 +138,7 @@ def fine_tune(
         head=head.trained().to(CPU),
         drift=fit_drift(prepared.features, alone),
         shift=mean_feature(alone - prepared.features, task, settings) * settings.center_features,
-        prototypes=prototypes_of(earlier, before, after, task, settings),
+        prototypes=prototypes_of(earlier, before or [prepared.features], after, task, settings),
         measures={
             "losses": losses,
             "relative_norm": norm / float(TaskVector(backbone.trainable).norm()),

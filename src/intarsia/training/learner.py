@@ -27,9 +27,16 @@ from intarsia.store.index import INDEX
 from intarsia.store.lock import RUN, one_writer
 from intarsia.training.checkpoint import Checkpoint
 from intarsia.training.fine_tuning import Configuration
-from intarsia.training.recommended import SIZES, Hyperparameters, resolve
 from intarsia.training.settings import Settings, Training
-from intarsia.training.state import Engine, LearnedTask, LearnerState, PreparedTask, check_curvature, open_for_adding
+from intarsia.training.state import (
+    Engine,
+    LearnedTask,
+    LearnerState,
+    PreparedTask,
+    check_curvature,
+    hyperparameters,
+    open_for_adding,
+)
 from intarsia.training.task import finish, prepare
 
 
@@ -158,25 +165,6 @@ def _follow(
         del learned
         give_back_memory()
     return pool
-
-
-def hyperparameters(
-    adapter: Adapter | None,
-    regularizer: Regularizer | None,
-    training: Training | None,
-    backbone: Backbone | None = None,
-    pool: Pool | None = None,
-) -> Hyperparameters:
-    """What ``learn`` makes of what a user left open: as recommended for the backbone, or as in the pool added to."""
-    return resolve(
-        training,
-        method=None if regularizer is None else regularizer.kind,
-        adapter=None if adapter is None else adapter.kind,
-        rank=getattr(adapter, "rank", None),
-        strength=None if regularizer is None else regularizer.strength,
-        base=None if pool is None else Hyperparameters.from_records(pool.index.settings, pool.index.adapter),
-        sizes=SIZES if backbone is None else backbone.sizes,
-    )
 
 
 def _asked(pool: Pool, settings: dict[str, Any], stream: TaskStream, keep_fishers: bool) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from intarsia.progress import Progress, silent
 from intarsia.regularizers.protocol import Regularizer
 from intarsia.store.module import Module
 from intarsia.task_vector import TaskVector
+from intarsia.training.recommended import SIZES, Hyperparameters, resolve
 from intarsia.training.settings import Settings, Training
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class LearnerState:
         seen: classes of the tasks prepared.
         tasks: names of the tasks prepared, in order.
         lost: tasks whose modules were dropped; their Fishers are part of the sum.
-        earlier: S before the last of them.
+        earlier: S without the last vector added.
     """
 
     fisher: Curvature | None = None
@@ -169,6 +170,41 @@ def open_for_adding(path: str | Path, backbone: Backbone, adapter: Adapter) -> P
             f"pool {path} has modules of {pool.adapter}, these would be of {adapter}: use the pool's adapter"
         )
     return pool
+
+
+def hyperparameters(
+    adapter: Adapter | None,
+    regularizer: Regularizer | None,
+    training: Training | None,
+    backbone: Backbone | None = None,
+    pool: Pool | None = None,
+) -> Hyperparameters:
+    """What ``learn`` makes of what a user left open: as recommended for the backbone, or as in the pool added to."""
+    found = resolve(
+        training,
+        method=None if regularizer is None else regularizer.kind,
+        adapter=None if adapter is None else adapter.kind,
+        rank=getattr(adapter, "rank", None),
+        strength=None if regularizer is None else regularizer.strength,
+        base=None if pool is None else Hyperparameters.from_records(pool.index.settings, pool.index.adapter),
+        sizes=SIZES if backbone is None else backbone.sizes,
+    )
+    return found if pool is None else _at_scale_of(pool, found, training)
+
+
+def _at_scale_of(pool: Pool, asked: Hyperparameters, training: Training | None) -> Hyperparameters:
+    """The same at the scale of a pool's mean: its classes are known there, and those to come must be.
+
+    Raises:
+        InputError: another scale is asked for.
+    """
+    scale = pool.mean_scale
+    if training is not None and training.mean_scale not in (None, scale):
+        raise InputError(
+            f"--training.mean-scale {training.mean_scale:g}: the classes of pool {pool.path} are known in its mean "
+            f"times {scale:g}; leave the scale out, or learn into a pool of its own"
+        )
+    return replace(asked, settings=replace(asked.settings, mean_scale=scale))
 
 
 def check_curvature(pool: Pool, settings: Settings) -> None:

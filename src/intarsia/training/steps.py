@@ -107,6 +107,25 @@ def features_in_means(
     return [plain, *(scaled or [plain])] if settings.mean_scale != 1 else [plain]
 
 
+def features_before(
+    backbone: Backbone,
+    task: Task,
+    adapter: Attachment,
+    sums: tuple[TaskVector | None, TaskVector | None],
+    number: int,
+    settings: Settings,
+    progress: Progress = silent,
+) -> list[list[Tensor]]:
+    """In the means of the tasks before task ``number`` but the last of them, and of all: of its images, tau still zero.
+
+    ``sums`` are of their vectors, likewise; nothing is seen of the mean of no task.
+    """
+    return [
+        [] if total is None else features_in_means(backbone, task, adapter, total, tasks, settings, progress)
+        for total, tasks in zip(sums, (number - 2, number - 1), strict=True)
+    ]
+
+
 def prototypes_of(
     earlier: Sequence[Tensor], before: Sequence[Tensor], after: Sequence[Tensor], task: Task, settings: Settings
 ) -> ClassPrototypes:

@@ -32,7 +32,7 @@ from intarsia.training.recommended import resolve
 from intarsia.training.schedule import Seeds
 from intarsia.training.settings import Settings
 from intarsia.training.state import LearnerState, PreparedTask
-from intarsia.training.steps import features_in_means, mean_feature, prototypes_of
+from intarsia.training.steps import features_before, features_in_means, mean_feature, prototypes_of
 from intarsia.training.task import prepare
 
 
@@ -122,8 +122,8 @@ def measured(
         def features(total: TaskVector | None, tasks: int) -> list[Tensor]:
             return features_in_means(backbone, task, attachment, total, tasks, settings, progress)
 
-        earlier = [] if state.earlier is None else features(state.earlier, number - 2)
-        before = [prepared.features] if number == 1 else features(state.total, number - 1)
+        sums = state.earlier, state.total
+        earlier, before = features_before(backbone, task, attachment, sums, number, settings, progress)
         put(attachment, parameters)
         alone = features(None, 1)[0]
         after = [alone] if number == 1 else features(state.total, number)
@@ -162,7 +162,7 @@ def measured(
         prepared.statistics,
         fit_drift(prepared.features, alone),
         shift,
-        prototypes_of(earlier, before, after, task, settings),
+        prototypes_of(earlier, before or [prepared.features], after, task, settings),
     )
 
 

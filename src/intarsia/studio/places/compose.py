@@ -126,17 +126,14 @@ def _shown(session: Session, step: Step) -> Markup:
 
 
 def command(pool: str, composed: Composition) -> str | None:
-    """What measures a composition on all test images, outside of the page; None if no command does.
-
-    All tasks with a coefficient answer there.
-    """
+    """What measures a composition on all test images, outside of the page; None if no command does."""
     if composed.rule is not None:
         whole = len(composed.answers) == len(composed.weights)
         return shlex.join(["intarsia", "evaluate", pool, "--rule", composed.rule]) if whole else None
-    if any(w and task not in composed.answers for task, w in composed.weights):
-        return None
-    named = [f"{task}={w:.4g}" for task, w in composed.weights if task in composed.answers]
-    return shlex.join(["intarsia", "evaluate", pool, "--weights", *named])
+    named = composed.named
+    some = ["--answer", *composed.answers] if named.keys() != set(composed.answers) else []
+    coefficients = [f"{task}={w:.4g}" for task, w in named.items()]
+    return shlex.join(["intarsia", "evaluate", pool, "--weights", *coefficients, *some])
 
 
 def _whole(session: Session, composed: Composition, progress: gr.Progress) -> Markup:
