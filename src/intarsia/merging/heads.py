@@ -13,8 +13,9 @@ from intarsia.merging.recipe import Recipe, mean
 from intarsia.store.module import Module, Trace
 
 Heads = Literal["prototypes", "compensated", "own"]
-
-
+FROM_MEAN = 0.5
+"""Part of the drifts that classes go away from a mean. A drift is what a whole vector does at theta0; at a mean, where
+others do in part the same, its share does less (docs/results_appendix.md, Random subsets)."""
 ROUNDING = 1e-9
 """Of sums of coefficients: half of the tasks is as near to the mean as to theta0, and which it is must not depend on
 the last bit."""
@@ -123,9 +124,10 @@ def _compensated(
         at_theta0: the same classes at theta0.
         moving: all whose vectors take part, here or there, in the pool's order.
         weights: of the vectors.
-        shares: empty if the classes are known at theta0.
+        shares: empty if the classes are known at theta0; from a mean they go ``FROM_MEAN`` of the way.
     """
-    away = [(m.drift, weights.get(m.task, 0.0) - shares.get(m.task, 0.0)) for m in moving]
+    part = FROM_MEAN if shares else 1.0
+    away = [(m.drift, part * (weights.get(m.task, 0.0) - shares.get(m.task, 0.0))) for m in moving]
     drifts = [(drift, w) for drift, w in away if w]
     if not drifts:
         return known
