@@ -16,13 +16,16 @@ Heads = Literal["prototypes", "compensated", "own"]
 FROM_MEAN = 0.5
 """Part of the drifts that classes go away from a mean. A drift is what a whole vector does at theta0; at a mean, where
 others do in part the same, its share does less (docs/results_appendix.md, Random subsets)."""
+REACH = 1.5
+"""Classes come from a mean if it is at most so many times as far away as theta0, in coefficients: the way from there is
+half as long (likewise)."""
 ROUNDING = 1e-9
-"""Of sums of coefficients: half of the tasks is as near to the mean as to theta0, and which it is must not depend on
+"""Of sums of coefficients: a quarter of the tasks is at the border of the two, and which it is must not depend on
 the last bit."""
 
 
 def prototype_tasks(recipe: Recipe, known: Sequence[str], heads: Heads) -> tuple[str, ...]:
-    """The tasks in whose mean classes are looked up: all that are known, or none (theta0), whichever is nearer.
+    """The tasks in whose mean classes are looked up: all that are known, or none where theta0 is much nearer.
 
     Args:
         recipe: what is composed; a module that answers alone is looked up in no mean.
@@ -33,8 +36,8 @@ def prototype_tasks(recipe: Recipe, known: Sequence[str], heads: Heads) -> tuple
         return ()
     weights = _compensating(recipe)
     to_mean = _distance(weights, mean(known).weights)
-    to_theta0 = sum(map(abs, weights.values())) + ROUNDING
-    return tuple(known) if to_mean <= to_theta0 else ()
+    to_theta0 = sum(map(abs, weights.values()))
+    return tuple(known) if to_mean + ROUNDING < REACH * to_theta0 else ()
 
 
 def kind_of(recipe: Recipe, heads: Heads, prototypes: Sequence[object]) -> Heads:
@@ -55,7 +58,7 @@ def compose_heads(
 
     ``own`` are the heads as they were fine-tuned. ``compensated`` takes what fine-tuning changed as a vector on the
     discriminant of the classes, carried from theta0 to the composed model's features by the modules' drifts;
-    ``prototypes`` carries them from where they lie in the mean of all modules if that is nearer (see
+    ``prototypes`` carries them from where they lie in the mean of all modules if that is near (see
     ``class_stats.prototypes``). For these two, a module that answers alone keeps its own head, and unlearning by
     negation has the heads of the mean.
 
