@@ -14,6 +14,7 @@ from typing import Any
 from intarsia.adapters.protocol import Adapter
 from intarsia.adapters.records import build_adapter
 from intarsia.backbones.backbone import Backbone
+from intarsia.class_stats.statistics import SeenClasses
 from intarsia.curvature.protocol import Curvature
 from intarsia.data.stream import TaskStream
 from intarsia.errors import DivergenceError, InputError
@@ -234,7 +235,7 @@ def _state(pool: Pool, checkpoint: Checkpoint, settings: Settings) -> LearnerSta
         there,
         fisher=None if fisher is None else fisher.to(pool.backbone.device),
         reference=checkpoint.reference(),
-        seen=LearnerState.seen_in(pool, pool.tasks[: len(before)]),
+        seen=SeenClasses(there.seen.tasks[: len(before)]),
         tasks=before,
     )
 

@@ -1,6 +1,6 @@
 """What the learner knows: carried from task to task, each step makes a new one of it."""
 
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Collection, Generator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -52,13 +52,9 @@ class LearnerState:
     @classmethod
     def of(cls, pool: Pool) -> "LearnerState":
         """As it stood after the pool's last task."""
-        seen, (earlier, total) = cls.seen_in(pool, pool.tasks), _totals(pool)
-        return cls(pool.fisher(), total, pool.reference(), seen, pool.tasks, pool.index.lost, earlier)
-
-    @staticmethod
-    def seen_in(pool: Pool, tasks: Sequence[str]) -> SeenClasses:
-        """The classes of some tasks of a pool."""
-        return SeenClasses(tuple(pool.statistics([task])[0].shared() for task in tasks))
+        seen = SeenClasses(tuple(pool.statistics([task])[0].shared() for task in pool.tasks))
+        before = cls(pool.fisher(), pool.total(pool.tasks[:-1]), pool.reference(), seen, pool.tasks, pool.index.lost)
+        return before.with_vector(pool.vector(pool.tasks[-1])) if pool.tasks else before
 
     def with_task(self, name: str, seen: SeenClasses, reference: Head, fisher: Curvature) -> "LearnerState":
         """After steps 1 to 4 of one more task."""
@@ -73,15 +69,6 @@ class LearnerState:
     def with_vector(self, vector: TaskVector) -> "LearnerState":
         """After step 5 of one more task."""
         return replace(self, total=vector if self.total is None else self.total + vector, earlier=self.total)
-
-
-def _totals(pool: Pool) -> tuple[TaskVector | None, TaskVector | None]:
-    """S before the pool's last task, and S, added as ``with_vector`` does."""
-    if not pool.tasks:
-        return None, None
-    *first, last = pool.tasks
-    earlier, vector = pool.total(first), pool.vector(last)
-    return earlier, vector if earlier is None else earlier + vector
 
 
 @dataclass(frozen=True)
