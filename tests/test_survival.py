@@ -106,6 +106,22 @@ def test_killed_at_any_step_of_any_write_a_run_is_intact_and_ends_the_same(
         assert contents(left, APART) == contents(whole, APART)
 
 
+def test_the_log_of_a_task_that_was_stopped_has_the_time_of_all_its_epochs(tmp_path: Path) -> None:
+    out, options = tmp_path / "p", {**OPTIONS, "training": replace(QUICK, epochs=3)}
+
+    def slow_then_stop(what: str, done: int, _: int) -> None:
+        if what.endswith("training") and done == 1:
+            time.sleep(0.5)  # of the second epoch
+        elif what.endswith("training"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learn(backbone(), stream(1), out=out, progress=slow_then_stop, **options)
+    learn(backbone(), stream(1), out=out, resume=True, **options)
+    (line,) = (out / "log.jsonl").read_text().splitlines()
+    assert json.loads(line)["seconds"]["training"] > 0.5
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EIO])
 def test_a_write_that_fails_is_named_and_the_run_goes_on_when_there_is_room(
     code: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

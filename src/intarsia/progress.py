@@ -60,3 +60,7 @@ class Timings:
         now = time.perf_counter()
         self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
         self._last = now
+
+    def so_far(self, phase: str) -> float:
+        """Seconds of a phase that is running, with what it had before."""
+        return self.seconds.get(phase, 0.0) + time.perf_counter() - self._last

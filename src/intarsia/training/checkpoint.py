@@ -28,6 +28,7 @@ from intarsia.errors import InputError
 from intarsia.heads.head import Head
 from intarsia.heads.trained_head import RegularizedHead
 from intarsia.numerics import digest
+from intarsia.progress import Timings
 from intarsia.store.files import load, parse_metadata, parse_tensors, read, read_json, reading, save, write_json
 from intarsia.store.index import INDEX
 from intarsia.store.lock import RUN
@@ -36,6 +37,8 @@ from intarsia.strict_json import parse_json
 
 ASKED, EPOCH, FISHER, REFERENCE = "run.json", "epoch.safetensors", "fisher.safetensors", "reference.safetensors"
 STAGED = "engine"
+TRAINING = "training"
+"""The phase of a task whose seconds are kept."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Trained:
         optimizer: of both.
         generator: of the images' order and augmentation.
         losses: sum over the images of each epoch.
+        timings: of the task; its phase ``TRAINING`` is running.
     """
 
     adapter: Attachment
@@ -55,9 +59,10 @@ class Trained:
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
     losses: list[float]
+    timings: Timings
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of it but the losses."""
+        """All of it but losses and seconds."""
         moments = {
             f"optimizer.{index}.{name}": value
             for index, state in self.optimizer.state_dict()["state"].items()
@@ -67,8 +72,8 @@ class Trained:
         head = {f"head.{name}": value for name, value in self.head.state_dict().items()}
         return {**moments, **parameters, **head, "generator": self.generator.get_state()}
 
-    def restore(self, tensors: Mapping[str, Tensor], losses: list[float]) -> None:
-        """The inverse of ``tensors``."""
+    def restore(self, tensors: Mapping[str, Tensor], losses: list[float], seconds: float) -> None:
+        """The inverse of ``tensors``; training took so many seconds until then."""
         self.adapter.load(_under("parameter", tensors))
         self.head.load_state_dict(_under("head", tensors))
         moments: dict[int, dict[str, Tensor]] = {}
@@ -81,6 +86,7 @@ class Trained:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         self.generator.set_state(tensors["generator"])
         self.losses[:] = losses
+        self.timings.seconds[TRAINING] = seconds
 
 
 @dataclass(frozen=True)
@@ -191,6 +197,7 @@ class Checkpoint:
         if self.each_epoch and self.writes:
             tensors = trained.tensors()
             about = {"task": task, "epochs": epochs, "losses": trained.losses, "digest": digest(tensors)}
+            about["seconds"] = trained.timings.so_far(TRAINING)
             save(tensors, self.folder / EPOCH, {"about": json.dumps(about)}, exact=True)
 
     def restore(self, task: str, trained: Trained) -> int:
@@ -210,7 +217,7 @@ class Checkpoint:
             tensors = parse_tensors(data)
             if digest(tensors) != about["digest"]:
                 raise ValueError("its bytes have changed")
-            trained.restore(tensors, about["losses"])
+            trained.restore(tensors, about["losses"], about.get("seconds", 0.0))
             return int(about["epochs"])
         except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise InputError(f"{path} is damaged ({error}): remove it, and task {task!r} begins anew") from error

@@ -24,7 +24,7 @@ from intarsia.parallel.processes import current
 from intarsia.progress import Progress, Timings, silent
 from intarsia.regularizers.protocol import FLOOR, Penalty, Regularizer
 from intarsia.task_vector import TaskVector
-from intarsia.training.checkpoint import Checkpoint, Trained
+from intarsia.training.checkpoint import TRAINING, Checkpoint, Trained
 from intarsia.training.loop import Loss, adamw, network_to_train, train, training_batch
 from intarsia.training.schedule import Batch, Seeds
 from intarsia.training.settings import Settings
@@ -120,13 +120,13 @@ def fine_tune(
         if through and total is not None and settings.iel_start == "mean":
             adapter.start_at(total * (1 / (number - 1)))
         timings.lap("regularizer")
-        losses = _train(backbone, prepared, adapter, head, penalty, configuration, seeds, checkpoint, progress)
+        losses = _train(backbone, prepared, adapter, head, penalty, configuration, seeds, checkpoint, timings, progress)
         vector, parameters = adapter.vector(), adapter.state()
         norm = float(vector.norm())
         for what, size in (("task vector", norm), ("head", head.moved())):
             if not math.isfinite(size):
                 raise DivergenceError(_diverged(configuration, task.name, f"the {what} is not finite after training"))
-        timings.lap("training")
+        timings.lap(TRAINING)
         alone = features_in_means(backbone, task, adapter, None, 1, settings, progress)[0]
         after = [alone]
         if total is not None:
@@ -176,6 +176,7 @@ def _train(
     configuration: Configuration,
     seeds: Seeds,
     checkpoint: Checkpoint | None,
+    timings: Timings,
     progress: Progress,
 ) -> list[float]:
     """Train adapter and head in place; the mean loss of each epoch."""
@@ -185,7 +186,7 @@ def _train(
     spread = _spread(prepared.features.to(backbone.device))
     drifts = settings.center_features or settings.drift_penalty > 0
     optimizer = adamw(settings, [*adapter.parameters(), *head.parameters()])
-    trained = Trained(adapter, head, optimizer, generator, [0.0] * settings.epochs)
+    trained = Trained(adapter, head, optimizer, generator, [0.0] * settings.epochs, timings)
 
     def loss(batch: Batch, own: Tensor) -> Loss:
         x = training_batch(own, backbone, configuration.augmentation, generator)
