@@ -24,9 +24,6 @@ LAYERS = "layers"
 """The name of the Fisher of which all is left out that one weight does together with another: the most that a curvature
 of single weights sees where it is exact."""
 PHASE = "curvatures"
-DRAWS = 4
-"""Random vectors per image that are pushed back for the table's curvatures. Eigenbases found with one are those of its
-noise in part, so that less is seen in them."""
 
 
 def predicted_gaps(
@@ -53,7 +50,7 @@ def predicted_gaps(
     found, made, steps = dict[str, float](), dict[str, Curvature](), len(CURVATURES) + 2
     for i, (name, estimate) in enumerate(CURVATURES.items()):
         generator, like = torch.Generator().manual_seed(seed), made.get(FACTORS.get(name, ""))
-        curvature = estimate(backbone, head, batches, probes=DRAWS, generator=generator, like=like)
+        curvature = estimate(backbone, head, batches, generator=generator, like=like)
         found[name] = gap(vectors, weights, curvature.mean(0.0))
         if name in FACTORS.values():
             made[name] = curvature
