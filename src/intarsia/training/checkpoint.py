@@ -196,8 +196,13 @@ class Checkpoint:
         """
         if self.each_epoch and self.writes:
             tensors = trained.tensors()
-            about = {"task": task, "epochs": epochs, "losses": trained.losses, "digest": digest(tensors)}
-            about["seconds"] = trained.timings.so_far(TRAINING)
+            about = {
+                "task": task,
+                "epochs": epochs,
+                "losses": trained.losses,
+                "seconds": trained.timings.so_far(TRAINING),
+                "digest": digest(tensors),
+            }
             save(tensors, self.folder / EPOCH, {"about": json.dumps(about)}, exact=True)
 
     def restore(self, task: str, trained: Trained) -> int:
@@ -217,7 +222,7 @@ class Checkpoint:
             tensors = parse_tensors(data)
             if digest(tensors) != about["digest"]:
                 raise ValueError("its bytes have changed")
-            trained.restore(tensors, about["losses"], about.get("seconds", 0.0))
+            trained.restore(tensors, about["losses"], float(about.get("seconds", 0.0)))
             return int(about["epochs"])
         except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise InputError(f"{path} is damaged ({error}): remove it, and task {task!r} begins anew") from error
