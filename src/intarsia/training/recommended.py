@@ -11,15 +11,15 @@ from intarsia.curvature.choices import CurvatureKind
 from intarsia.training.settings import Settings, Training
 
 RECOMMENDED: dict[tuple[str, str], tuple[float, float, int]] = {
-    ("ita", "lora"): (3e-3, 0.1, 4),
-    ("iel", "lora"): (2e-3, 1.0, 4),
+    ("ita", "lora"): (3e-3, 0.01, 4),
+    ("iel", "lora"): (2e-3, 0.3, 4),
     ("ita", "full"): (5e-4, 0.1, 6),
     ("iel", "full"): (1e-3, 1.0, 4),
     ("ita", "ia3"): (2e-2, 0.1, 6),
     ("iel", "ia3"): (2e-2, 1.0, 4),
 }
-"""Learning rate, strength on the normalized Fisher, and epochs, of the built-in backbone (chosen as docs/results.md
-says)."""
+"""Learning rate, strength on the normalized Fisher, and epochs. Rate and epochs are of the built-in backbone, LoRA's
+strengths of three streams and two backbones (chosen as docs/results.md says)."""
 
 SIZES = {"lora": 0.796, "full": 0.0537}
 """Of the built-in backbone's weights (``Backbone.sizes``). For another one a recommended learning rate is as many times
@@ -164,7 +164,7 @@ def resolve(
 
     Example:
         >>> resolve(method="iel").strength, resolve(method="iel", strength=2.0).strength
-        (1.0, 2.0)
+        (0.3, 2.0)
     """
     method, adapter = method or (base.method if base else "ita"), adapter or (base.adapter if base else "lora")
     if base is None or (base.method, base.adapter) != (method, adapter):
