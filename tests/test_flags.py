@@ -119,12 +119,12 @@ def test_recommended_learning_rates_grow_with_the_weights_they_are_for() -> None
 @pytest.mark.parametrize("method", ["ita", "iel"])
 @pytest.mark.parametrize("curvature", ["kfac", "ekfac"])
 def test_another_curvature_has_its_own_strength(method: str, curvature: CurvatureKind) -> None:
-    usual = resolve(method=method)
-    found = resolve(Training(curvature=curvature), method=method)
+    usual = resolve(method=method, adapter="full")
+    found = resolve(Training(curvature=curvature), method=method, adapter="full")
     assert found.strength == KRONECKER != usual.strength
     assert found.settings == replace(usual.settings, curvature=curvature)
-    assert resolve(Training(curvature=curvature), method=method, strength=0.5).strength == 0.5
-    assert resolve(Training(curvature="diagonal"), method=method) == usual
+    assert resolve(Training(curvature=curvature), method=method, adapter="full", strength=0.5).strength == 0.5
+    assert resolve(Training(curvature="diagonal"), method=method, adapter="full") == usual
     assert METHODS[f"{method}-{curvature}"].settings.curvature == curvature
 
 

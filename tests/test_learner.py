@@ -623,7 +623,7 @@ def test_cards_measure_the_training(pool: Pool) -> None:
         assert card.influenced_by.fisher == card.influenced_by.statistics == pool.tasks[:number]
         assert card.influenced_by.vectors == ()
         assert card.settings["method"] == "ita"
-        assert card.settings["strength"] == 0.01
+        assert card.settings["strength"] == 0.1
         assert card.settings["epochs"] == 2
 
 
