@@ -1,6 +1,7 @@
 """Composed models: the algebra of merging, bit for bit where it must be."""
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
@@ -248,10 +249,31 @@ def test_the_first_of_many_tasks_answered_alone_with_its_own_head(tasks: int) ->
     assert torch.equal(head.bias, only.own_head().bias)
 
 
-def test_half_of_the_tasks_are_looked_up_in_the_mean_however_rounded() -> None:
+def test_half_of_four_tasks_is_too_far_from_the_mean_and_half_of_more_is_not_however_rounded() -> None:
     for tasks in range(4, 60, 2):
         names = tuple(f"task{i:03}" for i in range(tasks))
-        assert prototype_tasks(specialize(names, names[::2]), names, "prototypes") == names
+        for half in (names[::2], names[1::2], names[: tasks // 2]):
+            found = prototype_tasks(specialize(names, half), names, "prototypes")
+            assert found == (names if tasks > 4 else ())
+
+
+@pytest.mark.parametrize(
+    ("w", "near"),
+    [
+        ((0.3, 0.3, 0.4), True),
+        ((0.6, 0.2, 0.2), True),
+        ((0.8, 0.1, 0.1), False),
+        ((1, 0, 0), False),
+        ((0, 0, 0.1), False),
+    ],
+)
+def test_in_small_pools_coefficients_far_from_the_mean_are_looked_up_at_theta0(
+    w: tuple[float, ...], near: bool
+) -> None:
+    """One of three modules alone is nearer to the mean than to theta0, and lost 20 points of accuracy by it."""
+    names = NAMES[:3]
+    recipe = weighted(names, dict(zip(names, w, strict=True)))
+    assert prototype_tasks(recipe, names, "prototypes") == (names if near else ())
 
 
 # Models of a pool
@@ -369,6 +391,20 @@ def test_models_of_a_pool_have_its_scale_and_heads_of_the_classes_there(tmp_path
     assert Pool.open(scaled.path).mean_scale == 1.5
 
 
+def test_of_the_mean_and_its_scaled_one_the_nearer_is_taken(tmp_path: Path) -> None:
+    """Two of these three coefficients are the scaled mean's; the third is so far that the plain one is nearer."""
+    scaled = learn(backbone(), stream(3), training=replace(QUICK, mean_scale=1.5), out=tmp_path / "pool")
+    tasks, at_theta0 = scaled.tasks, {t: scaled.module(t).statistics.gaussians() for t in scaled.tasks}
+    for third, start, share in (
+        (0.12, mean_classes(scaled, 3), 1 / 3),
+        (0.4, mean_classes(scaled, 3, scaled=True), 0.5),
+    ):
+        w = dict(zip(tasks, (0.5, 0.5, third), strict=True))
+        drifts = [(scaled.module(t).drift, 0.5 * (w[t] - share)) for t in tasks if w[t] != share]
+        seen = {t: shifted(start[t], drifts, at_theta0[t].centres) for t in tasks}
+        assert_heads(scaled.weighted(w), heads_on(scaled, weighted(tasks, w), seen))
+
+
 def test_heads_near_the_mean_are_carried_from_there_and_others_from_theta0(pool: Pool) -> None:
     tasks = pool.tasks
     at_theta0 = {t: pool.module(t).statistics.gaussians() for t in tasks}
@@ -391,7 +427,8 @@ def test_heads_near_the_mean_are_carried_from_there_and_others_from_theta0(pool:
 @given(parts=st.lists(st.integers(0, 9), min_size=4, max_size=4).filter(any))
 def test_the_nearer_of_mean_and_theta0_is_where_heads_come_from(parts: list[int]) -> None:
     w = {t: n / 12 for t, n in zip(NAMES, parts, strict=True) if n}
-    further = sum(abs(w.get(t, 0.0) - 0.25) for t in NAMES) - 1.5 * sum(w.values())
+    to_mean = math.sqrt(sum((w.get(t, 0.0) - 0.25) ** 2 for t in NAMES))
+    further = to_mean - min(0.5, math.sqrt(sum(x * x for x in w.values())))
     expected = () if further > 0 else NAMES
     if abs(further) > 1e-8 and list(w.values()) != [1.0]:
         assert prototype_tasks(weighted(NAMES, w), NAMES, "prototypes") == expected

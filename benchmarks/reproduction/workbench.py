@@ -158,7 +158,7 @@ class Workbench:
         chosen = [m for m in modules if m.task in rule.tasks or rule.weights.get(m.task)]
         return self._model(
             merge(self.backbone, build_adapter(setting.adapter, setting.rank), modules, rule.weights),
-            compose_heads(chosen, rule, heads, modules if prototype_tasks(rule, names, heads) else (), scale),
+            compose_heads(chosen, rule, heads, modules if prototype_tasks(rule, names, heads, scale) else (), scale),
             rule.tasks,
             None if recipe else lambda count: self.compose(setting, modules[:count], heads=heads),
         )

@@ -162,7 +162,7 @@ class Pool(StoredModules):
     def _heads(self, recipe: Recipe, heads: Heads, known: int) -> tuple[list[Module], Head, Heads]:
         """The modules a recipe needs, its heads, and of which kind they are."""
         modules = [self.module(t) for t in self.tasks if t in recipe.tasks or recipe.weights.get(t)]
-        found = self._prototypes(modules, prototype_tasks(recipe, self.tasks[:known], heads))
+        found = self._prototypes(modules, prototype_tasks(recipe, self.tasks[:known], heads, self.mean_scale))
         return modules, compose_heads(modules, recipe, heads, found, self.mean_scale), kind_of(recipe, heads, found)
 
     def _prototypes(self, modules: Sequence[Module], tasks: Sequence[str]) -> tuple[Module | Trace, ...]:

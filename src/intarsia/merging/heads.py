@@ -16,28 +16,28 @@ Heads = Literal["prototypes", "compensated", "own"]
 FROM_MEAN = 0.5
 """Part of the drifts that classes go away from a mean. A drift is what a whole vector does at theta0; at a mean, where
 others do in part the same, its share does less (docs/results_appendix.md, Random subsets)."""
-REACH = 1.5
-"""Classes come from a mean if it is at most so many times as far away as theta0, in coefficients: the way from there is
-half as long (likewise)."""
+REACH = 0.5
+"""Classes come from a mean that is nearer than this and than theta0. Distances are Euclidean, of coefficients: task
+vectors of one length, at right angles to each other, put networks as many of their lengths apart (likewise)."""
 ROUNDING = 1e-9
-"""Of sums of coefficients: a quarter of the tasks is at the border of the two, and which it is must not depend on
-the last bit."""
+"""Of coefficients: two of four tasks are at the border, and where it lies must not depend on the last bit."""
 
 
-def prototype_tasks(recipe: Recipe, known: Sequence[str], heads: Heads) -> tuple[str, ...]:
-    """The tasks in whose mean classes are looked up: all that are known, or none where theta0 is much nearer.
+def prototype_tasks(recipe: Recipe, known: Sequence[str], heads: Heads, mean_scale: float = 1.0) -> tuple[str, ...]:
+    """The tasks in whose mean classes are looked up: all that are known, or none where the mean is far.
 
     Args:
         recipe: what is composed; a module that answers alone is looked up in no mean.
         known: all tasks of the pool, in its order.
         heads: only ``prototypes`` ones are looked up in a mean.
+        mean_scale: of the pool: classes are known in its mean, and in that times the scale.
     """
     if heads != "prototypes" or _is_alone(recipe):
         return ()
     weights = _compensating(recipe)
-    to_mean = _distance(weights, mean(known).weights)
-    to_theta0 = sum(map(abs, weights.values()))
-    return tuple(known) if to_mean + ROUNDING < REACH * to_theta0 else ()
+    near = min(REACH, math.hypot(*weights.values()))
+    to_mean = min(_distance(weights, mean(known, s).weights) for s in (1.0, mean_scale))
+    return tuple(known) if to_mean + ROUNDING < near else ()
 
 
 def kind_of(recipe: Recipe, heads: Heads, prototypes: Sequence[object]) -> Heads:
@@ -109,8 +109,8 @@ def _nearer_mean(
 
 
 def _distance(weights: Mapping[str, float], shares: Mapping[str, float]) -> float:
-    """Sum of the differences to a mean's coefficients, over its tasks."""
-    return sum(abs(weights.get(task, 0.0) - share) for task, share in shares.items())
+    """Euclidean, to a mean's coefficients."""
+    return math.hypot(*(weights.get(task, 0.0) - share for task, share in shares.items()))
 
 
 def _compensated(
