@@ -257,6 +257,14 @@ def test_half_of_four_tasks_is_too_far_from_the_mean_and_half_of_more_is_not_how
             assert found == (names if tasks > 4 else ())
 
 
+@pytest.mark.parametrize("tasks", [20, 100])
+def test_a_fifth_of_many_tasks_is_looked_up_at_theta0_and_a_third_in_the_mean(tasks: int) -> None:
+    """Few of many are hardly nearer to the mean than to theta0, and what lies between is known less well."""
+    names = tuple(f"task{i:03}" for i in range(tasks))
+    for part, expected in ((tasks // 5, ()), (tasks // 3, names)):
+        assert prototype_tasks(specialize(names, names[:part]), names, "prototypes") == expected
+
+
 @pytest.mark.parametrize(
     ("w", "near"),
     [
@@ -428,7 +436,7 @@ def test_heads_near_the_mean_are_carried_from_there_and_others_from_theta0(pool:
 def test_the_nearer_of_mean_and_theta0_is_where_heads_come_from(parts: list[int]) -> None:
     w = {t: n / 12 for t, n in zip(NAMES, parts, strict=True) if n}
     to_mean = math.sqrt(sum((w.get(t, 0.0) - 0.25) ** 2 for t in NAMES))
-    further = to_mean - min(0.5, math.sqrt(sum(x * x for x in w.values())))
+    further = to_mean - min(0.5, 0.86 * math.sqrt(sum(x * x for x in w.values())))
     expected = () if further > 0 else NAMES
     if abs(further) > 1e-8 and list(w.values()) != [1.0]:
         assert prototype_tasks(weighted(NAMES, w), NAMES, "prototypes") == expected

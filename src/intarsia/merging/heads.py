@@ -16,9 +16,10 @@ Heads = Literal["prototypes", "compensated", "own"]
 FROM_MEAN = 0.5
 """Part of the drifts that classes go away from a mean. A drift is what a whole vector does at theta0; at a mean, where
 others do in part the same, its share does less (docs/results_appendix.md, Random subsets)."""
-REACH = 0.5
-"""Classes come from a mean that is nearer than this and than theta0. Distances are Euclidean, of coefficients: task
-vectors of one length, at right angles to each other, put networks as many of their lengths apart (likewise)."""
+REACH, NEARER = 0.5, 0.86
+"""Classes come from a mean that is less than ``REACH`` away, and less than ``NEARER`` times as far as theta0: three of ten
+modules are, two are not. Distances are Euclidean, of coefficients: task vectors of one length, at right angles to each
+other, put networks as many of their lengths apart (likewise)."""
 ROUNDING = 1e-9
 """Of coefficients: two of four tasks are at the border, and where it lies must not depend on the last bit."""
 
@@ -35,7 +36,7 @@ def prototype_tasks(recipe: Recipe, known: Sequence[str], heads: Heads, mean_sca
     if heads != "prototypes" or _is_alone(recipe):
         return ()
     weights = _compensating(recipe)
-    near = min(REACH, math.hypot(*weights.values()))
+    near = min(REACH, NEARER * math.hypot(*weights.values()))
     to_mean = min(_distance(weights, mean(known, s).weights) for s in (1.0, mean_scale))
     return tuple(known) if to_mean + ROUNDING < near else ()
 
