@@ -17,9 +17,9 @@ FROM_MEAN = 0.5
 """Part of the drifts that classes go away from a mean. A drift is what a whole vector does at theta0; at a mean, where
 others do in part the same, its share does less (docs/results_appendix.md, Random subsets)."""
 REACH, NEARER = 0.5, 0.86
-"""Classes come from a mean that is less than ``REACH`` away, and less than ``NEARER`` times as far as theta0: three of ten
-modules are, two are not. Distances are Euclidean, of coefficients: task vectors of one length, at right angles to each
-other, put networks as many of their lengths apart (likewise)."""
+"""Classes come from a mean that is less than ``REACH`` away, and less than ``NEARER`` times as far as theta0: three of
+ten modules are, two are not. Distances are Euclidean, of coefficients: task vectors of one length, at right angles to
+each other, put networks as many of their lengths apart (likewise)."""
 ROUNDING = 1e-9
 """Of coefficients: two of four tasks are at the border, and where it lies must not depend on the last bit."""
 
