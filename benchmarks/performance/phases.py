@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -32,7 +32,7 @@ from scene import Network, Scene, network, tasks
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from intarsia import IA3, IEL, ITA, Backbone, Full, LoRA, evaluate, learn
+from intarsia import IA3, IEL, ITA, Backbone, Full, LoRA, TaskVector, evaluate, learn
 from intarsia.adapters import Adapter
 from intarsia.curvature import CURVATURES
 from intarsia.curvature.choices import Estimator
@@ -111,7 +111,8 @@ def measure(chosen: Phases, backbone: Backbone, scene: Scene, told: Told) -> dic
         for name, (adapter, regularizer) in STEPS.items():
             watch.time(f"P {name}", lambda name=name: rivals[name].epoch(images, labels))
             configuration = Configuration(adapter, regularizer, training, scene.stream.augmentation)
-            seconds = fine_tune(backbone, prepared, state, before.fisher, configuration).seconds
+            known = state if isinstance(adapter, LoRA | Full) else _of_rows(state, backbone)
+            seconds = fine_tune(backbone, prepared, known, before.fisher, configuration).seconds
             watch.add(f"step {name}", seconds["training"])
             watch.add("drift", seconds["drift"])
         watch.time("F few", lambda: forward(backbone, few))
@@ -284,6 +285,12 @@ def show(found: Mapping[str, Any], rows: Mapping[str, tuple[float, float, str]])
     for name in ("fisher_errors", "memory"):
         if name in found:
             console.print(name, found[name])
+
+
+def _of_rows(state: LearnerState, backbone: Backbone) -> LearnerState:
+    """With sums of task vectors that are a factor per row, as (IA)3 composes with; those of the pool are LoRA's."""
+    total = TaskVector({name: w / 100 for name, w in backbone.trainable.items()})
+    return replace(state, total=total, earlier=total)
 
 
 def _backward(backbone: Backbone, batches: Batches) -> None:
