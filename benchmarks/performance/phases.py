@@ -111,7 +111,7 @@ def measure(chosen: Phases, backbone: Backbone, scene: Scene, told: Told) -> dic
         for name, (adapter, regularizer) in STEPS.items():
             watch.time(f"P {name}", lambda name=name: rivals[name].epoch(images, labels))
             configuration = Configuration(adapter, regularizer, training, scene.stream.augmentation)
-            known = state if isinstance(adapter, LoRA | Full) else _of_rows(state, backbone)
+            known = _of_rows(state, backbone) if isinstance(adapter, IA3) else state
             seconds = fine_tune(backbone, prepared, known, before.fisher, configuration).seconds
             watch.add(f"step {name}", seconds["training"])
             watch.add("drift", seconds["drift"])

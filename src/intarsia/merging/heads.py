@@ -36,8 +36,8 @@ def prototype_tasks(recipe: Recipe, known: Sequence[str], heads: Heads, mean_sca
     if heads != "prototypes" or _is_alone(recipe):
         return ()
     weights = _compensating(recipe)
+    to_mean = _distance(weights, mean(known, _nearer_scale(known, weights, mean_scale)).weights)
     near = min(REACH, NEARER * math.hypot(*weights.values()))
-    to_mean = min(_distance(weights, mean(known, s).weights) for s in (1.0, mean_scale))
     return tuple(known) if to_mean + ROUNDING < near else ()
 
 
@@ -104,9 +104,14 @@ def _nearer_mean(
 ) -> tuple[Mapping[str, float], Mapping[str, Gaussians]]:
     """The coefficients of the mean of all, or of that times its scale, whichever is nearer; and the classes there."""
     tasks = [m.task for m in prototypes]
-    scale = min(1.0, mean_scale, key=lambda s: _distance(weights, mean(tasks, s).weights))
+    scale = _nearer_scale(tasks, weights, mean_scale)
     known = in_mean([m.prototypes if scale == 1 else m.prototypes.scaled or m.prototypes for m in prototypes])
     return mean(tasks, scale).weights, dict(zip(tasks, known, strict=True))
+
+
+def _nearer_scale(tasks: Sequence[str], weights: Mapping[str, float], mean_scale: float) -> float:
+    """Of the mean of all that is nearer: 1, or the pool's."""
+    return min(1.0, mean_scale, key=lambda scale: _distance(weights, mean(tasks, scale).weights))
 
 
 def _distance(weights: Mapping[str, float], shares: Mapping[str, float]) -> float:
